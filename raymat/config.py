@@ -1,0 +1,372 @@
+"""The whole configuration of a run: small frozen dataclasses, each checked when it is built.
+
+`RunConfig.base(...)` and `RunConfig.refine(...)` fill in a stage's defaults. Names are the flags' names with underscores.
+Nothing here reads a file, the environment or the command line: `raymat.cli` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from raymat.errors import ConfigError
+
+Stage = Literal["base", "refine"]
+Backbone = Literal["resnet50", "resnet101", "mobilenetv2"]
+Precision = Literal["fp16", "bf16", "fp32", "fp64"]
+Device = Literal["auto", "cpu", "cuda"]
+RefineMode = Literal["full", "sampling", "thresholding"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class Range:
+    """MIN:MAX as a flag writes it; a single number N is N:N."""
+
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.low <= self.high,
+            f"expected MIN:MAX with 0 < MIN <= MAX, got {self.low}:{self.high}",
+        )
+
+    @classmethod
+    def parse(cls, text: str | int | Range) -> Range:
+        """`"1:4"`, `"3"` or `3`; anything else is a ConfigError."""
+        if isinstance(text, Range):
+            return text
+        match = re.fullmatch(r"\s*(\d+)\s*(?::\s*(\d+)\s*)?", str(text))
+        if match is None:
+            raise ConfigError(f"expected N or MIN:MAX in whole numbers, got {text!r}")
+        low = int(match[1])
+        return cls(low, int(match[2]) if match[2] else low)
+
+    def __str__(self) -> str:
+        return str(self.low) if self.low == self.high else f"{self.low}:{self.high}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is trained on, and how a sample is cut from it."""
+
+    dataset: str | None = None
+    """Folder (any fsspec URL) with train/ and valid/, each with fgr/ and pha/, same relative paths below."""
+    backgrounds: str | None = None
+    """Folder (any fsspec URL) with train/ and valid/."""
+    synthetic: int | None = None
+    """Make N procedural pairs and backgrounds instead of reading the two above."""
+    resolution: int = 512
+    """Side in pixels of the square that samples are warped to."""
+    crop: Range = Range(256, 512)
+    """MIN:MAX of the random crop in pixels, multiples of 4, one size per step (MAX excluded unless MIN = MAX)."""
+    batch_size: int = 8
+    """GLOBAL batch in examples, constant whatever the number of workers."""
+    seed: int = 0
+    """Names every random draw of the run."""
+    scaled_decode: bool = True
+    """Decode JPEGs at 1/2, 1/4 or 1/8 where the warp shrinks by more. Off: nearer to the reference's pictures, slower."""
+
+    def __post_init__(self) -> None:
+        folders = self.dataset is not None or self.backgrounds is not None
+        _require(
+            folders != (self.synthetic is not None),
+            "give either --dataset and --backgrounds, or --synthetic N",
+        )
+        if folders:
+            _require(
+                self.dataset is not None and self.backgrounds is not None,
+                "--dataset and --backgrounds go together: one of them is missing",
+            )
+        if self.synthetic is not None:
+            _require(self.synthetic > 0, f"--synthetic must be at least 1, got {self.synthetic}")
+        _require(
+            self.resolution > 0 and self.resolution % 4 == 0,
+            f"--resolution must be a multiple of 4, got {self.resolution}",
+        )
+        _require(
+            self.crop.low % 4 == 0 and self.crop.high % 4 == 0,
+            f"--crop must be multiples of 4, got {self.crop}",
+        )
+        _require(
+            self.crop.high <= self.resolution,
+            f"--crop {self.crop} is larger than --resolution {self.resolution}",
+        )
+        _require(self.batch_size > 0, f"--batch-size must be at least 1, got {self.batch_size}")
+        _require(0 <= self.seed < 2**63, f"--seed must be in 0..2**63-1, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    backbone: Backbone = "resnet50"
+    """Encoder: resnet50, resnet101 or mobilenetv2."""
+    init: str | None = None
+    """Weights to start from: a published .pth, a DeepLabV3 .pth, or a run or checkpoint of raymat."""
+    backbone_scale: float = 0.25
+    """Refine only: the base network works at this scale of the picture, at most 0.5."""
+    refine_mode: RefineMode = "sampling"
+    """Refine only: full, sampling or thresholding."""
+    refine_sample_pixels: int = 80_000
+    """Refine only: pixels refined per picture when sampling."""
+    refine_threshold: float = 0.1
+    """Refine only: error from which a patch is refined when thresholding."""
+    refine_kernel_size: Literal[1, 3] = 3
+    """Refine only: kernel size of the refiner's convolutions."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.backbone_scale <= 0.5,
+            f"--backbone-scale must be in (0, 0.5], got {self.backbone_scale}",
+        )
+        _require(
+            self.refine_sample_pixels > 0,
+            f"--refine-sample-pixels must be at least 1, got {self.refine_sample_pixels}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Adam, one constant learning rate per part of the network."""
+
+    lr_backbone: float = 1e-4
+    """Adam's learning rate of the backbone."""
+    lr_aspp: float = 5e-4
+    """Adam's learning rate of the ASPP."""
+    lr_decoder: float = 5e-4
+    """Adam's learning rate of the decoder."""
+    lr_refiner: float = 3e-4
+    """Adam's learning rate of the refiner (refine only)."""
+    precision: Precision | None = None
+    """fp16 (autocast with a gradient scaler), bf16, fp32, or fp64 to prove equality. Default: fp16 on cuda, fp32 on cpu."""
+    max_bad_steps: int = 10
+    """Steps in a row with a non-finite loss or gradient that are skipped before training stops."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr_backbone", "lr_aspp", "lr_decoder", "lr_refiner"):
+            value = getattr(self, name)
+            _require(
+                0 <= value < 1, f"--{name.replace('_', '-')} must be in [0, 1), got {value}"
+            )
+        _require(
+            self.max_bad_steps > 0, f"--max-bad-steps must be at least 1, got {self.max_bad_steps}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthConfig:
+    """How long a run is, in examples."""
+
+    epochs: float | None = None
+    """Stop after this many virtual epochs; may be fractional. Default: 8 base, 1 refine."""
+    epoch_examples: int | None = None
+    """Examples in one virtual epoch. Default: the size of the dataset."""
+    steps: int | None = None
+    """Stop after this many steps instead of --epochs."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs is None or self.steps is None, "give --epochs or --steps, not both")
+        _require(
+            self.epochs is not None or self.steps is not None, "give one of --epochs and --steps"
+        )
+        for name in ("epochs", "epoch_examples", "steps"):
+            value = getattr(self, name)
+            _require(
+                value is None or value > 0,
+                f"--{name.replace('_', '-')} must be more than 0, got {value}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When state is committed, and what is kept."""
+
+    checkpoint_interval: int = 5000
+    """Steps between checkpoints, beside the one at each virtual epoch's end and the last."""
+    keep: int = 3
+    """Newest committed checkpoints to keep, beside the best."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.checkpoint_interval > 0,
+            f"--checkpoint-interval must be at least 1, got {self.checkpoint_interval}",
+        )
+        _require(self.keep > 0, f"--keep must be at least 1, got {self.keep}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Validation and logging, in steps."""
+
+    valid_interval: int = 5000
+    """Steps between validations."""
+    valid_examples: int = 50
+    """Validation examples, spread evenly over the validation set; 0 turns validation off."""
+    log_loss_interval: int = 10
+    """Steps between training rows in metrics/."""
+    log_images_interval: int = 2000
+    """Steps between image grids."""
+
+    def __post_init__(self) -> None:
+        for name in ("valid_interval", "log_loss_interval", "log_images_interval"):
+            value = getattr(self, name)
+            _require(value > 0, f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        _require(
+            self.valid_examples >= 0, f"--valid-examples must not be negative: {self.valid_examples}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersConfig:
+    """Who trains."""
+
+    workers: Range = Range(1, 1)
+    """Data-parallel workers: N, or MIN:MAX for an elastic run."""
+    device: Device = "auto"
+    """auto, cpu or cuda."""
+    threads: int = 1
+    """CPU threads of each worker's arithmetic. Kept with the run: another number gives other roundings."""
+    max_failures: int = 100
+    """Restarts after failures of workers (not of preempted nodes) before the run gives up."""
+    decode_tasks: int | None = None
+    """Read tasks at the same time. Default: the cluster's CPUs less the workers', at least 1."""
+
+    def __post_init__(self) -> None:
+        _require(self.threads > 0, f"--threads must be at least 1, got {self.threads}")
+        _require(
+            self.max_failures >= 0, f"--max-failures must not be negative: {self.max_failures}"
+        )
+        _require(
+            self.decode_tasks is None or self.decode_tasks > 0,
+            f"--decode-tasks must be at least 1, got {self.decode_tasks}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One stage's run. The same `storage` and `name` are the same run."""
+
+    stage: Stage
+    name: str
+    """Name of the run: its folder below --storage."""
+    storage: str = "./runs"
+    """Where runs live: any fsspec URL."""
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    length: LengthConfig
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.stage in ("base", "refine"), f"stage must be base or refine: {self.stage!r}")
+        _require(
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) is not None,
+            f"--name may hold letters, digits, '.', '_' and '-', got {self.name!r}",
+        )
+        _require(bool(self.storage), "--storage must not be empty")
+        workers = self.workers.workers
+        _require(
+            workers.high <= self.data.batch_size,
+            f"--workers {workers} is more than the {self.data.batch_size} examples of a batch: "
+            f"use --workers {min(workers.low, self.data.batch_size)}:{self.data.batch_size} or a larger --batch-size",
+        )
+
+
+SECTIONS = ("data", "model", "optim", "length", "checkpoint", "log", "workers")
+
+STAGE_DEFAULTS: dict[Stage, dict[str, Any]] = {
+    "base": {"epochs": 8.0},
+    "refine": {
+        "batch_size": 4,
+        "resolution": 2048,
+        "crop": Range(1024, 2048),
+        "epochs": 1.0,
+        "checkpoint_interval": 2000,
+        "valid_interval": 2000,
+        "log_images_interval": 1000,
+        "lr_backbone": 5e-5,
+        "lr_aspp": 5e-5,
+        "lr_decoder": 1e-4,
+    },
+}
+
+_SECTION_TYPES: dict[str, type] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "optim": OptimConfig,
+    "length": LengthConfig,
+    "checkpoint": CheckpointConfig,
+    "log": LogConfig,
+    "workers": WorkersConfig,
+}
+
+
+def flat_fields() -> dict[str, tuple[str, dataclasses.Field[Any]]]:
+    """Every option by its flat name, with the section that owns it ("" for the run itself)."""
+    found: dict[str, tuple[str, dataclasses.Field[Any]]] = {}
+    for f in dataclasses.fields(RunConfig):
+        if f.name not in SECTIONS and f.name != "stage":
+            found[f.name] = ("", f)
+    for section, kind in _SECTION_TYPES.items():
+        for f in dataclasses.fields(kind):
+            found[f.name] = (section, f)
+    return found
+
+
+def build(stage: Stage, options: dict[str, Any]) -> RunConfig:
+    """A run's configuration from flat option names over the stage's defaults; unknown names are a ConfigError."""
+    known = flat_fields()
+    unknown = sorted(set(options) - set(known))
+    _require(not unknown, f"unknown option {', '.join(unknown)}")
+    merged = dict(STAGE_DEFAULTS[stage])
+    if options.get("steps") is not None:
+        merged.pop("epochs")
+    merged |= {k: v for k, v in options.items()}
+    sections: dict[str, dict[str, Any]] = {name: {} for name in ("", *SECTIONS)}
+    for name, value in merged.items():
+        if name in ("crop", "workers"):
+            value = Range.parse(value)
+        sections[known[name][0]][name] = value
+    _require("name" in sections[""], "--name is missing: it names the run's folder below --storage")
+    built = {section: _SECTION_TYPES[section](**sections[section]) for section in SECTIONS}
+    return RunConfig(stage=stage, **sections[""], **built)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The configuration as flat, JSON-able values: `build(d.pop("stage"), d)` gives it back."""
+    flat: dict[str, Any] = {"stage": config.stage}
+    for name, (section, _) in flat_fields().items():
+        owner = getattr(config, section) if section else config
+        value = getattr(owner, name)
+        flat[name] = str(value) if isinstance(value, Range) else value
+    return flat
+
+
+def from_dict(flat: dict[str, Any]) -> RunConfig:
+    """The inverse of `to_dict`."""
+    options = dict(flat)
+    return build(options.pop("stage"), options)
+
+
+PROMISED = (
+    "stage", "dataset", "backgrounds", "synthetic", "resolution", "crop", "batch_size", "seed", "scaled_decode",
+    "backbone", "init", "backbone_scale", "refine_mode", "refine_sample_pixels", "refine_threshold",
+    "refine_kernel_size", "lr_backbone", "lr_aspp", "lr_decoder", "lr_refiner", "precision", "threads", "epoch_examples",
+)  # fmt: skip
+"""Options that a resumed run may not change: with another value its weights would not be an undisturbed run's."""
+
+
+def promise_changes(stored: RunConfig, asked: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Promised options whose value differs, as {name: (stored, asked)}."""
+    old, new = to_dict(stored), to_dict(asked)
+    return {name: (old[name], new[name]) for name in PROMISED if old[name] != new[name]}

@@ -1,0 +1,53 @@
+"""The exceptions that raymat raises.
+
+    RaymatError
+    ├── ConfigError (ValueError)      the configuration, a flag or a YAML file cannot be used
+    ├── DataError                     the dataset cannot be used: unpaired, empty, unreadable
+    ├── WeightsError                  a weights file cannot be read, or nothing in it matches
+    ├── StorageError                  the run's storage cannot be read or written
+    │   └── CheckpointError           a checkpoint is torn, damaged or foreign
+    ├── TrainingError                 training itself cannot go on (non-finite loss that persists)
+    └── ClusterError                  Ray cannot give what the run needs
+
+A message says what was expected, what came instead and what to do, in one line; commands print it without a traceback.
+Every exception keeps its fields when it is pickled, since it may cross from a worker to the driver.
+"""
+
+from __future__ import annotations
+
+
+class RaymatError(Exception):
+    """Base of every error that raymat raises on purpose."""
+
+    @property
+    def line(self) -> str:
+        """The message as one line, for a terminal or a job log."""
+        return " ".join(str(self).split())
+
+
+class ConfigError(RaymatError, ValueError):
+    """A configuration value that cannot be used."""
+
+
+class DataError(RaymatError):
+    """A dataset that cannot be used."""
+
+
+class WeightsError(RaymatError):
+    """Weights that cannot be read or do not match the network."""
+
+
+class StorageError(RaymatError):
+    """Storage that cannot be read or written."""
+
+
+class CheckpointError(StorageError):
+    """A checkpoint that is torn, damaged or not of this run."""
+
+
+class TrainingError(RaymatError):
+    """Training that cannot go on."""
+
+
+class ClusterError(RaymatError):
+    """A Ray cluster that cannot give what the run needs."""
