@@ -1,1 +1,1 @@
-
+"""raymat on Ray: the only part that imports it."""

@@ -1,0 +1,8 @@
+"""Train MattingBase: `python jobs/base.py --help`."""
+
+import sys
+
+from raymat.cli import job_main
+
+if __name__ == "__main__":
+    sys.exit(job_main("base"))

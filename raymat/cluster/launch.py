@@ -1,0 +1,252 @@
+"""From a configuration to a finished run: `fit(config)` is what the jobs, the command and a notebook call."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import fsspec
+import pyarrow.fs
+import ray
+import ray.train
+from ray.train.torch import TorchConfig
+
+from raymat.checkpoint.find import scan
+from raymat.checkpoint.store import Store
+from raymat.cluster import board as boards
+from raymat.cluster.ingest import StreamPlan, dataset_factory
+from raymat.cluster.progress import ProgressLine
+from raymat.cluster.trainer import (
+    RaymatTrainer,
+    apply_settings,
+    check_ray_version,
+    raymat_error,
+)
+from raymat.cluster.watch import FailureLog
+from raymat.cluster.worker import WorkerSpec, train_worker
+from raymat.config import RunConfig, from_dict
+from raymat.errors import ClusterError, ConfigError
+from raymat.train.prepare import PreparedRun, prepare, read_run
+
+log = logging.getLogger(__name__)
+
+LEDGER = "checkpoint_manager_snapshot.json"
+OBJECT_STORE_BYTES = 2 * 2**30
+COLLECTIVE_TIMEOUT_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended: where it lies, its step, and whether there was anything left to do."""
+
+    url: str
+    step: int
+    total_steps: int
+    already_complete: bool
+
+
+def fit(config: RunConfig) -> Result:
+    """Train to the end of `config`, resuming from the newest verified checkpoint.
+
+    Joins the cluster that RAY_ADDRESS or a running one gives, or starts Ray on this machine. Returns when the run is complete.
+
+    Raises:
+        RaymatError: what the user can mend, in one line (configuration, dataset, weights, storage, cluster).
+    """
+    check_ray_version()
+    config = _absolute(config)
+    store = Store.open(config.storage, config.name)
+    if store.url.startswith("memory:"):
+        raise ConfigError(
+            "--storage memory:// lives in one process, a run has several: use a folder or a bucket"
+        )
+    store.probe()
+    apply_settings()
+    ours = _start_ray()
+    try:
+        config = settle(config, read_run(store), ray.cluster_resources())
+        run = prepare(config, store)
+        done = completed_step(store)
+        if done >= run.order.total_steps:
+            return Result(store.url, done, run.order.total_steps, already_complete=True)
+        _check_room(config, ray.cluster_resources(), can_grow=ours != "started")
+        return _train(run, store)
+    finally:
+        if ours != "shared":
+            ray.shutdown()
+
+
+def settle(
+    config: RunConfig, stored: dict[str, Any] | None, resources: dict[str, float]
+) -> RunConfig:
+    """Decide what `auto` leaves open: as the run began, or from what the cluster has.
+
+    Raises:
+        ConfigError: a precision that the device does not have.
+    """
+    begun = from_dict(stored["config"]) if stored else None
+    device = config.workers.device
+    if device == "auto" and begun is not None:
+        device = begun.workers.device
+    elif device == "auto":
+        device = "cuda" if resources.get("GPU", 0) > 0 else "cpu"
+    precision = config.optim.precision or (begun.optim.precision if begun else None)
+    precision = precision or ("fp16" if device == "cuda" else "fp32")
+    if precision == "fp16" and device == "cpu":
+        raise ConfigError("--precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
+    return dataclasses.replace(
+        config,
+        workers=dataclasses.replace(config.workers, device=device),
+        optim=dataclasses.replace(config.optim, precision=precision),
+    )
+
+
+def completed_step(store: Store) -> int:
+    """The step of the newest committed checkpoint, 0 where there is none."""
+    return max((s.id.step for s in scan(store) if s.state == "committed"), default=0)
+
+
+def worker_resources(config: RunConfig, resources: dict[str, float]) -> dict[str, float]:
+    """What one worker asks of Ray. On a CPU cluster half of the cores stay for decoding."""
+    if config.workers.device == "cuda":
+        return {"CPU": 1, "GPU": 1}
+    share = resources.get("CPU", 1) / (2 * config.workers.workers.high)
+    return {"CPU": max(0.01, min(1.0, round(share, 2)))}
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    """Relative paths made absolute: workers do not run in the driver's folder."""
+
+    def fix(url: str | None) -> str | None:
+        if url is None or "://" in url or "::" in url:
+            return url
+        return os.path.abspath(os.path.expanduser(url))
+
+    data = dataclasses.replace(
+        config.data, dataset=fix(config.data.dataset), backgrounds=fix(config.data.backgrounds)
+    )
+    model = dataclasses.replace(config.model, init=fix(config.model.init))
+    return dataclasses.replace(
+        config, storage=fix(config.storage) or config.storage, data=data, model=model
+    )
+
+
+def _start_ray() -> Literal["shared", "joined", "started"]:
+    """Use the Ray of this process, join the cluster there is, or start one on this machine; says which."""
+    if ray.is_initialized():
+        return "shared"
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if os.environ.get("RAY_ADDRESS") != "local":
+        try:
+            ray.init(address="auto", **quiet)
+            return "joined"
+        except ConnectionError:
+            if "RAY_ADDRESS" in os.environ:
+                raise ClusterError(
+                    f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: start it, or unset "
+                    "RAY_ADDRESS to run on this machine alone"
+                ) from None
+    ray.init(
+        address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
+    )
+    return "started"
+
+
+def _train(run: PreparedRun, store: Store) -> Result:
+    config = run.config
+    per_worker = worker_resources(config, ray.cluster_resources())
+    _set_ledger_aside(store)
+    board = boards.create()
+    plan = StreamPlan(run.source, run.order, run.geometry)
+    spec = WorkerSpec(config, run.run_id, run.listing_digest, plan, board)
+    filesystem, path = _ray_storage(store)
+    workers = config.workers.workers
+    trainer = RaymatTrainer(
+        train_worker,
+        train_loop_config={"spec": spec},
+        torch_config=TorchConfig(
+            backend="nccl" if config.workers.device == "cuda" else "gloo",
+            timeout_s=COLLECTIVE_TIMEOUT_SECONDS,
+        ),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.low if workers.low == workers.high else (workers.low, workers.high),
+            use_gpu=config.workers.device == "cuda",
+            resources_per_worker=per_worker,
+        ),
+        run_config=ray.train.RunConfig(
+            name="checkpoints",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=config.workers.max_failures),
+            callbacks=[FailureLog(config.storage, config.name)],
+        ),
+        datasets={"train": dataset_factory(plan, board, config.workers.decode_tasks)},
+        dataset_config=_data_config(),
+    )
+    with ProgressLine(board):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise raymat_error(error) or ClusterError(_told(error)) from error
+        finally:
+            ray.kill(board)
+    return Result(store.url, completed_step(store), run.order.total_steps, False)
+
+
+def _data_config() -> ray.train.DataConfig:
+    options = ray.data.ExecutionOptions(preserve_order=True)
+    # Locality would hand blocks to the nearest worker instead of the one whose share they are.
+    return ray.train.DataConfig(execution_options=options, enable_shard_locality=False)
+
+
+def _check_room(config: RunConfig, resources: dict[str, float], can_grow: bool) -> None:
+    """Say at once what Ray would wait for without a word.
+
+    Raises:
+        ClusterError: a cluster that cannot grow has no room for the smallest number of workers.
+    """
+    workers = config.workers.workers.low
+    for name, each in worker_resources(config, resources).items():
+        need, have = each * workers, resources.get(name, 0)
+        if have >= need:
+            continue
+        short = f"{workers} workers need {need:g} {name}, the cluster has {have:g}"
+        if not can_grow:
+            raise ClusterError(f"{short}: use fewer --workers or a larger machine")
+        print(f"waiting for nodes: {short}", file=sys.stderr, flush=True)
+
+
+def _set_ledger_aside(store: Store) -> None:
+    """Remove Ray's ledger of an earlier start: damaged, foreign or naming what is gone, it would stop the controller."""
+    store.delete([f"checkpoints/{LEDGER}"])
+
+
+def _ray_storage(store: Store) -> tuple[Any, str]:
+    """The run's folder as Ray wants it: a pyarrow filesystem and a path without a scheme."""
+    filesystem, path = fsspec.core.url_to_fs(store.url)
+    if "file" in filesystem.protocol:
+        return None, path
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
+
+
+def _told(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"training failed after its restarts: {lines[-1] if lines else error!r}"
+
+
+def summary(result: Result, seconds: float) -> str:
+    """The last line of a job."""
+    if result.already_complete:
+        return f"{result.url} is complete: step {result.step} of {result.total_steps}, nothing to do"
+    return f"{result.url} is complete: step {result.step} of {result.total_steps} after {seconds:.0f} s"
+
+
+def timed_fit(config: RunConfig) -> str:
+    """`fit`, and its last line."""
+    start = time.monotonic()
+    return summary(fit(config), time.monotonic() - start)

@@ -1,0 +1,96 @@
+"""What runs in every Ray Train worker: it connects the training loop to Ray and nothing else."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import CheckpointUploadMode
+
+from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.store import Store
+from raymat.cluster.ingest import RayFeed, StreamPlan
+from raymat.config import RunConfig
+from raymat.train import loop
+from raymat.train.progress import Progress
+from raymat.world import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What the driver tells every worker; small and picklable."""
+
+    config: RunConfig
+    run_id: str
+    listing_digest: str
+    plan: StreamPlan
+    board: Any
+
+
+class RayHost:
+    """The training loop's host on Ray: reports commits to Ray Train, progress to the board.
+
+    `report` is a barrier over all ranks, so every rank calls it equally often; only rank 0 names a checkpoint. Ray's own
+    ledger is told of every commit but never asked: what is in storage decides where a run resumes.
+    """
+
+    def __init__(self, store: Store, world: World, board: Any) -> None:
+        self._store = store
+        self._world = world
+        self._board = board
+
+    def committed(self, checkpoint: CheckpointId, metrics: dict[str, Any]) -> None:
+        """Give Ray a checkpoint that is committed in storage already."""
+        ray.train.report(
+            metrics,
+            checkpoint=self._as_ray(checkpoint) if self._world.rank == 0 else None,
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+        )
+
+    def restored(self, checkpoint: CheckpointId | None) -> None:
+        """Tell Ray of the checkpoint that was resumed from, if Ray's controller never heard of it."""
+        known = ray.train.get_checkpoint()
+        if checkpoint is None or (known and known.path.rstrip("/").endswith(str(checkpoint))):
+            return
+        self.committed(checkpoint, {"step": checkpoint.step})
+
+    def progress(self, progress: Progress) -> None:
+        """Put rank 0's progress on the board; nobody waits for it."""
+        self._board.set_progress.remote(progress)
+
+    def _as_ray(self, checkpoint: CheckpointId) -> ray.train.Checkpoint:
+        storage = ray.train.get_context().get_storage()
+        path = f"{storage.experiment_fs_path}/{checkpoint}"
+        return ray.train.Checkpoint(path, filesystem=storage.storage_filesystem)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Ray Train's training function."""
+    spec: WorkerSpec = config["spec"]
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size())
+    torch.set_num_threads(spec.config.workers.threads)
+    store = Store.open(spec.config.storage, spec.config.name)
+    feed = RayFeed(ray.train.get_dataset_shard("train"), spec.board, spec.plan, world)
+    loop.run(
+        spec.config,
+        world=world,
+        feed=feed,
+        store=store,
+        host=RayHost(store, world, spec.board),
+        order=spec.plan.order,
+        device=worker_device(spec.config),
+        run_id=spec.run_id,
+        listing_digest=spec.listing_digest,
+    )
+
+
+def worker_device(config: RunConfig) -> torch.device:
+    """The device that Ray gave to this worker, or the CPU."""
+    return torch.device("cpu") if config.workers.device == "cpu" else ray.train.torch.get_device()
