@@ -1,7 +1,8 @@
 """The whole configuration of a run: small frozen dataclasses, each checked when it is built.
 
-`RunConfig.base(...)` and `RunConfig.refine(...)` fill in a stage's defaults. Names are the flags' names with underscores.
-Nothing here reads a file, the environment or the command line: `raymat.cli` does.
+`RunConfig.base(...)` and `RunConfig.refine(...)` fill in a stage's defaults. Names are the flags'
+names with underscores. Nothing here reads a file, the environment or the command line: `raymat.cli`
+does.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class DataConfig:
     """What is trained on, and how a sample is cut from it."""
 
     dataset: str | None = None
-    """Folder (any fsspec URL) with train/ and valid/, each with fgr/ and pha/, same relative paths below."""
+    """Folder (any fsspec URL) with train/ and valid/, each with fgr/ and pha/, same relative paths
+    below."""
     backgrounds: str | None = None
     """Folder (any fsspec URL) with train/ and valid/."""
     synthetic: int | None = None
@@ -66,13 +68,15 @@ class DataConfig:
     resolution: int = 512
     """Side in pixels of the square that samples are warped to."""
     crop: Range = Range(256, 512)
-    """MIN:MAX of the random crop in pixels, multiples of 4, one size per step (MAX excluded unless MIN = MAX)."""
+    """MIN:MAX of the random crop in pixels, multiples of 4, one size per step (MAX excluded unless
+    MIN = MAX)."""
     batch_size: int = 8
     """GLOBAL batch in examples, constant whatever the number of workers."""
     seed: int = 0
     """Names every random draw of the run."""
     scaled_decode: bool = True
-    """Decode JPEGs at 1/2, 1/4 or 1/8 where the warp shrinks by more. Off: nearer to the reference's pictures, slower."""
+    """Decode JPEGs at 1/2, 1/4 or 1/8 where the warp shrinks by more. Off: nearer to the
+    reference's pictures, slower."""
 
     def __post_init__(self) -> None:
         folders = self.dataset is not None or self.backgrounds is not None
@@ -110,7 +114,8 @@ class ModelConfig:
     backbone: Backbone = "resnet50"
     """Encoder: resnet50, resnet101 or mobilenetv2."""
     init: str | None = None
-    """Weights to start from: a published .pth, a DeepLabV3 .pth, or a run or checkpoint of raymat."""
+    """Weights to start from: a published .pth, a DeepLabV3 .pth, or a run or checkpoint of
+    raymat."""
     backbone_scale: float = 0.25
     """Refine only: the base network works at this scale of the picture, at most 0.5."""
     refine_mode: RefineMode = "sampling"
@@ -146,16 +151,15 @@ class OptimConfig:
     lr_refiner: float = 3e-4
     """Adam's learning rate of the refiner (refine only)."""
     precision: Precision | None = None
-    """fp16 (autocast with a gradient scaler), bf16, fp32, or fp64 to prove equality. Default: fp16 on cuda, fp32 on cpu."""
+    """fp16 (autocast with a gradient scaler), bf16, fp32, or fp64 to prove equality. Default: fp16
+    on cuda, fp32 on cpu."""
     max_bad_steps: int = 10
     """Steps in a row with a non-finite loss or gradient that are skipped before training stops."""
 
     def __post_init__(self) -> None:
         for name in ("lr_backbone", "lr_aspp", "lr_decoder", "lr_refiner"):
             value = getattr(self, name)
-            _require(
-                0 <= value < 1, f"--{name.replace('_', '-')} must be in [0, 1), got {value}"
-            )
+            _require(0 <= value < 1, f"--{name.replace('_', '-')} must be in [0, 1), got {value}")
         _require(
             self.max_bad_steps > 0, f"--max-bad-steps must be at least 1, got {self.max_bad_steps}"
         )
@@ -220,7 +224,8 @@ class LogConfig:
             value = getattr(self, name)
             _require(value > 0, f"--{name.replace('_', '-')} must be at least 1, got {value}")
         _require(
-            self.valid_examples >= 0, f"--valid-examples must not be negative: {self.valid_examples}"
+            self.valid_examples >= 0,
+            f"--valid-examples must not be negative, got {self.valid_examples}",
         )
 
 
@@ -233,7 +238,8 @@ class WorkersConfig:
     device: Device = "auto"
     """auto, cpu or cuda."""
     threads: int = 1
-    """CPU threads of each worker's arithmetic. Kept with the run: another number gives other roundings."""
+    """CPU threads of each worker's arithmetic. Kept with the run: another number gives other
+    roundings."""
     max_failures: int = 100
     """Restarts after failures of workers (not of preempted nodes) before the run gives up."""
     decode_tasks: int | None = None
@@ -274,11 +280,11 @@ class RunConfig:
             f"--name may hold letters, digits, '.', '_' and '-', got {self.name!r}",
         )
         _require(bool(self.storage), "--storage must not be empty")
-        workers = self.workers.workers
+        workers, batch = self.workers.workers, self.data.batch_size
         _require(
-            workers.high <= self.data.batch_size,
-            f"--workers {workers} is more than the {self.data.batch_size} examples of a batch: "
-            f"use --workers {min(workers.low, self.data.batch_size)}:{self.data.batch_size} or a larger --batch-size",
+            workers.high <= batch,
+            f"--workers {workers} is more than the {batch} examples of a batch: "
+            f"use --workers {Range(min(workers.low, batch), batch)} or a larger --batch-size",
         )
 
 
@@ -324,7 +330,8 @@ def flat_fields() -> dict[str, tuple[str, dataclasses.Field[Any]]]:
 
 
 def build(stage: Stage, options: dict[str, Any]) -> RunConfig:
-    """A run's configuration from flat option names over the stage's defaults; unknown names are a ConfigError."""
+    """A run's configuration from flat option names over the stage's defaults; unknown names are a
+    ConfigError."""
     known = flat_fields()
     unknown = sorted(set(options) - set(known))
     _require(not unknown, f"unknown option {', '.join(unknown)}")
@@ -359,11 +366,13 @@ def from_dict(flat: dict[str, Any]) -> RunConfig:
 
 
 PROMISED = (
-    "stage", "dataset", "backgrounds", "synthetic", "resolution", "crop", "batch_size", "seed", "scaled_decode",
-    "backbone", "init", "backbone_scale", "refine_mode", "refine_sample_pixels", "refine_threshold",
-    "refine_kernel_size", "lr_backbone", "lr_aspp", "lr_decoder", "lr_refiner", "precision", "threads", "epoch_examples",
+    "stage", "dataset", "backgrounds", "synthetic", "resolution", "crop", "batch_size", "seed",
+    "scaled_decode", "backbone", "init", "backbone_scale", "refine_mode", "refine_sample_pixels",
+    "refine_threshold", "refine_kernel_size", "lr_backbone", "lr_aspp", "lr_decoder", "lr_refiner",
+    "precision", "threads", "epoch_examples",
 )  # fmt: skip
-"""Options that a resumed run may not change: with another value its weights would not be an undisturbed run's."""
+"""Options that a resumed run may not change: with another value its weights would not be an
+undisturbed run's."""
 
 
 def promise_changes(stored: RunConfig, asked: RunConfig) -> dict[str, tuple[Any, Any]]:

@@ -9,8 +9,9 @@
     ├── TrainingError                 training itself cannot go on (non-finite loss that persists)
     └── ClusterError                  Ray cannot give what the run needs
 
-A message says what was expected, what came instead and what to do, in one line; commands print it without a traceback.
-Every exception keeps its fields when it is pickled, since it may cross from a worker to the driver.
+A message says what was expected, what came instead and what to do, in one line; commands print it
+without a traceback. Every exception keeps its fields when it is pickled, since it may cross from a
+worker to the driver.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The board: one small actor beside the driver, where rank 0 pins what others must read.
 
-It holds the window of the stream that the read tasks are to make, and the newest progress for the driver's line. Nothing
-on it is state of the run: a board that is restarted is empty, and the next window or progress fills it again.
+It holds the window of the stream that the read tasks are to make, and the newest progress for the
+driver's line. Nothing on it is state of the run: a board that is restarted is empty, and the next
+window or progress fills it again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of the stream: training steps, or validation batches, first..end (end excluded) for `world` workers."""
+    """A stretch of the stream: training steps, or validation batches, first..end (end excluded) for
+    `world` workers."""
 
     kind: Literal["train", "valid"]
     first: int
@@ -44,7 +46,8 @@ class _Board:
 
 
 def create() -> Any:
-    """Start a board on the driver's own node, where no spot machine takes it away; returns its handle."""
+    """Start a board on the driver's own node, where no spot machine takes it away; returns its
+    handle."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(_Board)
     return actor.options(scheduling_strategy=here).remote()

@@ -1,10 +1,11 @@
 """Ray Data makes the micro-batches: ordered, one row and one block each, started at any step.
 
-Ray Data cannot save the position of an iterator, and its start-up grows with the number of read tasks. So the stream is cut
-into windows. Rank 0 pins a window to the board, all ranks meet at a barrier, and each then runs one pass over its split
-of the same dataset, whose read tasks are made from the pinned window. With `preserve_order`, one block per row, and rows
-laid out step by step and rank by rank, the round-robin split hands every rank its share of every step. Every row says
-which step and rank it is for, and a rank that is handed another's refuses it.
+Ray Data cannot save the position of an iterator, and its start-up grows with the number of read
+tasks. So the stream is cut into windows. Rank 0 pins a window to the board, all ranks meet at a
+barrier, and each then runs one pass over its split of the same dataset, whose read tasks are made
+from the pinned window. With `preserve_order`, one block per row, and rows laid out step by step and
+rank by rank, the round-robin split hands every rank its share of every step. Every row says which
+step and rank it is for, and a rank that is handed another's refuses it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class StreamPlan:
 
 
 def rows_per_task(plan: StreamPlan, window: Window) -> int:
-    """How many micro-batches one read task makes: enough to last, few enough to fit, and to keep every slot busy."""
+    """How many micro-batches one read task makes: enough to last, few enough to fit, and to keep
+    every slot busy."""
     side = plan.geometry.resolution
     share = math.ceil(plan.order.batch_size / window.world)
     seconds = share * (0.005 + SECONDS_PER_MEGAPIXEL * side * side / 1e6)
@@ -119,8 +121,9 @@ def dataset_factory(
 
     def make() -> ray.data.Dataset:
         context = DataContext.get_current()
-        # Blocks are merged up to this size: 1 keeps every row a block of its own, which the round-robin split needs. It must
-        # be set here: the driver's context is not the one that the controller builds the dataset with.
+        # Blocks are merged up to this size: 1 keeps every row a block of its own, which the
+        # round-robin split needs. It must be set here: the driver's context is not the one that the
+        # controller builds the dataset with.
         context.target_max_block_size = 1
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
@@ -186,7 +189,8 @@ class RayFeed:
         batch = MicroBatch.from_columns(columns)
         if table.num_rows != 1 or rank != self._world.rank or batch.step != expected:
             raise ClusterError(
-                f"Ray Data handed rank {self._world.rank} {table.num_rows} rows of step {batch.step}, rank {rank}, where "
-                f"one row of step {expected} was due: the order of its blocks changed"
+                f"Ray Data handed rank {self._world.rank} {table.num_rows} rows of step "
+                f"{batch.step}, rank {rank}, where one row of step {expected} was due: the order "
+                "of its blocks changed"
             )
         return batch

@@ -1,4 +1,5 @@
-"""From a configuration to a finished run: `fit(config)` is what the jobs, the command and a notebook call."""
+"""From a configuration to a finished run: `fit(config)` is what the jobs, the command and a
+notebook call."""
 
 from __future__ import annotations
 
@@ -53,10 +54,12 @@ class Result:
 def fit(config: RunConfig) -> Result:
     """Train to the end of `config`, resuming from the newest verified checkpoint.
 
-    Joins the cluster that RAY_ADDRESS or a running one gives, or starts Ray on this machine. Returns when the run is complete.
+    Joins the cluster that RAY_ADDRESS or a running one gives, or starts Ray on this machine.
+    Returns when the run is complete.
 
     Raises:
-        RaymatError: what the user can mend, in one line (configuration, dataset, weights, storage, cluster).
+        RaymatError: what the user can mend, in one line (configuration, dataset, weights, storage,
+            cluster).
     """
     check_ray_version()
     config = _absolute(config)
@@ -137,7 +140,8 @@ def _absolute(config: RunConfig) -> RunConfig:
 
 
 def _start_ray() -> Literal["shared", "joined", "started"]:
-    """Use the Ray of this process, join the cluster there is, or start one on this machine; says which."""
+    """Use the Ray of this process, join the cluster there is, or start one on this machine; says
+    which."""
     if ray.is_initialized():
         return "shared"
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
@@ -148,8 +152,8 @@ def _start_ray() -> Literal["shared", "joined", "started"]:
         except ConnectionError:
             if "RAY_ADDRESS" in os.environ:
                 raise ClusterError(
-                    f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: start it, or unset "
-                    "RAY_ADDRESS to run on this machine alone"
+                    f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: start it, "
+                    "or unset RAY_ADDRESS to run on this machine alone"
                 ) from None
     ray.init(
         address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
@@ -222,7 +226,8 @@ def _check_room(config: RunConfig, resources: dict[str, float], can_grow: bool) 
 
 
 def _set_ledger_aside(store: Store) -> None:
-    """Remove Ray's ledger of an earlier start: damaged, foreign or naming what is gone, it would stop the controller."""
+    """Remove Ray's ledger of an earlier start: damaged, foreign or naming what is gone, it would
+    stop the controller."""
     store.delete([f"checkpoints/{LEDGER}"])
 
 
@@ -241,9 +246,8 @@ def _told(error: BaseException) -> str:
 
 def summary(result: Result, seconds: float) -> str:
     """The last line of a job."""
-    if result.already_complete:
-        return f"{result.url} is complete: step {result.step} of {result.total_steps}, nothing to do"
-    return f"{result.url} is complete: step {result.step} of {result.total_steps} after {seconds:.0f} s"
+    how = "nothing to do" if result.already_complete else f"after {seconds:.0f} s"
+    return f"{result.url} is complete: step {result.step} of {result.total_steps}, {how}"
 
 
 def timed_fit(config: RunConfig) -> str:

@@ -25,7 +25,8 @@ def clock(seconds: float) -> str:
 def progress_line(progress: Progress, now: float) -> str:
     """What a user wants to know, in one line.
 
-    `base 120/800  15.2 examples/s  loss 0.4312  commit 112, 0:00:12 ago  workers 2  restarts 1  left 0:07:45`
+    `base 120/800  15.2 examples/s  loss 0.4312  commit 112, 0:00:12 ago  workers 2  restarts 1
+    left 0:07:45`
     """
     rate = progress.examples_per_second
     loss = "-" if progress.loss is None else f"{progress.loss:.4f}"
@@ -35,13 +36,15 @@ def progress_line(progress: Progress, now: float) -> str:
         commit = f"{progress.commit_step}, {clock(now - progress.commit_time)} ago"
     left = clock(progress.examples_left / rate) if rate > 0 else "-"
     return (
-        f"{progress.stage} {progress.step}/{progress.total_steps}  {rate:.1f} examples/s  loss {loss}  "
-        f"commit {commit}  workers {progress.world}  restarts {progress.attempt - 1}  left {left}"
+        f"{progress.stage} {progress.step}/{progress.total_steps}  {rate:.1f} examples/s  "
+        f"loss {loss}  commit {commit}  workers {progress.world}  "
+        f"restarts {progress.attempt - 1}  left {left}"
     )
 
 
 class ProgressLine:
-    """Prints the line while a block runs: rewritten in place on a terminal, every ten seconds in a job log."""
+    """Prints the line while a block runs: rewritten in place on a terminal, every ten seconds in a
+    job log."""
 
     def __init__(self, board: Any, stream: TextIO | None = None) -> None:
         self._board = board

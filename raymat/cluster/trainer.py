@@ -1,7 +1,8 @@
 """The one adapter to what Ray offers to developers only: the controller's policies.
 
-`TorchTrainer` makes its failure policy itself; handing in another means overriding the method that starts the controller.
-A test runs a failing and a killed worker through it, so that a Ray that changes this is noticed.
+`TorchTrainer` makes its failure policy itself; handing in another means overriding the method that
+starts the controller. A test runs a failing and a killed worker through it, so that a Ray that
+changes this is noticed.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from raymat.errors import ClusterError, RaymatError, StorageError
 
 TESTED_RAY = (2, 60)
 
-# Ray Train reads its polls from the environment of the driver and passes them on. Its defaults cost seconds per report and
-# restart; a user's own values win.
+# Ray Train reads its polls from the environment of the driver and passes them on. Its defaults cost
+# seconds per report and restart; a user's own values win.
 RAY_TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -47,18 +48,22 @@ def check_ray_version() -> None:
     if installed != TESTED_RAY:
         wanted = ".".join(map(str, TESTED_RAY))
         raise ClusterError(
-            f"raymat was tried with Ray {wanted}, found {ray.__version__}: pip install 'ray[data,train]=={wanted}.*'"
+            f"raymat was tried with Ray {wanted}, found {ray.__version__}: "
+            f"pip install 'ray[data,train]=={wanted}.*'"
         )
 
 
 def cause(error: BaseException) -> BaseException:
-    """The exception that a training function raised, out of the wrappers that Ray puts around it."""
+    """The exception that a training function raised, out of the wrappers that Ray puts around
+    it."""
     seen: set[int] = set()
     while id(error) not in seen:
         seen.add(id(error))
-        inner = getattr(error, "_base_exc", None) if isinstance(
-            error, UserExceptionWithTraceback
-        ) else getattr(error, "cause", None)
+        inner = (
+            getattr(error, "_base_exc", None)
+            if isinstance(error, UserExceptionWithTraceback)
+            else getattr(error, "cause", None)
+        )
         if not isinstance(inner, BaseException):
             break
         error = inner
@@ -76,7 +81,8 @@ def raymat_error(error: BaseException) -> RaymatError | None:
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Whether trying again would end the same way: raymat's own errors, except those of the storage."""
+    """Whether trying again would end the same way: raymat's own errors, except those of the
+    storage."""
     found = raymat_error(error)
     return found is not None and not isinstance(found, StorageError)
 

@@ -12,7 +12,8 @@ from raymat.train.events import EventLog
 
 
 class FailureLog(UserCallback):
-    """Writes a `failure` event for every worker group that failed: rank, kind and first line of each error."""
+    """Writes a `failure` event for every worker group that failed: rank, kind and first line of
+    each error."""
 
     def __init__(self, storage: str, name: str) -> None:
         self._storage = storage

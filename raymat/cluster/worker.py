@@ -36,8 +36,9 @@ class WorkerSpec:
 class RayHost:
     """The training loop's host on Ray: reports commits to Ray Train, progress to the board.
 
-    `report` is a barrier over all ranks, so every rank calls it equally often; only rank 0 names a checkpoint. Ray's own
-    ledger is told of every commit but never asked: what is in storage decides where a run resumes.
+    `report` is a barrier over all ranks, so every rank calls it equally often; only rank 0 names a
+    checkpoint. Ray's own ledger is told of every commit but never asked: what is in storage decides
+    where a run resumes.
     """
 
     def __init__(self, store: Store, world: World, board: Any) -> None:
@@ -54,7 +55,8 @@ class RayHost:
         )
 
     def restored(self, checkpoint: CheckpointId | None) -> None:
-        """Tell Ray of the checkpoint that was resumed from, if Ray's controller never heard of it."""
+        """Tell Ray of the checkpoint that was resumed from, if Ray's controller never heard of
+        it."""
         known = ray.train.get_checkpoint()
         if checkpoint is None or (known and known.path.rstrip("/").endswith(str(checkpoint))):
             return

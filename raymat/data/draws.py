@@ -1,9 +1,10 @@
 """Random numbers drawn from keys, never from a generator that somebody else may have used.
 
-A key is (seed, stream, number). `seed` is the run's, `stream` says what the numbers are for, `number` is an example
-number, a step or an epoch. The bits come from Philox 4x64-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3",
-SC 2011) with seed and stream as its key and the number in its counter, so that two keys never share bits: seed 42,
-epoch 1 is not seed 43, epoch 0. Only raw 64-bit words are taken from numpy, whose distributions may change between versions.
+A key is (seed, stream, number). `seed` is the run's, `stream` says what the numbers are for,
+`number` is an example number, a step or an epoch. The bits come from Philox 4x64-10 (Salmon et al.,
+"Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011) with seed and stream as its key and the
+number in its counter, so that two keys never share bits: seed 42, epoch 1 is not seed 43, epoch 0.
+Only raw 64-bit words are taken from numpy, whose distributions may change between versions.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class Draws:
         return bool(self.uniforms(1)[0] < probability)
 
     def permutation(self, count: int) -> NDArray[np.int64]:
-        """A uniform permutation of 0..count-1: the order of `count` random words (ties: by position)."""
+        """A uniform permutation of 0..count-1: the order of `count` random words (ties: by
+        position)."""
         return np.argsort(self.words(count), kind="stable")
 
     def torch_seed(self) -> int:

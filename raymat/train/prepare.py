@@ -1,7 +1,8 @@
 """What must be settled before a run's first step: who it is, what it reads, in which order.
 
-A new run gets a `run.json` (configuration, versions, when it was made) and the listing of its dataset, both kept in storage. A
-resumed run reads them back, so that it lists nothing, and is refused if its configuration would break the promise.
+A new run gets a `run.json` (configuration, versions, when it was made) and the listing of its
+dataset, both kept in storage. A resumed run reads them back, so that it lists nothing, and is
+refused if its configuration would break the promise.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ def prepare(config: RunConfig, store: Store) -> PreparedRun:
         store: the run's folder.
 
     Raises:
-        ConfigError: a resumed run was asked to change what its promise rests on, or the validation set is too small.
-        DataError: the dataset cannot be used.
-        StorageError: the storage cannot be read or written.
+        ConfigError: a resumed run was asked to change what its promise rests on, or the validation
+            set is too small. DataError: the dataset cannot be used. StorageError: the storage
+            cannot be read or written.
     """
     stored = read_run(store)
     if stored is None:
@@ -88,7 +89,8 @@ def prepare(config: RunConfig, store: Store) -> PreparedRun:
 
 
 def total_examples(config: RunConfig, pairs: int) -> int:
-    """How many examples the run trains on: whole steps, or virtual epochs of `--epoch-examples` (default: the dataset)."""
+    """How many examples the run trains on: whole steps, or virtual epochs of `--epoch-examples`
+    (default: the dataset)."""
     if config.length.steps is not None:
         return config.length.steps * config.data.batch_size
     assert config.length.epochs is not None
@@ -107,7 +109,8 @@ def read_run(store: Store) -> dict[str, Any] | None:
         stored = json.loads(store.read(RUN_FILE))
         if stored["format"] != RUN_FORMAT:
             raise StorageError(
-                f"{store.url}/{RUN_FILE} has format {stored['format']}, this raymat reads {RUN_FORMAT}"
+                f"{store.url}/{RUN_FILE} has format {stored['format']}, expected {RUN_FORMAT}: "
+                "resume it with the raymat that wrote it"
             )
         return dict(stored)
     except (ValueError, KeyError, TypeError) as error:
@@ -163,7 +166,8 @@ def _refuse_changes(stored: dict[str, Any], config: RunConfig, store: Store) -> 
             for name, (old, new) in changes.items()
         )
         raise ConfigError(
-            f"{store.url} was begun with another configuration: {told}; use the old one, or another --name"
+            f"{store.url} was begun with another configuration: {told}; "
+            "use the old one, or another --name"
         )
 
 
