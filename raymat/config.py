@@ -338,7 +338,7 @@ def build(stage: Stage, options: dict[str, Any]) -> RunConfig:
     merged = dict(STAGE_DEFAULTS[stage])
     if options.get("steps") is not None:
         merged.pop("epochs")
-    merged |= {k: v for k, v in options.items()}
+    merged |= options
     sections: dict[str, dict[str, Any]] = {name: {} for name in ("", *SECTIONS)}
     for name, value in merged.items():
         if name in ("crop", "workers"):

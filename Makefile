@@ -1,0 +1,58 @@
+# make demo and make test set everything up by themselves; PYTHON=python3.12 make setup takes another interpreter.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# The first interpreter that raymat supports; 3.11 is the one it is tested with.
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))
+ifndef PYTHON
+PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
+	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
+endif
+
+.PHONY: help setup demo test lint types format chaos bench clean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## install raymat with its tested dependencies into .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n '$(PYTHON)' || { echo 'no Python 3.10 to 3.13 found: make setup PYTHON=/path/to/python3.11' >&2; exit 2; }
+	@$(PYTHON) -c '$(SUPPORTED)' || { echo 'raymat needs Python 3.10 to 3.13, $(PYTHON) is another' >&2; exit 2; }
+	@# An interrupted setup may have left an environment without pip, which --clear makes anew.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup ## train both stages on made pictures, kill a worker halfway, resume (minutes on 2 cores)
+	$(BIN)/raymat demo
+
+test: setup ## all tests but the long kill tests
+	$(BIN)/python -m pytest
+
+chaos: setup ## the long kill tests
+	$(BIN)/python -m pytest -m chaos
+
+lint: setup ## style, and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup ## rewrite the files as lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup ## type check
+	$(BIN)/mypy
+
+bench: ## list the scripts that print the README's figures
+	@for f in benchmarks/*.py; do test ! -e "$$f" || echo "$(BIN)/python $$f"; done
+
+clean: ## remove the environment and what tools left behind; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

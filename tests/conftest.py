@@ -1,0 +1,46 @@
+"""What every test stands on: one thread, a Ray that stays on its own, short paths for Ray's sockets."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports torch or ray, which read the environment once.
+os.environ |= {
+    # Few cores are shared by many processes, and the number of threads changes the last bits of a sum.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Without it ray.init() warns about a change to come, and warnings are errors here.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Workers' lines as they were printed, for tests that read them.
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_COLOR_PREFIX": "0",
+    # Without credentials s3fs asks the metadata service of a cloud that is not there, and waits.
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+# A test must never join a cluster that happens to run on this machine.
+os.environ.pop("RAY_ADDRESS", None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked gpu where there is none; torch is only imported when such a test was collected."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def short_tmp() -> Iterator[Path]:
+    """A temporary folder with a path short enough for Ray's sockets, whose paths end at 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="rm", dir="/tmp", ignore_cleanup_errors=True) as path:
+        yield Path(path)
