@@ -1,0 +1,203 @@
+"""Encoded pictures to uint8 pixels, at full size or already shrunk by 2, 4 or 8.
+
+What a file is, is told from its first bytes, not from its name. JPEGs go through libjpeg-turbo
+(simplejpeg), which shrinks while it decodes; everything else through OpenCV, except CMYK JPEGs
+(Pillow). Orientation tags (EXIF) and embedded colour profiles are not applied, alpha channels are
+dropped, 16 bits become 8, palettes become colours.
+
+A picture shrunk by k has ceil(width / k) x ceil(height / k) pixels, and pixel (i, j) of it covers
+the pixels k*i..k*i+k-1, k*j..k*j+k-1 of the full one, whatever the format: foreground and alpha
+stay aligned, and a map from full-size coordinates only has to be divided by k.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+import zlib
+from typing import Literal, Protocol, TypeAlias, get_args
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from raymat.data.files import UnreadableImage
+
+Pixels: TypeAlias = NDArray[np.uint8]
+Scale = Literal[1, 2, 4, 8]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+MAX_SIDE = 32_766  # what OpenCV's warp can address
+MAX_PIXELS = 2**28
+
+# What Pillow raises for files that are not as they should be.
+_PILLOW_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_PILLOW_FORMATS = (
+    "JPEG",
+    "MPO",
+    "PNG",
+    "WEBP",
+)  # its decoders of other formats are not for strangers' files
+
+
+class OpenImage(Protocol):
+    """A picture whose size is known and whose pixels are not decoded yet."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Full width and height in pixels."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """Where it is from, for messages."""
+        ...
+
+    def decode(self, scale: Scale = 1) -> Pixels:
+        """RGB (h, w, 3), or grey (h, w) for an alpha, shrunk by `scale`.
+
+        Raises:
+            UnreadableImage: it cannot be decoded.
+        """
+        ...
+
+
+class EncodedImage:
+    """An `OpenImage` over a file's bytes; `grey` asks for one channel instead of RGB.
+
+    Raises:
+        UnreadableImage: the bytes are not the beginning of a JPEG, PNG or WebP image, or it is too
+            large.
+    """
+
+    def __init__(self, data: bytes, path: str, grey: bool = False) -> None:
+        self._data = data
+        self._path = path
+        self._grey = grey
+        self._is_jpeg = data[:3] == b"\xff\xd8\xff"
+        self._size, self._is_cmyk = self._read_header()
+        if max(self._size) > MAX_SIDE or self._size[0] * self._size[1] > MAX_PIXELS:
+            raise UnreadableImage(path, f"is {_by(self._size)} pixels: too large")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._size
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    def decode(self, scale: Scale = 1) -> Pixels:
+        if self._is_jpeg and not self._is_cmyk:
+            return self._decode_jpeg(scale)
+        return shrink(self._decode_pillow() if self._is_cmyk else self._decode_opencv(), scale)
+
+    def _read_header(self) -> tuple[tuple[int, int], bool]:
+        """Width and height, and whether it is a JPEG of four inks."""
+        try:
+            if self._is_jpeg:
+                height, width, colours, _ = simplejpeg.decode_jpeg_header(self._data)
+                return (int(width), int(height)), colours in ("CMYK", "YCCK")
+            with Image.open(io.BytesIO(self._data), formats=_PILLOW_FORMATS) as image:
+                return image.size, False
+        except _PILLOW_ERRORS as error:
+            told = "is not an image (JPEG, PNG or WebP)"
+            reason = "is empty" if not self._data else f"{told}: {_first_line(error)}"
+            raise UnreadableImage(self._path, reason) from error
+
+    def _decode_jpeg(self, scale: Scale) -> Pixels:
+        # Strict: libjpeg's warnings are errors. It warns, and fills up with grey, where data is missing or corrupt.
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                self._data, "GRAY" if self._grey else "RGB", min_factor=scale
+            )
+        except ValueError as error:
+            raise UnreadableImage(self._path, _first_line(error)) from error
+        return self._checked(pixels[..., 0] if self._grey else pixels, scale)
+
+    def _decode_opencv(self) -> Pixels:
+        colours = cv2.IMREAD_GRAYSCALE if self._grey else cv2.IMREAD_COLOR_RGB
+        flags = colours | cv2.IMREAD_IGNORE_ORIENTATION
+        try:
+            pixels = cv2.imdecode(np.frombuffer(self._data, np.uint8), flags)
+        except cv2.error as error:
+            raise UnreadableImage(self._path, _first_line(error)) from error
+        if pixels is None:
+            raise UnreadableImage(self._path, "is truncated or corrupt")
+        return self._checked(np.asarray(pixels, np.uint8), 1)
+
+    def _decode_pillow(self) -> Pixels:
+        try:
+            with Image.open(io.BytesIO(self._data), formats=_PILLOW_FORMATS) as image:
+                return self._checked(np.asarray(image.convert("L" if self._grey else "RGB")), 1)
+        except _PILLOW_ERRORS as error:
+            raise UnreadableImage(self._path, _first_line(error)) from error
+
+    def _checked(self, pixels: Pixels, scale: Scale) -> Pixels:
+        """The pixels, if they are as many as the header said."""
+        height, width = pixels.shape[:2]
+        expected = (-(-self._size[0] // scale), -(-self._size[1] // scale))
+        if (width, height) != expected:
+            raise UnreadableImage(
+                self._path, f"decoded to {_by((width, height))} pixels, expected {_by(expected)}"
+            )
+        return pixels
+
+
+class RawImage:
+    """An `OpenImage` over pixels that are there already: uint8 RGB (h, w, 3) or grey (h, w)."""
+
+    def __init__(self, pixels: Pixels, path: str) -> None:
+        self._pixels = pixels
+        self._path = path
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._pixels.shape[1], self._pixels.shape[0]
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    def decode(self, scale: Scale = 1) -> Pixels:
+        return shrink(self._pixels, scale)
+
+
+def shrink(pixels: Pixels, scale: Scale) -> Pixels:
+    """The mean over squares of `scale` x `scale` pixels; the last row and column are repeated to fill the last squares."""
+    if scale == 1:
+        return pixels
+    height, width = pixels.shape[:2]
+    below, right = -height % scale, -width % scale
+    if below or right:
+        padded = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_REPLICATE)
+        pixels = np.asarray(padded, np.uint8)
+    size = ((width + right) // scale, (height + below) // scale)
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+@functools.cache
+def use_one_thread() -> None:
+    """Keep OpenCV to the calling thread: processes that read are as many as there are cores. Once per process."""
+    cv2.setNumThreads(1)
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,322 @@
+"""The dataset's listing: made once when a run begins, kept with the run, never made again.
+
+    DATASET/train/fgr  DATASET/train/pha   BACKGROUNDS/train      and the same below valid/
+
+Foregrounds and alphas belong together by their path below these folders without its extension. The
+listing's digest covers names and sizes but not the place, so that a copy of a dataset in another
+bucket is the same dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymat.data.files import Folder, Retry
+from raymat.errors import DataError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+NAMED_IN_ERRORS = 10
+FORMAT = "raymat-listing-1"
+
+
+class FileRow(NamedTuple):
+    """One file: its path below the listing's URL, and its size in bytes (-1: unknown)."""
+
+    path: str
+    size: int
+
+
+class PairRow(NamedTuple):
+    """One foreground and its alpha: their common name, and each one's path and size in bytes (-1: unknown)."""
+
+    name: str
+    fgr: str
+    fgr_size: int
+    pha: str
+    pha_size: int
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """The images of one folder, sorted by stem (path without extension). Columns, since there may be very many."""
+
+    folder: str
+    stems: list[str]
+    suffixes: list[str]
+    """The extensions that occur, sorted."""
+    codes: NDArray[np.uint8]
+    """Each file's extension, as its place in `suffixes`."""
+    sizes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def row(self, index: int) -> FileRow:
+        suffix = self.suffixes[self.codes[index]]
+        return FileRow(f"{self.folder}/{self.stems[index]}{suffix}", int(self.sizes[index]))
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """What one of train/ and valid/ holds; `fgr` and `pha` have the same stems."""
+
+    fgr: Files
+    pha: Files
+    backgrounds: Files
+
+    def pair(self, index: int) -> PairRow:
+        fgr, pha = self.fgr.row(index), self.pha.row(index)
+        return PairRow(self.fgr.stems[index], fgr.path, fgr.size, pha.path, pha.size)
+
+    def background(self, index: int) -> FileRow:
+        return self.backgrounds.row(index)
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """Every pair and background of a dataset, in the order that `SampleOrder` counts them."""
+
+    dataset_url: str
+    backgrounds_url: str
+    train: Split
+    valid: Split
+    digest: str
+    """SHA-256 (64 hexadecimal characters) of all names and sizes."""
+
+    @classmethod
+    def of(cls, dataset_url: str, backgrounds_url: str, train: Split, valid: Split) -> Listing:
+        """A listing with its digest."""
+        digest = hashlib.sha256(_content(train, valid)).hexdigest()
+        return cls(dataset_url, backgrounds_url, train, valid, digest)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many pairs and backgrounds there are to train and to validate on."""
+        return {
+            "pairs": len(self.train.fgr),
+            "backgrounds": len(self.train.backgrounds),
+            "valid_pairs": len(self.valid.fgr),
+            "valid_backgrounds": len(self.valid.backgrounds),
+        }
+
+    def to_bytes(self) -> bytes:
+        """The listing as a compressed file; the same listing gives the same bytes."""
+        head = {
+            "format": FORMAT,
+            "dataset": self.dataset_url,
+            "backgrounds": self.backgrounds_url,
+            "digest": self.digest,
+        }
+        return zlib.compress(b"\n".join([_json(head), _content(self.train, self.valid)]), 6)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Listing:
+        """The inverse of `to_bytes`.
+
+        Raises:
+            DataError: the bytes are not a listing, or not as they were written.
+        """
+        try:
+            head, content = zlib.decompress(data).split(b"\n", 1)
+            described = json.loads(head)
+            if described["format"] != FORMAT:
+                raise ValueError(f"its format is {described['format']}, not {FORMAT}")
+            if hashlib.sha256(content).hexdigest() != described["digest"]:
+                raise ValueError("its digest does not match")
+            train, valid = _read_content(content)
+            urls = described["dataset"], described["backgrounds"]
+        except (zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"the dataset's listing is damaged ({error})") from error
+        return cls(*urls, train, valid, described["digest"])
+
+
+def build_listing(
+    dataset_url: str, backgrounds_url: str, need_valid: bool = True, retry: Retry | None = None
+) -> Listing:
+    """List a dataset: one recursive listing for each of its six folders, all at the same time.
+
+    Args:
+        dataset_url: any fsspec URL; has train/ and valid/, each with fgr/ and pha/.
+        backgrounds_url: any fsspec URL; has train/ and valid/.
+        need_valid: False: a valid/ that is missing or cannot be used counts as empty.
+
+    Raises:
+        DataError: a folder is missing or empty, a file has no partner, is empty or there twice, or
+            the storage cannot be listed. The first ten files are named.
+    """
+    dataset, backgrounds = Folder(dataset_url, retry), Folder(backgrounds_url, retry)
+    with ThreadPoolExecutor(6) as pool:
+        listing = {
+            split: [
+                pool.submit(_list_folder, folder, f"{split}{below}")
+                for folder, below in ((dataset, "/fgr"), (dataset, "/pha"), (backgrounds, ""))
+            ]
+            for split in ("train", "valid")
+        }
+
+    def make(split: str) -> Split:
+        fgr, pha, bgr = (future.result() for future in listing[split])
+        _check_partners(dataset, fgr, pha)
+        return Split(fgr, pha, bgr)
+
+    train = make("train")
+    valid = make("valid") if need_valid else _or_empty(lambda: make("valid"))
+    return Listing.of(dataset.url, backgrounds.url, train, valid)
+
+
+def _or_empty(make: Callable[[], Split]) -> Split:
+    try:
+        return make()
+    except DataError:
+        return Split(*(_files(f"valid{below}", {}) for below in ("/fgr", "/pha", "")))
+
+
+def _list_folder(folder: Folder, path: str) -> Files:
+    """The images below one folder, checked as far as a listing can."""
+    found = folder.find(path)
+    if found is None:
+        raise DataError(f"no such folder: {folder.shown(path)}")
+    images = {name: size for name, size in found.items() if _split_suffix(name)[1]}
+    if not images:
+        raise DataError(f"no images (jpg, jpeg, png, webp) below {folder.shown(path)}")
+    stems = Counter(_split_suffix(name)[0] for name in images)
+    _refuse(
+        "files with the same name but another extension below",
+        folder.shown(path),
+        (name for name in images if stems[_split_suffix(name)[0]] > 1),
+    )
+    _refuse(
+        "empty files (0 bytes) below",
+        folder.shown(path),
+        (name for name, size in images.items() if size == 0),
+    )
+    return _files(path, images)
+
+
+def _split_suffix(name: str) -> tuple[str, str]:
+    """Path without extension, and the extension as it is written, empty if it is not an image's."""
+    stem, suffix = os.path.splitext(name)
+    return (stem, suffix) if suffix.lower() in SUFFIXES else (name, "")
+
+
+def _files(folder: str, images: Mapping[str, int]) -> Files:
+    rows = sorted((*_split_suffix(name), size) for name, size in images.items())
+    suffixes = sorted({suffix for _, suffix, _ in rows})
+    place = {suffix: code for code, suffix in enumerate(suffixes)}
+    return Files(
+        folder=folder,
+        stems=[stem for stem, _, _ in rows],
+        suffixes=suffixes,
+        codes=np.array([place[suffix] for _, suffix, _ in rows], dtype=np.uint8),
+        sizes=np.array([size for _, _, size in rows], dtype=np.int64),
+    )
+
+
+def _check_partners(dataset: Folder, fgr: Files, pha: Files) -> None:
+    ours, theirs = set(fgr.stems), set(pha.stems)
+    lonely = [f"{fgr.row(i).path}" for i, stem in enumerate(fgr.stems) if stem not in theirs]
+    lonely += [f"{pha.row(i).path}" for i, stem in enumerate(pha.stems) if stem not in ours]
+    _refuse("files without a partner of the same name in fgr/ or pha/ in", dataset.shown(), lonely)
+
+
+def _refuse(what: str, where: str, names: Iterable[str]) -> None:
+    """Raise DataError if there are any `names`, with the first ten of them."""
+    names = sorted(names)
+    if names:
+        first = ", ".join(names[:NAMED_IN_ERRORS])
+        more = len(names) - NAMED_IN_ERRORS
+        rest = f" and {more:,} more" if more > 0 else ""
+        raise DataError(f"{len(names):,} {what} {where}: {first}{rest}")
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _content(train: Split, valid: Split) -> bytes:
+    """All that the digest covers: a line that describes the blobs, and the blobs."""
+    folders = [f for split in (train, valid) for f in (split.fgr, split.pha, split.backgrounds)]
+    blobs = [*_split_blobs(train), *_split_blobs(valid)]
+    meta = {
+        "counts": [len(files) for files in folders],
+        "suffixes": [files.suffixes for files in folders],
+        "lengths": [len(blob) for blob in blobs],
+    }
+    return b"\n".join([_json(meta), b"".join(blobs)])
+
+
+def _split_blobs(split: Split) -> list[bytes]:
+    """Names once for both halves of the pairs, then each folder's extensions and sizes."""
+    return [
+        _join(split.fgr.stems),
+        _join(split.backgrounds.stems),
+        *(
+            blob
+            for files in (split.fgr, split.pha, split.backgrounds)
+            for blob in (files.codes.tobytes(), _pack_sizes(files.sizes))
+        ),
+    ]
+
+
+def _join(stems: list[str]) -> bytes:
+    return "\0".join(stems).encode(errors="surrogateescape")
+
+
+def _cut(blob: bytes, count: int) -> list[str]:
+    stems = blob.decode(errors="surrogateescape").split("\0") if count else []
+    if len(stems) != count:
+        raise ValueError(f"{len(stems)} names for {count} files")
+    return stems
+
+
+def _pack_sizes(sizes: NDArray[np.int64]) -> bytes:
+    """All lowest bytes, then all second bytes and so on: the high ones are nearly all zero and compress away."""
+    return np.ascontiguousarray(sizes.astype("<i8").view(np.uint8).reshape(-1, 8).T).tobytes()
+
+
+def _unpack_sizes(blob: bytes, count: int) -> NDArray[np.int64]:
+    planes = np.frombuffer(blob, np.uint8).reshape(8, count)
+    return np.ascontiguousarray(planes.T).view("<i8").reshape(count).astype(np.int64)
+
+
+def _read_content(content: bytes) -> tuple[Split, Split]:
+    meta_line, body = content.split(b"\n", 1)
+    meta = json.loads(meta_line)
+    ends = np.cumsum([0, *meta["lengths"]])
+    blobs = [body[a:b] for a, b in itertools.pairwise(ends)]
+    half = len(blobs) // 2
+    return (
+        _read_split("train", blobs[:half], meta["counts"][:3], meta["suffixes"][:3]),
+        _read_split("valid", blobs[half:], meta["counts"][3:], meta["suffixes"][3:]),
+    )
+
+
+def _read_split(
+    name: str, blobs: list[bytes], counts: list[int], suffixes: list[list[str]]
+) -> Split:
+    pairs = _cut(blobs[0], counts[0])
+    stems = (pairs, pairs, _cut(blobs[1], counts[2]))
+    return Split(
+        *(
+            Files(
+                folder=f"{name}{below}",
+                stems=stems[i],
+                suffixes=suffixes[i],
+                codes=np.frombuffer(blobs[2 + 2 * i], np.uint8),
+                sizes=_unpack_sizes(blobs[3 + 2 * i], counts[i]),
+            )
+            for i, below in enumerate(("/fgr", "/pha", ""))
+        )
+    )

@@ -1,0 +1,199 @@
+"""Where pairs and backgrounds come from: files at any URL, or procedural pictures.
+
+A `SourceSpec` is what travels to the processes that read; it opens to a `Source`, once per process.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+from raymat.data.decode import EncodedImage, OpenImage, RawImage
+from raymat.data.files import Folder, Retry, UnreadableImage, shown
+from raymat.data.listing import FileRow, Listing, PairRow, Split, build_listing
+from raymat.data.synthetic import synthetic_background, synthetic_pair
+from raymat.errors import DataError
+
+__all__ = [
+    "FileRow",
+    "FolderSource",
+    "Listing",
+    "OpenImage",
+    "PairRow",
+    "Source",
+    "SourceSpec",
+    "SyntheticSource",
+    "UnreadableImage",
+    "build_listing",
+]
+
+FIRST_VALID_SYNTHETIC = (
+    2**40
+)  # validation pictures are none of the training pictures, however many those are
+
+
+class Source(Protocol):
+    """Pairs and backgrounds by index, to train and to validate on."""
+
+    @property
+    def pairs(self) -> int: ...
+
+    @property
+    def backgrounds(self) -> int: ...
+
+    @property
+    def valid_pairs(self) -> int: ...
+
+    @property
+    def valid_backgrounds(self) -> int: ...
+
+    @property
+    def fetch_ahead(self) -> int:
+        """How many examples are worth fetching at the same time: 0 where a picture is at hand at once."""
+        ...
+
+    def open_pair(self, index: int, valid: bool = False) -> tuple[OpenImage, OpenImage]:
+        """Foreground (RGB) and alpha (grey) of the same size.
+
+        Raises:
+            UnreadableImage: one of them cannot be had, or their sizes differ.
+            DataError: the storage does not answer.
+        """
+        ...
+
+    def open_background(self, index: int, valid: bool = False) -> OpenImage:
+        """A background (RGB). Raises as `open_pair` does."""
+        ...
+
+    def name_of(self, index: int, valid: bool = False) -> str:
+        """The pair's name, for people."""
+        ...
+
+
+class FolderSource:
+    """A `Source` over the files of a listing."""
+
+    def __init__(self, listing: Listing, retry: Retry | None = None) -> None:
+        self._listing = listing
+        self._dataset = Folder(listing.dataset_url, retry)
+        self._backgrounds = Folder(listing.backgrounds_url, retry)
+        self.pairs = listing.counts["pairs"]
+        self.backgrounds = listing.counts["backgrounds"]
+        self.valid_pairs = listing.counts["valid_pairs"]
+        self.valid_backgrounds = listing.counts["valid_backgrounds"]
+        self.fetch_ahead = 4 if self._dataset.remote or self._backgrounds.remote else 0
+
+    def _split(self, valid: bool) -> Split:
+        return self._listing.valid if valid else self._listing.train
+
+    def open_pair(self, index: int, valid: bool = False) -> tuple[OpenImage, OpenImage]:
+        row = self._split(valid).pair(index)
+        fgr = self._open(self._dataset, FileRow(row.fgr, row.fgr_size))
+        pha = self._open(self._dataset, FileRow(row.pha, row.pha_size), grey=True)
+        if fgr.size != pha.size:
+            raise UnreadableImage(
+                fgr.path,
+                f"is {fgr.size[0]} x {fgr.size[1]} pixels, but its alpha {row.pha} is "
+                f"{pha.size[0]} x {pha.size[1]}",
+            )
+        return fgr, pha
+
+    def open_background(self, index: int, valid: bool = False) -> OpenImage:
+        return self._open(self._backgrounds, self._split(valid).background(index))
+
+    def name_of(self, index: int, valid: bool = False) -> str:
+        return self._split(valid).pair(index).name
+
+    @staticmethod
+    def _open(folder: Folder, row: FileRow, grey: bool = False) -> EncodedImage:
+        return EncodedImage(folder.read(row.path, row.size), folder.shown(row.path), grey)
+
+
+class SyntheticSource:
+    """A `Source` of procedural pictures, `size` pixels square."""
+
+    fetch_ahead = 0
+
+    def __init__(self, count: int, seed: int, size: int, valid_count: int) -> None:
+        self._seed = seed
+        self._size = size
+        self.pairs = self.backgrounds = count
+        self.valid_pairs = self.valid_backgrounds = valid_count
+
+    def open_pair(self, index: int, valid: bool = False) -> tuple[OpenImage, OpenImage]:
+        fgr, pha = synthetic_pair(self._seed, self._place(index, valid), self._size)
+        name = self.name_of(index, valid)
+        return RawImage(fgr, f"{name}/fgr"), RawImage(pha, f"{name}/pha")
+
+    def open_background(self, index: int, valid: bool = False) -> OpenImage:
+        pixels = synthetic_background(self._seed, self._place(index, valid), self._size)
+        return RawImage(pixels, f"synthetic background {index}")
+
+    def name_of(self, index: int, valid: bool = False) -> str:
+        return f"synthetic {'valid' if valid else 'train'} pair {index}"
+
+    @staticmethod
+    def _place(index: int, valid: bool) -> int:
+        return FIRST_VALID_SYNTHETIC + index if valid else index
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """Which source: tiny and picklable. Made by `listed` or `synthetic`."""
+
+    listing_url: str = ""
+    listing_digest: str = ""
+    count: int = 0
+    seed: int = 0
+    size: int = 0
+    valid_count: int = 0
+
+    @classmethod
+    def listed(cls, url: str, digest: str) -> SourceSpec:
+        """The files of the listing kept at `url`, whose digest must be `digest`."""
+        return cls(listing_url=url, listing_digest=digest)
+
+    @classmethod
+    def synthetic(
+        cls, count: int, seed: int, size: int, valid_count: int | None = None
+    ) -> SourceSpec:
+        """`count` procedural pairs and backgrounds of `size` x `size` pixels, and `valid_count` (default: `count`) others."""
+        valid = count if valid_count is None else valid_count
+        return cls(count=count, seed=seed, size=size, valid_count=valid)
+
+    def open(self) -> Source:
+        """The source; the same object at every call in a process.
+
+        Raises:
+            DataError: the listing cannot be read, is damaged, or is not the one that the run began
+                with.
+        """
+        return _open(self)
+
+
+@lru_cache(maxsize=4)
+def _open(spec: SourceSpec) -> Source:
+    if spec.listing_url:
+        return FolderSource(load_listing(spec.listing_url, spec.listing_digest))
+    return SyntheticSource(spec.count, spec.seed, spec.size, spec.valid_count)
+
+
+def load_listing(url: str, digest: str) -> Listing:
+    """Read a kept listing.
+
+    Raises:
+        DataError: it cannot be read, is damaged, or has another digest.
+    """
+    folder, name = posixpath.split(url)
+    try:
+        listing = Listing.from_bytes(Folder(folder).read(name))
+    except DataError as error:
+        raise DataError(f"cannot use the dataset's listing {shown(url)}: {error}") from error
+    if listing.digest != digest:
+        raise DataError(
+            f"the dataset's listing {shown(url)} is not the one that the run began with: expected digest "
+            f"{digest[:16]}, got {listing.digest[:16]}; restore the file, or start a run with another --name"
+        )
+    return listing
