@@ -1,0 +1,66 @@
+"""Atrous spatial pyramid pooling.
+
+Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from raymat.model.dropout import SeededDropout
+
+
+def _conv_norm_relu(channels: int, out: int, kernel: int, dilation: int = 1) -> list[nn.Module]:
+    padding = dilation * (kernel - 1) // 2
+    return [
+        nn.Conv2d(channels, out, kernel, padding=padding, dilation=dilation, bias=False),
+        nn.BatchNorm2d(out),
+        nn.ReLU(),
+    ]
+
+
+class GlobalMean(nn.Module):
+    """Mean over the picture: (n, C, H, W) -> (n, C, 1, 1).
+
+    A plain mean, since adaptive average pooling has no deterministic backward on CUDA.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, C, H, W) -> (n, C, 1, 1)."""
+        return x.mean((2, 3), keepdim=True)
+
+
+class PooledBranch(nn.Sequential):
+    """The picture's mean, convolved, and spread over the whole picture again."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__(GlobalMean(), *_conv_norm_relu(channels, out, 1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(n, C, H, W) -> (n, out, H, W), constant over H and W."""
+        # Resizing one pixel bilinearly only repeats it; a view does so without arithmetic.
+        return super().forward(input).expand(-1, -1, *input.shape[2:])
+
+
+class ASPP(nn.Module):
+    """A 1x1 branch, a dilated 3x3 branch for each rate and a pooled branch, projected together."""
+
+    def __init__(self, channels: int, out: int = 256, rates: Sequence[int] = (3, 6, 9)) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            [
+                nn.Sequential(*_conv_norm_relu(channels, out, 1)),
+                *(nn.Sequential(*_conv_norm_relu(channels, out, 3, rate)) for rate in rates),
+                PooledBranch(channels, out),
+            ]
+        )
+        self.project = nn.Sequential(
+            *_conv_norm_relu(len(self.convs) * out, out, 1), SeededDropout(0.5)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, channels, H, W) -> (n, out, H, W), at least 0."""
+        return self.project(torch.cat([branch(x) for branch in self.convs], dim=1))

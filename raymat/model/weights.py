@@ -1,0 +1,290 @@
+"""Weights from elsewhere: published files, DeepLabV3 checkpoints, tensors that the caller has read.
+
+A file is read with torch's weights-only unpickler: nothing in it is run. What does not fit is found
+before the network is touched.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import struct
+import sys
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import torch
+from torch import Tensor
+
+from raymat.errors import WeightsError
+from raymat.model.matting import MattingBase
+
+FIRST_CONVOLUTIONS = ("backbone.conv1.weight", "backbone.features.0.0.weight")
+"""See one picture (3 channels) in DeepLabV3's networks, two (6 channels) in these."""
+
+_SIGNATURES: dict[str, tuple[str, ...]] = {
+    "mobilenetv2": ("backbone.features.17.conv.0.0.weight",),
+    "resnet101": ("backbone.layer4.2.conv1.weight", "backbone.layer3.22.conv1.weight"),
+    "resnet50": ("backbone.layer4.2.conv1.weight",),
+}
+"""Names by which a backbone is known; the first that fits is it."""
+
+_BROKEN = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    OverflowError,
+    ImportError,
+    MemoryError,
+)
+"""What torch.load raises for bytes that are no weights file, by where in it the fault lies."""
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """What was loaded into a network; names of tensors, sorted as in their owner."""
+
+    source: str
+    """Where the tensors came from, for the summary."""
+    matched: tuple[str, ...]
+    """Loaded."""
+    missing: tuple[str, ...]
+    """In the network only: they keep their initial values."""
+    unexpected: tuple[str, ...]
+    """In the source only: left aside."""
+    mismatched: tuple[str, ...]
+    """In both with different shapes: they keep their initial values."""
+
+    @property
+    def summary(self) -> str:
+        """One line: how much was loaded, and what was not."""
+        total = len(self.matched) + len(self.missing) + len(self.mismatched)
+        parts = [f"loaded {len(self.matched)} of the network's {total} tensors from {self.source}"]
+        for label, names in (
+            ("not in it", self.missing),
+            ("of another shape", self.mismatched),
+            ("not of this network", self.unexpected),
+        ):
+            if names:
+                parts.append(f"{len(names)} {label} ({_abbreviate(names)})")
+        return "; ".join(parts)
+
+
+def load_init(model: MattingBase, url: str) -> InitReport:
+    """Load a weights file into `model`, in place.
+
+    `url`: any URL that fsspec reads, of a published state dict (.pth) or of a DeepLabV3 checkpoint
+    (a dictionary with `model_state`). Raises WeightsError, and leaves the network as it was, for a
+    file that is missing, is no weights file, is of another backbone, or holds nothing that fits.
+    """
+    return load_published(model, read_file(url), url)
+
+
+def load_published(model: MattingBase, content: Any, source: str) -> InitReport:
+    """As `load_init`, for a file's content: a state dict, or a dictionary with `model_state`."""
+    if not isinstance(content, Mapping):
+        raise WeightsError(
+            f"{source} holds a {type(content).__name__}, expected a state dict: "
+            "give a published .pth or a DeepLabV3 checkpoint"
+        )
+    state = content.get("model_state")
+    if isinstance(state, Mapping):
+        return load_matching(model, rename_deeplab(_tensors(state)), source, first_may_differ=True)
+    return load_matching(model, _tensors(content), source)
+
+
+def load_matching(
+    model: MattingBase,
+    tensors: Mapping[str, Tensor],
+    source: str = "the given tensors",
+    *,
+    first_may_differ: bool = False,
+) -> InitReport:
+    """Copy into `model` the tensors whose names and shapes fit; dtypes and devices stay its own.
+
+    A base network's tensors in a refine network, or the reverse, is the normal case. Raises
+    WeightsError, before anything is copied, when nothing fits, or when the tensors hold another
+    backbone: names or shapes below `backbone.` that differ. `first_may_differ`: the first
+    convolution may have another shape.
+    """
+    own = model.state_dict()
+    report = _compare(own, tensors, source)
+    if not report.matched:
+        raise WeightsError(
+            f"nothing in {source} fits this network: {_foreign(tensors)}; "
+            "give a published .pth, a DeepLabV3 checkpoint, or a run or checkpoint of raymat"
+        )
+    _check_backbone(own, tensors, report, first_may_differ)
+    with torch.no_grad():
+        for name in report.matched:
+            own[name].copy_(tensors[name])
+    return report
+
+
+def rename_deeplab(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A DeepLabV3 state dict (github.com/VainF/DeepLabV3Plus-Pytorch) under this project's names.
+
+    `classifier.classifier.0` becomes `aspp`. A MobileNetV2's `backbone.low_level_features.i`
+    becomes `backbone.features.i`; its `high_level_features.j` begin at features[4], numbered from 0
+    or, where a slice of the original kept its numbers, from 4.
+    """
+    pattern = re.compile(r"backbone\.high_level_features\.(\d+)\.")
+    numbers = [int(found[1]) for name in state if (found := pattern.match(name))]
+    shift = 4 - min(numbers, default=4)
+    return {
+        pattern.sub(lambda found: f"backbone.features.{int(found[1]) + shift}.", name)
+        .replace("backbone.low_level_features.", "backbone.features.")
+        .replace("classifier.classifier.0.", "aspp."): tensor
+        for name, tensor in state.items()
+    }
+
+
+def backbone_of(names: Mapping[str, object]) -> str | None:
+    """Which backbone a state dict's names are of; None where they are of none known."""
+    for backbone, signature in _SIGNATURES.items():
+        if all(name in names for name in signature):
+            return backbone
+    return None
+
+
+def read_file(url: str) -> Any:
+    """What a weights file holds: tensors (on the CPU), numbers, strings and containers only."""
+    data = _fetch(url)
+    # Scores of numpy's types lie beside the weights in DeepLabV3 checkpoints; they are passed over,
+    # not rebuilt.
+    passed_over: list[Any] = [
+        (_Ignored, f"{module}.{name}")
+        for module, name in (
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "scalar"),
+            ("numpy._core.multiarray", "scalar"),
+        )
+    ]
+    try:
+        with torch.serialization.safe_globals(passed_over), warnings.catch_warnings():
+            # It warns of odd pickle protocols, which is what damaged files have.
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except _BROKEN as error:
+        raise WeightsError(f"cannot read weights from {url}: {_reason(data, error)}") from error
+
+
+class _Ignored:
+    """Stands in for an object that is not wanted: takes any arguments and state, keeps nothing."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _fetch(url: str) -> bytes:
+    try:
+        with fsspec.open(url, "rb") as file:
+            return bytes(file.read())
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"no such weights file: {url}; give a .pth file, or a run or checkpoint of raymat"
+        ) from error
+    except _storage_errors() as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(f"cannot read weights from {url}: {reason}") from error
+
+
+def _storage_errors() -> tuple[type[BaseException], ...]:
+    """What fsspec's file systems raise: a client's own tree only where that client is loaded."""
+    trees = (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError"))
+    own = [getattr(sys.modules[module], name) for module, name in trees if module in sys.modules]
+    # ValueError: an unknown protocol. ImportError: the package for this protocol is not installed.
+    return (OSError, ValueError, ImportError, *own)
+
+
+def _reason(data: bytes, error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if "TorchScript" in text:
+        return "it is a TorchScript archive; give the PyTorch weights (a state dict) instead"
+    if "Unsupported" in text or "Weights only load failed" in text:
+        return (
+            "it is damaged or holds objects other than weights, which are never run; "
+            "save only the state dict: torch.save(model.state_dict(), ...)"
+        )
+    if not data.startswith((b"PK\x03\x04", b"\x80")):
+        return "it is not a PyTorch weights file"
+    return f"the file is damaged or incomplete ({type(error).__name__}); fetch it again"
+
+
+def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors among a dictionary's values; a file may hold other things beside them."""
+    return {
+        name: value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+
+
+def _compare(own: Mapping[str, Tensor], other: Mapping[str, Tensor], source: str) -> InitReport:
+    both = [name for name in own if name in other]
+    same = {name for name in both if own[name].shape == other[name].shape}
+    return InitReport(
+        source=source,
+        matched=tuple(name for name in both if name in same),
+        missing=tuple(name for name in own if name not in other),
+        unexpected=tuple(name for name in other if name not in own),
+        mismatched=tuple(name for name in both if name not in same),
+    )
+
+
+def _check_backbone(
+    own: Mapping[str, Tensor],
+    other: Mapping[str, Tensor],
+    report: InitReport,
+    first_may_differ: bool,
+) -> None:
+    allowed = FIRST_CONVOLUTIONS if first_may_differ else ()
+    different = [
+        name
+        for name in (*report.missing, *report.unexpected, *report.mismatched)
+        # Counters only; files older than PyTorch 0.4.1 lack them.
+        if name.startswith("backbone.")
+        and not name.endswith("num_batches_tracked")
+        and name not in allowed
+    ]
+    if not different:
+        return
+    ours, theirs = backbone_of(own), backbone_of(other)
+    if theirs is not None and ours != theirs:
+        message = (
+            f"{report.source} has the backbone {theirs}, this network {ours}: "
+            f"use --backbone {theirs} or other weights"
+        )
+    else:
+        message = (
+            f"the backbone in {report.source} is not this network's {ours}: "
+            f"{len(different)} tensors differ ({_abbreviate(different)})"
+        )
+    raise WeightsError(message)
+
+
+def _foreign(tensors: Mapping[str, Tensor]) -> str:
+    if not tensors:
+        return "it holds no tensors"
+    return f"its {len(tensors)} tensors are named {_abbreviate(tuple(tensors))}"
+
+
+def _abbreviate(names: tuple[str, ...] | list[str]) -> str:
+    """The first names, and that there are more."""
+    shown = ", ".join(names[:3])
+    return f"{shown}, ..." if len(names) > 3 else shown
