@@ -8,7 +8,10 @@ does.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+import types
+import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,6 +27,50 @@ RefineMode = Literal["full", "sampling", "thresholding"]
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def field_kinds(owner: type) -> dict[str, tuple[Any, ...]]:
+    """For each field of a configuration class the types that it may have, None as NoneType: `int | None` is (int, NoneType)."""
+    unions = (typing.Union, types.UnionType)
+    return {
+        name: typing.get_args(hint) if typing.get_origin(hint) in unions else (hint,)
+        for name, hint in typing.get_type_hints(owner).items()
+    }
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is Literal:
+        return value in typing.get_args(kind)
+    if kind is float:
+        return (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        )
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _expected(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(kind)))
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        type(None): "nothing",
+    }
+    return names.get(kind, kind.__name__)
+
+
+def _check_kinds(owner: object) -> None:
+    """Refuse values of another type than the field's, which would fail far away or not at all."""
+    for name, kinds in field_kinds(type(owner)).items():
+        value = getattr(owner, name)
+        _require(
+            any(_fits(value, kind) for kind in kinds),
+            f"--{name.replace('_', '-')} must be {' or '.join(map(_expected, kinds))}, got {value!r}",
+        )
 
 
 @dataclass(frozen=True)
@@ -79,6 +126,7 @@ class DataConfig:
     reference's pictures, slower."""
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         folders = self.dataset is not None or self.backgrounds is not None
         _require(
             folders != (self.synthetic is not None),
@@ -128,6 +176,7 @@ class ModelConfig:
     """Refine only: kernel size of the refiner's convolutions."""
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         _require(
             0 < self.backbone_scale <= 0.5,
             f"--backbone-scale must be in (0, 0.5], got {self.backbone_scale}",
@@ -157,6 +206,7 @@ class OptimConfig:
     """Steps in a row with a non-finite loss or gradient that are skipped before training stops."""
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         for name in ("lr_backbone", "lr_aspp", "lr_decoder", "lr_refiner"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"--{name.replace('_', '-')} must be in [0, 1), got {value}")
@@ -177,6 +227,7 @@ class LengthConfig:
     """Stop after this many steps instead of --epochs."""
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         _require(self.epochs is None or self.steps is None, "give --epochs or --steps, not both")
         _require(
             self.epochs is not None or self.steps is not None, "give one of --epochs and --steps"
@@ -199,6 +250,7 @@ class CheckpointConfig:
     """Newest committed checkpoints to keep, beside the best."""
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         _require(
             self.checkpoint_interval > 0,
             f"--checkpoint-interval must be at least 1, got {self.checkpoint_interval}",
@@ -220,6 +272,7 @@ class LogConfig:
     """Steps between image grids."""
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         for name in ("valid_interval", "log_loss_interval", "log_images_interval"):
             value = getattr(self, name)
             _require(value > 0, f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -246,6 +299,7 @@ class WorkersConfig:
     """Read tasks at the same time. Default: the cluster's CPUs less the workers', at least 1."""
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         _require(self.threads > 0, f"--threads must be at least 1, got {self.threads}")
         _require(
             self.max_failures >= 0, f"--max-failures must not be negative: {self.max_failures}"
@@ -274,6 +328,7 @@ class RunConfig:
     workers: WorkersConfig = field(default_factory=WorkersConfig)
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         _require(self.stage in ("base", "refine"), f"stage must be base or refine: {self.stage!r}")
         _require(
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) is not None,

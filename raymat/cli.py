@@ -1,0 +1,110 @@
+"""The `raymat` command, and what the jobs call."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from raymat import __version__
+from raymat.config import RunConfig, Stage
+from raymat.errors import ConfigError, RaymatError
+from raymat.options import parse_run
+
+__all__ = ["COMMANDS", "fail", "job_main", "main", "parse_run"]
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: one line for the overview, and what takes the rest of the command line and returns the exit code."""
+
+    help: str
+    run: Callable[[Sequence[str]], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `raymat ARGV`; returns the exit code: the subcommand's own, 2 for what the user can mend, 130 when interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(lambda: _dispatch(words))
+
+
+def job_main(stage: Stage, argv: Sequence[str] | None = None) -> int:
+    """Train or resume the run that a command line describes, and print its last line; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(lambda: _train(stage, words))
+
+
+def fail(error: RaymatError) -> int:
+    """Print the error as one line and give the exit code for it."""
+    print(f"raymat: error: {error.line}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _guarded(action: Callable[[], int]) -> int:
+    try:
+        return action()
+    except RaymatError as error:
+        return fail(error)
+    except KeyboardInterrupt:
+        print("raymat: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _train(stage: Stage, argv: Sequence[str]) -> int:
+    config: RunConfig = parse_run(stage, argv)
+    # Here, since Ray takes a second to import and --help and wrong flags need none of it.
+    from raymat.cluster.launch import timed_fit
+
+    print(timed_fit(config))
+    return 0
+
+
+def _later(target: str) -> Callable[[Sequence[str]], int]:
+    """A function named `module:function`, imported when it is called."""
+
+    def run(argv: Sequence[str]) -> int:
+        module, _, name = target.partition(":")
+        code: int = getattr(importlib.import_module(module), name)(argv)
+        return code
+
+    return run
+
+
+COMMANDS: dict[str, Command] = {
+    "base": Command("train the base network", functools.partial(_train, "base")),
+    "refine": Command("train the refine network", functools.partial(_train, "refine")),
+    "demo": Command(
+        "both stages on made pictures, with a kill and a resume", _later("raymat.cluster.demo:main")
+    ),
+    "diff": Command(
+        "compare two runs or checkpoints, tensor by tensor", _later("raymat.tools.diff:main")
+    ),
+}
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        print(f"raymat {__version__}")
+        return 0
+    command = COMMANDS.get(words[0])
+    if command is None:
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise ConfigError(f"unknown command {words[0]!r}: {hint}")
+    return command.run(words[1:])
+
+
+def _overview() -> str:
+    lines = [f"  {name:<8} {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        ["usage: raymat COMMAND ...", "", *lines, "", "raymat COMMAND --help says more."]
+    )
