@@ -1,0 +1,213 @@
+"""Photometric operations on one picture: blur, sharpen, colour jitter, small affine warps, noise.
+
+Pictures are planar float tensors (channels, height, width) with values in 0..1, on any device. As everywhere in torch, a function
+whose name ends in an underscore changes its picture in place and returns it; the others leave it as it was. All parameters are
+plain numbers from the host, so that nothing here waits for a GPU. There is no convolution and no matrix product: their
+arithmetic depends on TF32, autocast and the library's choice of algorithm, while a sum of shifted pictures is always the same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+JitterStep = Literal["brightness", "contrast", "saturation", "hue"]
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """A colour jitter: three factors around 1, a shift of the hue in turns (-0.5..0.5), and the order of the four."""
+
+    order: tuple[JitterStep, ...]
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A map of the picture about its centre: x shear, then rotation, then scale, then translation.
+
+    `degrees` turns clockwise on the screen, `shear` slants along x (both in degrees), `translate` is (x, y) in fractions of
+    the picture's width and height.
+    """
+
+    degrees: float
+    translate: tuple[float, float]
+    scale: float = 1.0
+    shear: float = 0.0
+
+
+def box_blur(x: Tensor, radius: float) -> Tensor:
+    """Mean over a box of 2 * radius + 1 pixels in both directions, the edge pixels repeated outwards.
+
+    A fractional radius m + f (m whole) weighs the 2m + 1 nearest pixels with 1 and the next on either side with f: the extended
+    box filter of Gwosdek et al. ("Theoretical Foundations of Gaussian Convolution by Extended Box Filtering", SSVM 2011),
+    which is also what Pillow's `ImageFilter.BoxBlur` does. Radius 0 is the identity.
+    """
+    if radius <= 0:
+        return x
+    return _box_mean(_box_mean(x, radius, -1), radius, -2).clamp_(0, 1)
+
+
+def _box_mean(x: Tensor, radius: float, dim: int) -> Tensor:
+    """`box_blur` along one dimension (-1 or -2)."""
+    whole = math.floor(radius)
+    rest = radius - whole
+    reach = whole + (rest > 0)
+    padded = F.pad(x, (reach, reach, 0, 0) if dim == -1 else (0, 0, reach, reach), mode="replicate")
+    length = x.shape[dim]
+    inner = padded.narrow(dim, reach - whole, length + 2 * whole)
+    total = _window_sums(inner, 2 * whole + 1, dim)
+    if rest > 0:
+        ends = padded.narrow(dim, 0, length) + padded.narrow(dim, 2 * reach, length)
+        total = torch.add(total, ends, alpha=rest)
+    return total / (2 * radius + 1)
+
+
+def _window_sums(x: Tensor, width: int, dim: int) -> Tensor:
+    """Sums of every `width` adjacent values along `dim`, which gets `width - 1` shorter.
+
+    Sums over 1, 2, 4, 8 ... values are made by doubling and those in `width`'s binary digits added up: about 2 log2(width)
+    passes, and no running sum, whose rounding error would grow along the row.
+    """
+    length = x.shape[dim] - width + 1
+    span, offset, doubled = 1, 0, x
+    total: Tensor | None = None
+    while True:
+        if width & span:
+            part = doubled.narrow(dim, offset, length)
+            total = part if total is None else total + part
+            offset += span
+        if 2 * span > width:
+            assert total is not None
+            return total
+        steps = doubled.shape[dim] - span
+        doubled = doubled.narrow(dim, 0, steps) + doubled.narrow(dim, span, steps)
+        span *= 2
+
+
+def sharpen(x: Tensor, scale: float = 1.0) -> Tensor:
+    """Pillow's `ImageFilter.SHARPEN` (3x3, centre 32, ring -2, over 16), clamped to 0..1, edge pixels repeated outwards.
+
+    The kernel is x + 9/8 * (x - box mean of radius 1), written so that it scales: at `scale` the radius is `scale` pixels.
+    """
+    return torch.mul(x, 2.125).sub_(box_blur(x, scale), alpha=1.125).clamp_(0, 1)
+
+
+def grey(x: Tensor) -> Tensor:
+    """Luma (1, h, w) of an RGB picture (3, h, w): 0.2989 R + 0.587 G + 0.114 B."""
+    red, green, blue = x
+    return torch.mul(red, 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).unsqueeze(0)
+
+
+def brightness_(x: Tensor, factor: float) -> Tensor:
+    """The picture times `factor`, clamped to 0..1."""
+    return x.mul_(factor).clamp_(0, 1)
+
+
+def contrast_(x: Tensor, factor: float) -> Tensor:
+    """`factor` of the picture and 1 - `factor` of its mean luma, clamped to 0..1."""
+    red, green, blue = x.sum(-1).sum(-1, dtype=torch.float64)
+    mean = (0.2989 * red + 0.587 * green + 0.114 * blue) / x[0].numel()
+    return x.mul_(factor).add_(mean.to(x.dtype), alpha=1 - factor).clamp_(0, 1)
+
+
+def saturation_(x: Tensor, factor: float) -> Tensor:
+    """`factor` of the picture and 1 - `factor` of its luma, clamped to 0..1."""
+    luma = grey(x)
+    return x.mul_(factor).add_(luma, alpha=1 - factor).clamp_(0, 1)
+
+
+def hue_(x: Tensor, turns: float) -> Tensor:
+    """The hue of every pixel shifted by `turns` (1 = once around), its value and saturation in HSV kept.
+
+    With M and m a pixel's largest and smallest component and C = M - m, its hue in sixths of a turn away from red (-3..3, green at
+    2, blue at -2) is 2 + (G + B - R - M) / C with the sign of G - B; and a component of a colour is m + C * w, with w = 1 up to one
+    sixth from the component's own hue, 0 from two sixths on and linear between: the hexcone model (Smith, "Color Gamut
+    Transform Pairs", SIGGRAPH 1978) without its case distinctions, which cost more than the arithmetic.
+    """
+    red, green, blue = x
+    largest, smallest = x.amax(0), x.amin(0)
+    hue = (green + blue).sub_(red).sub_(largest)
+    chroma = largest.sub_(smallest)
+    scratch = chroma.clamp_min(torch.finfo(x.dtype).tiny)  # without chroma any hue will do
+    hue.div_(scratch).add_(2)
+    hue.copysign_(torch.sub(green, blue, out=scratch))
+    for plane, own in zip((red, green, blue), (0, 2, -2), strict=True):
+        shift = (6 * turns - own + 3) % 6 - 3
+        # |hue + shift| is 0..6, its distance from the component's own hue 3 - | |hue + shift| - 3 |.
+        torch.add(hue, shift, out=plane)
+    return x.abs_().sub_(3).abs_().sub_(1).clamp_(0, 1).mul_(chroma).add_(smallest)
+
+
+def jitter_(x: Tensor, parameters: Jitter) -> Tensor:
+    """The four adjustments of `parameters`, in its order, on an RGB picture (3, h, w)."""
+    for step in parameters.order:
+        _ADJUST[step](x, getattr(parameters, step))
+    return x
+
+
+_ADJUST = {
+    "brightness": brightness_,
+    "contrast": contrast_,
+    "saturation": saturation_,
+    "hue": hue_,
+}
+
+
+def affine_warp(x: Tensor, affine: Affine) -> Tensor:
+    """The picture moved by `affine`: bilinear, the same size, 0 outside of the picture.
+
+    Positions are in pixels from the centre, x to the right and y down, so that a turn stays a turn in an oblong picture.
+    """
+    height, width = x.shape[-2:]
+    to_x, to_y = _inverse(affine, width, height)
+    columns = _centred(width, x)
+    rows = _centred(height, x).unsqueeze(1)
+    # grid_sample wants places as -1..1 over the picture's width and height.
+    grid = x.new_empty((height, width, 2))
+    for axis, (by_x, by_y, fixed), side in ((0, to_x, width), (1, to_y, height)):
+        along, down = columns * (2 * by_x / side), rows * (2 * by_y / side) + 2 * fixed / side
+        torch.add(along, down, out=grid[..., axis])
+    moved = F.grid_sample(
+        x.unsqueeze(0),
+        grid.unsqueeze(0),
+        mode="bilinear",
+        padding_mode="zeros",
+        align_corners=False,
+    )
+    return moved.squeeze(0).clamp_(0, 1)
+
+
+def _centred(count: int, like: Tensor) -> Tensor:
+    """Pixel centres along a side of `count` pixels, measured from its middle."""
+    return torch.arange(count, dtype=like.dtype, device=like.device).add_(0.5 - count / 2)
+
+
+def _inverse(
+    affine: Affine, width: int, height: int
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """The rows of the 2x3 matrix that leads from a place in the result to the place in the picture it shows."""
+    cos, sin = math.cos(math.radians(affine.degrees)), math.sin(math.radians(affine.degrees))
+    slant = math.tan(math.radians(affine.shear))
+    # Forward: scale * [cos, -sin; sin, cos] * [1, -slant; 0, 1]; the inverse undoes them the other way round.
+    xx, xy = (cos - slant * sin) / affine.scale, (sin + slant * cos) / affine.scale
+    yx, yy = -sin / affine.scale, cos / affine.scale
+    dx, dy = affine.translate[0] * width, affine.translate[1] * height
+    return (xx, xy, -xx * dx - xy * dy), (yx, yy, -yx * dx - yy * dy)
+
+
+def noise_(x: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+    """The picture plus normal noise of the given standard deviation from `generator`, clamped to 0..1.
+
+    The field is always drawn in single precision, so that a run in double precision sees the same noise.
+    """
+    field = torch.randn(x.shape, generator=generator, device=x.device, dtype=torch.float32)
+    return x.add_(field.to(x.dtype), alpha=deviation).clamp_(0, 1)
