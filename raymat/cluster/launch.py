@@ -4,10 +4,13 @@ notebook call."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
+import socket
 import sys
 import time
+import uuid
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,8 +33,9 @@ from raymat.cluster.trainer import (
 )
 from raymat.cluster.watch import FailureLog
 from raymat.cluster.worker import WorkerSpec, train_worker
-from raymat.config import RunConfig, from_dict
+from raymat.config import RunConfig, from_dict, to_dict
 from raymat.errors import ClusterError, ConfigError
+from raymat.train.events import EventLog
 from raymat.train.prepare import PreparedRun, prepare, read_run
 
 log = logging.getLogger(__name__)
@@ -68,7 +72,7 @@ def fit(config: RunConfig) -> Result:
         raise ConfigError(
             "--storage memory:// lives in one process, a run has several: use a folder or a bucket"
         )
-    store.probe()
+    _probe(store)
     apply_settings()
     ours = _start_ray()
     try:
@@ -78,6 +82,7 @@ def fit(config: RunConfig) -> Result:
         if done >= run.order.total_steps:
             return Result(store.url, done, run.order.total_steps, already_complete=True)
         _check_room(config, ray.cluster_resources(), can_grow=ours != "started")
+        _note_launch(run, store)
         return _train(run, store)
     finally:
         if ours != "shared":
@@ -191,6 +196,7 @@ def _train(run: PreparedRun, store: Store) -> Result:
         ),
         datasets={"train": dataset_factory(plan, board, config.workers.decode_tasks)},
         dataset_config=_data_config(),
+        newest_step=functools.partial(completed_step, store),
     )
     with ProgressLine(board):
         try:
@@ -206,6 +212,24 @@ def _data_config() -> ray.train.DataConfig:
     options = ray.data.ExecutionOptions(preserve_order=True)
     # Locality would hand blocks to the nearest worker instead of the one whose share they are.
     return ray.train.DataConfig(execution_options=options, enable_shard_locality=False)
+
+
+def _probe(store: Store) -> None:
+    """Raise StorageError now, not at the first checkpoint, where the storage cannot be written."""
+    path = f"events/.probe-{uuid.uuid4().hex}"
+    store.write(path, b"")
+    store.delete([path])
+
+
+def _note_launch(run: PreparedRun, store: Store) -> None:
+    """An event that says who drives, from where, and with which configuration."""
+    EventLog.for_driver(store).emit(
+        "launch",
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        resumed=run.resumed,
+        config=to_dict(run.config),
+    )
 
 
 def _check_room(config: RunConfig, resources: dict[str, float], can_grow: bool) -> None:

@@ -8,9 +8,11 @@ changes this is noticed.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.train import FailureConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
@@ -22,6 +24,7 @@ from ray.train.v2._internal.execution.failure_handling import (
 from raymat.errors import ClusterError, RaymatError, StorageError
 
 TESTED_RAY = (2, 60)
+MAX_FRUITLESS = 3  # the same failure this often without a commit between: it is no accident
 
 # Ray Train reads its polls from the environment of the driver and passes them on. Its defaults cost
 # seconds per report and restart; a user's own values win.
@@ -87,19 +90,49 @@ def is_fatal(error: BaseException) -> bool:
     return found is not None and not isinstance(found, StorageError)
 
 
+def somebody_died(error: BaseException) -> bool:
+    """Whether a worker's process or node was lost; the other ranks then fail for that alone."""
+    failures = getattr(error, "worker_failures", {})
+    return any(isinstance(cause(found), RayError) for found in failures.values())
+
+
 class RaymatFailurePolicy(DefaultFailurePolicy):
-    """Ray's policy, but an error that would come again ends the run at once."""
+    """Ray's policy, but what would come again ends the run: at once for an error that raymat
+    raised on purpose, after three tries without a new commit for any other that a worker raised.
+    """
+
+    def __init__(self, failure_config: FailureConfig, newest_step: Callable[[], int]) -> None:
+        super().__init__(failure_config)
+        self._newest_step = newest_step
+        self._step = -1
+        self._fruitless = 0
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
-        if is_fatal(training_failed_error):
+        if is_fatal(training_failed_error) or self._is_stuck(training_failed_error):
             return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 
+    def _is_stuck(self, error: BaseException) -> bool:
+        if somebody_died(error) or isinstance(raymat_error(error), StorageError):
+            return False
+        step = self._newest_step()
+        self._fruitless = self._fruitless + 1 if step == self._step else 1
+        self._step = step
+        return self._fruitless >= MAX_FRUITLESS
+
 
 class RaymatTrainer(TorchTrainer):
-    """TorchTrainer with raymat's failure policy."""
+    """TorchTrainer with raymat's failure policy.
+
+    Args:
+        newest_step: asked by the controller, in its own process, for the newest commit's step.
+    """
+
+    def __init__(self, *args: Any, newest_step: Callable[[], int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._newest_step = newest_step
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
         config = self.run_config.failure_config or FailureConfig()
-        kwargs["failure_policy"] = RaymatFailurePolicy(config)
+        kwargs["failure_policy"] = RaymatFailurePolicy(config, self._newest_step)
         return super()._initialize_and_run_controller(**kwargs)

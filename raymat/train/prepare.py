@@ -103,10 +103,11 @@ def read_run(store: Store) -> dict[str, Any] | None:
     Raises:
         StorageError: the file is there but is not a run's.
     """
-    if not store.exists(RUN_FILE):
+    data = store.try_read(RUN_FILE)
+    if data is None:
         return None
     try:
-        stored = json.loads(store.read(RUN_FILE))
+        stored = json.loads(data)
         if stored["format"] != RUN_FORMAT:
             raise StorageError(
                 f"{store.url}/{RUN_FILE} has format {stored['format']}, expected {RUN_FORMAT}: "

@@ -1,0 +1,145 @@
+"""`raymat demo`: both stages for real on this machine, with a worker killed on the way.
+
+Procedural pairs, a small network and small images, but the same code as any run: a local Ray
+cluster, two workers, Ray Data, checkpoints in a folder, a SIGKILL in the middle, a resume.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+
+from raymat.checkpoint.store import Store
+from raymat.cluster.launch import fit
+from raymat.cluster.trainer import apply_settings
+from raymat.config import RunConfig, build
+from raymat.data.batch import make_valid_batch
+from raymat.errors import ConfigError
+from raymat.tools.picture import prediction, source_and_truth, trained_model, write_picture
+from raymat.train.events import read_events
+from raymat.train.metrics import read_metrics
+from raymat.train.prepare import prepare
+
+FOLDER = "demo"
+PICTURE_EXAMPLES = 4
+PICTURE_SIDE = 224
+
+BASE = {
+    "resolution": 128,
+    "crop": "96:128",
+    "batch_size": 8,
+    "steps": 320,
+    "checkpoint_interval": 40,
+    "valid_interval": 80,
+}
+REFINE = {
+    "resolution": 256,
+    "crop": "192:256",
+    "batch_size": 4,
+    "steps": 60,
+    "checkpoint_interval": 20,
+    "valid_interval": 30,
+    "refine_sample_pixels": 6400,
+}
+BOTH = {
+    "synthetic": 400,
+    "backbone": "mobilenetv2",
+    "workers": "2",
+    "device": "cpu",
+    "epoch_examples": 10**9,
+    "valid_examples": 16,
+    "log_loss_interval": 10,
+    "storage": FOLDER,
+}
+
+
+def main(argv: Sequence[str] = ()) -> int:
+    """Run the demo in ./demo, which it makes anew; returns the exit code."""
+    if argv:
+        raise ConfigError(f"raymat demo takes no arguments, got {' '.join(argv)}")
+    started = time.monotonic()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    apply_settings()
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=10**9,
+    )
+    try:
+        base = build("base", BOTH | BASE | {"name": "base"})
+        refine = build("refine", BOTH | REFINE | {"name": "refine", "init": f"{FOLDER}/base"})
+        lines = [_stage(base, kill=True), _stage(refine, kill=False)]
+    finally:
+        ray.shutdown()
+    _picture([base, refine])
+    print("\n".join(["", *lines, f"picture: {FOLDER}/matting.png"]))
+    print(f"in all {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def _stage(config: RunConfig, kill: bool) -> str:
+    """Run one stage to its end; returns its line of the summary."""
+    print(f"{config.stage}: {config.length.steps} steps on {config.workers.workers} workers")
+    store = Store.open(config.storage, config.name)
+    began = time.monotonic()
+    killer = _HalfwayKiller(store, (config.length.steps or 0) // 2)
+    if kill:
+        killer.start()
+    fit(config)
+    killer.done.set()
+    return _summary(store, config, time.monotonic() - began)
+
+
+def _summary(store: Store, config: RunConfig, seconds: float) -> str:
+    events = read_events(store)
+    starts = [event for event in events if event["kind"] == "start"]
+    restores = [event["step"] for event in events if event["kind"] == "restore"]
+    valid = [row["loss"] for row in read_metrics(store) if row["kind"] == "valid"]
+    steps = [row["step"] for row in read_metrics(store) if row["kind"] == "train"]
+    resumed = f", resumed at step {restores[-1]}" if restores else ""
+    return (
+        f"{config.stage:7s}{steps[-1]} steps in {seconds:.0f} s, {len(starts) - 1} restarts"
+        f"{resumed}, validation loss {valid[0]:.3f} -> {valid[-1]:.3f}"
+    )
+
+
+class _HalfwayKiller(threading.Thread):
+    """Sends SIGKILL to a worker of the run as soon as a checkpoint at or past `step` is there."""
+
+    def __init__(self, store: Store, step: int) -> None:
+        super().__init__(daemon=True)
+        self.done = threading.Event()
+        self._store = store
+        self._step = step
+
+    def run(self) -> None:
+        while not self.done.wait(0.2):
+            events = read_events(self._store)
+            commits = [event["step"] for event in events if event["kind"] == "commit"]
+            if not commits or max(commits) < self._step:
+                continue
+            victim = next(e for e in reversed(events) if e["kind"] == "start")["ranks"][-1]
+            time.sleep(2)  # into the steps after the checkpoint
+            print(f"killing worker {victim['rank']}, process {victim['pid']}", flush=True)
+            os.kill(victim["pid"], signal.SIGKILL)
+            return
+
+
+def _picture(configs: list[RunConfig]) -> None:
+    refine = configs[-1]
+    run = prepare(refine, Store.open(refine.storage, refine.name))
+    batch = make_valid_batch(run.source.open(), run.order, run.geometry, 0, range(PICTURE_EXAMPLES))
+    columns = list(source_and_truth(batch, refine))
+    for config in configs:
+        model = trained_model(Store.open(config.storage, config.name), config)
+        columns.append(prediction(batch, refine, model, f"{config.stage} alpha"))
+    Path(FOLDER).mkdir(exist_ok=True)
+    write_picture(f"{FOLDER}/matting.png", columns, PICTURE_SIDE)

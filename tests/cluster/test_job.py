@@ -1,0 +1,142 @@
+"""`ray job submit ... jobs/base.py` against a real head that asks for a token."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kit import rows, starts
+
+from raymat.checkpoint.store import Store
+from raymat.train.events import read_events
+
+PROJECT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).parent / "ray")
+BATCH, STEPS = 4, 60
+
+
+@dataclass
+class Head:
+    """A Ray head of this test's own: its dashboard's address, and the environment to reach it."""
+
+    address: str
+    environment: dict[str, str]
+
+    def submit(self, *arguments: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
+        """`ray job submit` of the project; the output is the job's log."""
+        command = [RAY, "job", "submit", "--address", self.address, "--working-dir", str(PROJECT)]
+        command += [] if wait else ["--no-wait"]
+        return subprocess.run(
+            [*command, "--", *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(what: Callable[[], Any], seconds: float) -> Any:
+    """The first true value of `what`, asked for up to `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"nothing came within {seconds} s")
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def head() -> Iterator[Head]:
+    port, dashboard = free_port(), free_port()
+    with tempfile.TemporaryDirectory(prefix="rm", dir="/tmp") as folder:
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("RAY_")
+        } | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_TMPDIR": folder,
+        }
+        command = [RAY, "start", "--head", "--block", f"--port={port}"]
+        command += [f"--dashboard-port={dashboard}", "--num-cpus=4", "--disable-usage-stats"]
+        command += ["--object-store-memory=500000000"]
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            wait_for(lambda: listens(dashboard), 60)
+            yield Head(f"http://127.0.0.1:{dashboard}", environment)
+        finally:
+            process.terminate()  # `ray start --block` ends its cluster, and no other, on SIGTERM
+            process.wait(timeout=60)
+
+
+def driver_pid(store: Store, number: int) -> int | None:
+    launches = [event for event in read_events(store) if event["kind"] == "launch"]
+    return int(launches[number]["pid"]) if len(launches) > number else None
+
+
+def newest_commit(store: Store) -> int:
+    return max((e["step"] for e in read_events(store) if e["kind"] == "commit"), default=0)
+
+
+@pytest.mark.slow
+def test_a_run_whose_driver_was_killed_resumes_when_it_is_submitted_again(
+    head: Head, tmp_path: Path
+) -> None:
+    job = [sys.executable, "jobs/base.py", "--name", "night", "--storage", str(tmp_path)]
+    job += ["--synthetic", "40", "--backbone", "mobilenetv2", "--device", "cpu"]
+    job += ["--resolution", "64", "--crop", "64", "--batch-size", str(BATCH)]
+    job += ["--steps", str(STEPS), "--checkpoint-interval", "10", "--log-loss-interval", "1"]
+    job += ["--valid-examples", "0", "--workers", "2", "--epoch-examples", "1000000"]
+    store = Store.open(str(tmp_path), "night")
+
+    head.submit(*job, wait=False)
+    pid = wait_for(lambda: driver_pid(store, 0), 120)
+    wait_for(lambda: newest_commit(store) >= 20, 120)
+    os.kill(pid, signal.SIGKILL)
+    reached = newest_commit(store)
+    assert reached < STEPS
+
+    second = head.submit(*job)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert f"night is complete: step {STEPS} of {STEPS}" in second.stdout
+    restored = [event["step"] for event in read_events(store) if event["kind"] == "restore"]
+    assert len(restored) == 1
+    assert restored[0] >= reached
+    assert [start["attempt"] for start in starts(store)] == [1, 2]
+    assert [row[:2] for row in rows(store)] == [(k, k * BATCH) for k in range(1, STEPS + 1)]
+
+    third = head.submit(*job)
+    assert third.returncode == 0
+    assert "nothing to do" in third.stdout
+
+
+@pytest.mark.slow
+def test_a_submit_without_the_token_is_turned_away(head: Head) -> None:
+    head.environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    refused = head.submit(sys.executable, "--version")
+    assert refused.returncode != 0
+    assert "401" in refused.stdout + refused.stderr or "Unauthorized" in refused.stderr
