@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from raymat.data.files import UnreadableImage
 
@@ -45,12 +45,7 @@ _PILLOW_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-_PILLOW_FORMATS = (
-    "JPEG",
-    "MPO",
-    "PNG",
-    "WEBP",
-)  # its decoders of other formats are not for strangers' files
+_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP")  # its other decoders are not for strangers' files
 
 
 class OpenImage(Protocol):
@@ -113,16 +108,21 @@ class EncodedImage:
                 return (int(width), int(height)), colours in ("CMYK", "YCCK")
             with Image.open(io.BytesIO(self._data), formats=_PILLOW_FORMATS) as image:
                 return image.size, False
-        except _PILLOW_ERRORS as error:
-            told = "is not an image (JPEG, PNG or WebP)"
-            reason = "is empty" if not self._data else f"{told}: {_first_line(error)}"
+        except UnidentifiedImageError as error:
+            reason = "is not an image (JPEG, PNG or WebP)" if self._data else "is empty"
             raise UnreadableImage(self._path, reason) from error
+        except _PILLOW_ERRORS as error:
+            raise UnreadableImage(self._path, f"is not an image: {_first_line(error)}") from error
 
     def _decode_jpeg(self, scale: Scale) -> Pixels:
         # Strict: libjpeg's warnings are errors. It warns, and fills up with grey, where data is missing or corrupt.
+        # The least sizes choose the scale; simplejpeg's min_factor without them reads a variable that nobody has set.
         try:
             pixels = simplejpeg.decode_jpeg(
-                self._data, "GRAY" if self._grey else "RGB", min_factor=scale
+                self._data,
+                "GRAY" if self._grey else "RGB",
+                min_height=-(-self._size[1] // scale),
+                min_width=-(-self._size[0] // scale),
             )
         except ValueError as error:
             raise UnreadableImage(self._path, _first_line(error)) from error
