@@ -1,0 +1,48 @@
+"""Digests of files, written as "algorithm:hex" so that the algorithm can change.
+
+SHA-256 because it is in every Python and lets go of the GIL, because a stranger cannot forge it,
+and because with the SHA instructions of current CPUs it keeps ahead of disks and networks (1.3
+GiB/s a core where blake2b makes 0.65; xxh3 and blake3 are 3 to 7 times faster, but need another
+package and the writer waits for the storage anyway).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable
+from typing import Any
+
+Buffer = bytes | bytearray | memoryview
+
+ALGORITHM = "sha256"
+"""What is written. Everything in `HEX_LENGTHS` can be read."""
+
+HEX_LENGTHS = {"sha256": 64, "blake2b": 128}
+
+
+def digest(buffers: Iterable[Buffer], algorithm: str = ALGORITHM) -> str:
+    """The digest of the buffers one after another, as "algorithm:hex"."""
+    state = _new(algorithm)
+    for buffer in buffers:
+        state.update(buffer)
+    return f"{algorithm}:{state.hexdigest()}"
+
+
+def matches(expected: str, buffers: Iterable[Buffer]) -> bool:
+    """Whether the buffers one after another have the digest `expected` (which `is_digest`)."""
+    return hmac.compare_digest(expected, digest(buffers, expected.partition(":")[0]))
+
+
+def is_digest(text: object) -> bool:
+    """Whether `text` is a digest of a known algorithm in the one way that we write it."""
+    if not isinstance(text, str):
+        return False
+    algorithm, _, value = text.partition(":")
+    length = HEX_LENGTHS.get(algorithm)
+    return length is not None and re.fullmatch(rf"[0-9a-f]{{{length}}}", value) is not None
+
+
+def _new(algorithm: str) -> Any:
+    return hashlib.new(algorithm, usedforsecurity=False)

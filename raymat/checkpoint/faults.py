@@ -1,0 +1,162 @@
+"""What storage backends raise, sorted into few kinds, each with one clear line and no secret."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import http.client
+import re
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from raymat.errors import StorageError
+
+Kind = Literal[
+    "missing", "bucket", "denied", "credentials", "full", "readonly", "clash", "unreachable", "other"
+]  # fmt: skip
+
+
+class MissingFileError(StorageError):
+    """A file, or a part of it, is not in the storage."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A backend's exception, understood: `transient` ones may pass when tried again."""
+
+    kind: Kind
+    transient: bool
+    detail: str
+
+    def error(self, action: str, url: str) -> StorageError:
+        """The exception for a user: `action` as in "read" or "write", `url` without secrets."""
+        if self.kind == "missing":
+            return MissingFileError(f"cannot {action} {url}: it does not exist")
+        return StorageError(f"cannot {action} {url}: {_ADVICE[self.kind].format(self.detail)}")
+
+
+_ADVICE: dict[Kind, str] = {
+    "bucket": "there is no bucket or container of that name; create it, or correct the storage URL",
+    "denied": "permission denied ({}); give this account the right to read and write there, or use another storage URL",
+    "credentials": "no usable credentials ({}); give the machine a role, or set the provider's variables or files",
+    "full": "no space left there ({}); free some or keep fewer checkpoints",
+    "readonly": "it is read-only; use another storage URL",
+    "clash": "a file lies where a folder should be, or the other way round ({}); use another name or storage URL",
+    "unreachable": "the storage does not answer ({}); check the network and the endpoint",
+    "other": "{}",
+}
+
+_FOREIGN = {
+    "botocore.exceptions": ("BotoCoreError", "ClientError"),
+    "aiohttp": ("ClientError",),
+    "gcsfs.retry": ("HttpError",),
+    "google.auth.exceptions": ("GoogleAuthError",),
+    "requests.exceptions": ("RequestException",),
+    "azure.core.exceptions": ("AzureError",),
+}
+
+_CREDENTIALS = (
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "DefaultCredentialsError",
+    "ClientAuthenticationError",
+)
+_REFRESH = ("CredentialRetrievalError", "RefreshError", "TransportError")
+_UNREACHABLE = (
+    "EndpointConnectionError",
+    "ConnectTimeoutError",
+    "ReadTimeoutError",
+    "ConnectionClosedError",
+    "HTTPClientError",
+    "ClientConnectionError",
+    "ServiceRequestError",
+    "ServiceResponseError",
+)
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "InvalidBucketName")
+_FULL_CODES = ("QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "AccountBeingCreated")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CLASH = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
+_PERMANENT = {errno.ENAMETOOLONG, errno.ENOTSUP, errno.ENODEV}
+
+
+def backend_errors() -> tuple[type[BaseException], ...]:
+    """Every exception type by which a storage backend may report a fault.
+
+    Classes of a provider's package are found only when that package is loaded, so that none is
+    needed.
+    """
+    found: list[type[BaseException]] = [OSError, asyncio.TimeoutError, http.client.HTTPException]
+    for module, names in _FOREIGN.items():
+        if module in sys.modules:
+            found += [getattr(sys.modules[module], name) for name in names]
+    return tuple(found)
+
+
+def classify(error: BaseException, action: str = "read") -> Fault:
+    """Sort an exception of `backend_errors()`: by the provider's code, then by type, then by errno.
+
+    `action`: what was tried; only what is read can be missing.
+    """
+    code, status = _code(error), _status(error)
+    detail = scrub(str(error)) or type(error).__name__
+    names = {kind.__name__ for kind in type(error).__mro__}
+    number = error.errno if isinstance(error, OSError) else None
+    if code in _NO_BUCKET:
+        return Fault("bucket", False, detail)
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return Fault("missing" if action == "read" else "other", False, detail)
+    if names & {*_CREDENTIALS, *_REFRESH}:
+        return Fault("credentials", bool(names & set(_REFRESH)), detail)
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return Fault("denied", False, code or detail)
+    if number in _FULL or code in _FULL_CODES or status == 507:
+        return Fault("full", False, detail)
+    if number == errno.EROFS:
+        return Fault("readonly", False, detail)
+    if number in _CLASH or isinstance(error, (FileExistsError, NotADirectoryError)):
+        return Fault("clash", False, detail)
+    if isinstance(error, (ConnectionError, TimeoutError, asyncio.TimeoutError)):
+        return Fault("unreachable", True, detail)
+    if names & set(_UNREACHABLE):
+        return Fault("unreachable", True, detail)
+    permanent = number in _PERMANENT or "ParamValidationError" in names
+    return Fault("other", not permanent, f"{type(error).__name__}: {detail}")
+
+
+def scrub(text: str, length: int = 200) -> str:
+    """`text` as one short line without user names, passwords, tokens and signatures in URLs."""
+    text = " ".join(text.split())
+    text = re.sub(r"(://)[^/\s:@]*:[^/\s@]*@", r"\1", text)
+    text = re.sub(r"\?[^\s\"']*", "?...", text)
+    text = re.sub(
+        r"(?i)\b((?:\w*(?:secret|token|password|signature|key|sig))\s*=\s*)\S+", r"\1...", text
+    )
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _code(error: BaseException) -> str:
+    """The provider's error code, as S3 and Azure give it; s3fs hides it in the cause."""
+    for candidate in (error, error.__cause__):
+        response = getattr(candidate, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        code = getattr(candidate, "error_code", None)
+        if isinstance(code, str):
+            return code
+    return ""
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status, where the exception has one."""
+    response = getattr(error, "response", None)
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    found = (
+        metadata.get("HTTPStatusCode"),
+        getattr(error, "status_code", None),
+        getattr(error, "code", None),
+    )
+    for status in found:
+        if isinstance(status, int | str) and str(status).isdigit():
+            return int(status)
+    return None

@@ -1,0 +1,188 @@
+"""Names inside a checkpoint, and the manifest: what each rank vouches for.
+
+A manifest is the last file that a rank writes. Its bytes are one canonical form, and its own digest
+is inside: whoever reads it accepts exactly what a writer wrote, to the byte, or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from raymat.checkpoint.digest import digest, is_digest
+from raymat.errors import CheckpointError
+
+FORMAT = 1
+"""Version of the layout: another one is refused."""
+
+STATE = "state.json"
+"""The file of rank 0 with everything that is not a tensor."""
+
+MAX_MANIFEST_BYTES = 2**20
+MAX_WORLD = 99_999
+
+
+@dataclass(frozen=True, order=True)
+class CheckpointId:
+    """A checkpoint: `step` completed steps, written by `attempt`. Ordered by step, then attempt."""
+
+    step: int
+    attempt: int
+
+    def __post_init__(self) -> None:
+        if self.step < 0 or self.attempt < 0:
+            raise ValueError(f"negative step or attempt: {self.step}, {self.attempt}")
+
+    def __str__(self) -> str:
+        return f"step-{self.step:09d}-a{self.attempt:03d}"
+
+    @classmethod
+    def parse(cls, text: str) -> CheckpointId:
+        """The inverse of `str`; any other text is a CheckpointError."""
+        found = cls.try_parse(text)
+        if found is None:
+            raise CheckpointError(
+                f"expected a checkpoint like step-000001200-a003, got {text[:60]!r}"
+            )
+        return found
+
+    @classmethod
+    def try_parse(cls, text: str) -> CheckpointId | None:
+        """The inverse of `str`, or None for any other text."""
+        match = re.fullmatch(r"step-([0-9]{9,18})-a([0-9]{3,9})", text)
+        if match is None:
+            return None
+        found = cls(int(match[1]), int(match[2]))
+        return found if str(found) == text else None
+
+
+def shard_name(rank: int, world: int) -> str:
+    """The tensors of `rank`'s share."""
+    return f"shard-{rank:05d}-of-{world:05d}.safetensors"
+
+
+def manifest_name(rank: int, world: int) -> str:
+    """What `rank` vouches for."""
+    return f"manifest-{rank:05d}-of-{world:05d}.json"
+
+
+def parse_manifest_name(name: str) -> tuple[int, int] | None:
+    """(rank, world) of a manifest's name, or None if it is none."""
+    match = re.fullmatch(r"manifest-([0-9]{5})-of-([0-9]{5})\.json", name)
+    if match is None or not int(match[1]) < int(match[2]):
+        return None
+    return int(match[1]), int(match[2])
+
+
+def share_names(rank: int, world: int) -> tuple[str, ...]:
+    """The files that `rank` writes before its manifest."""
+    return (shard_name(rank, world), STATE) if rank == 0 else (shard_name(rank, world),)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file that a manifest vouches for: `size` in bytes, `digest` as "algorithm:hex"."""
+
+    name: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one rank wrote for one checkpoint of the run with the id `run`."""
+
+    run: str
+    id: CheckpointId
+    rank: int
+    world: int
+    files: tuple[FileEntry, ...]
+
+    def to_json(self) -> bytes:
+        """The canonical form with its own digest, ASCII, one line."""
+        content = self._content()
+        return _canonical(content | {"digest": digest([_canonical(content)])}) + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Manifest:
+        """Parse what `to_json` wrote; what differs from it by a byte is a CheckpointError."""
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"manifest of {len(data)} bytes, more than {MAX_MANIFEST_BYTES}")
+        content = _parse_object(data)
+        if content.get("format") != FORMAT or isinstance(content.get("format"), bool):
+            raise CheckpointError(
+                f"manifest of format {content.get('format')!r}, this version reads {FORMAT}"
+            )
+        manifest = cls(
+            run=_typed(content, "run", str),
+            id=CheckpointId(_count(content, "step"), _count(content, "attempt")),
+            rank=_count(content, "rank"),
+            world=_count(content, "world"),
+            files=tuple(_entry(item) for item in _typed(content, "files", list)),
+        )
+        manifest._check()
+        if manifest.to_json() != data:
+            raise CheckpointError("manifest is damaged: its digest or its form is wrong")
+        return manifest
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "run": self.run,
+            "step": self.id.step,
+            "attempt": self.id.attempt,
+            "rank": self.rank,
+            "world": self.world,
+            "files": [{"name": f.name, "size": f.size, "digest": f.digest} for f in self.files],
+        }
+
+    def _check(self) -> None:
+        if not self.rank < self.world <= MAX_WORLD:
+            raise CheckpointError(f"manifest of rank {self.rank} in a world of {self.world}")
+        names = tuple(entry.name for entry in self.files)
+        if names != share_names(self.rank, self.world):
+            shown = ", ".join(ascii(name[:60]) for name in names[:3])
+            raise CheckpointError(
+                f"manifest of rank {self.rank} lists other files than that rank's: {shown}"
+            )
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode(
+        "ascii"
+    )
+
+
+def _parse_object(data: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError("manifest is damaged: it is not JSON") from error
+    if not isinstance(content, dict):
+        raise CheckpointError("manifest is damaged: it is not a JSON object")
+    return content
+
+
+def _typed(content: dict[str, Any], key: str, kind: type) -> Any:
+    value = content.get(key)
+    if type(value) is not kind:
+        raise CheckpointError(f"manifest is damaged: {key} is not a {kind.__name__}")
+    return value
+
+
+def _count(content: dict[str, Any], key: str) -> int:
+    value: int = _typed(content, key, int)
+    if not 0 <= value < 2**63:
+        raise CheckpointError(f"manifest is damaged: {key} is out of range")
+    return value
+
+
+def _entry(item: Any) -> FileEntry:
+    if not isinstance(item, dict):
+        raise CheckpointError("manifest is damaged: a file is not an object")
+    entry = FileEntry(_typed(item, "name", str), _count(item, "size"), _typed(item, "digest", str))
+    if not is_digest(entry.digest):
+        raise CheckpointError("manifest is damaged or newer: unknown digest")
+    return entry

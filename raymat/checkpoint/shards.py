@@ -1,0 +1,299 @@
+"""A checkpoint's files: each rank writes its share of the tensors, anyone reads all of them.
+
+    state.json                            rank 0: everything that is no tensor
+    shard-00000-of-00004.safetensors      each rank: its share of the tensors
+    manifest-00000-of-00004.json          each rank, last: size and digest of the files above
+
+No file is ever changed or replaced, no rank waits for another: a checkpoint exists when all of it
+is there.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from raymat.checkpoint import tensorfile
+from raymat.checkpoint.digest import Buffer, digest, matches
+from raymat.checkpoint.faults import MissingFileError
+from raymat.checkpoint.manifest import (
+    FORMAT,
+    MAX_MANIFEST_BYTES,
+    STATE,
+    CheckpointId,
+    FileEntry,
+    Manifest,
+    manifest_name,
+    parse_manifest_name,
+    shard_name,
+)
+from raymat.checkpoint.snapshot import Snapshot, dump_extra
+from raymat.checkpoint.store import CHECKPOINTS, Store
+from raymat.errors import CheckpointError
+from raymat.world import World
+
+MAX_BYTES = 64 * 2**30
+"""A checkpoint that claims more than this is refused before any of it is read."""
+
+MAX_STATE_BYTES = 2**28
+
+_READERS = 8
+"""Requests at the same time; each holds up to `_RANGE` bytes beside the checkpoint itself."""
+
+_RANGE = 16 * 2**20
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def assign(sizes: Mapping[str, int], world: int) -> list[list[str]]:
+    """The names of each rank's share, balanced by bytes: at most the average plus one tensor.
+
+    Depends on nothing but the arguments: the largest tensor first, each to the rank that has least
+    so far.
+    """
+    shares: list[list[str]] = [[] for _ in range(world)]
+    loads = [(0, rank) for rank in range(world)]
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        load, rank = heapq.heappop(loads)
+        shares[rank].append(name)
+        heapq.heappush(loads, (load + sizes[name], rank))
+    return [sorted(share) for share in shares]
+
+
+def share_of(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """The tensors that this rank writes, out of a state that every rank holds whole."""
+    sizes = {name: t.numel() * t.element_size() for name, t in tensors.items()}
+    return {name: tensors[name] for name in assign(sizes, world.size)[world.rank]}
+
+
+def write_share(
+    store: Store, checkpoint: CheckpointId, snapshot: Snapshot, world: World, run: str
+) -> Manifest:
+    """Write this rank's share of `snapshot` as part of `checkpoint` of the run with the id `run`.
+
+    Blocks until the share is durable. The checkpoint is committed when the last rank's call
+    returns. Raises StorageError.
+    """
+    return write_files(
+        store, checkpoint, share_of(snapshot.tensors, world), snapshot.extra, world, run
+    )
+
+
+def write_files(
+    store: Store,
+    checkpoint: CheckpointId,
+    share: Mapping[str, Tensor],
+    extra: Mapping[str, Any],
+    world: World,
+    run: str,
+) -> Manifest:
+    """Like `write_share`, the share already chosen. `extra` is written by rank 0 alone."""
+    files: dict[str, list[Buffer]] = {shard_name(world.rank, world.size): tensorfile.encode(share)}
+    if world.rank == 0:
+        files[STATE] = [_encode_state(checkpoint, extra)]
+    # The digests are of what is meant, before the storage is given any of it.
+    entries = tuple(
+        FileEntry(name, _size(pieces), digest(pieces)) for name, pieces in files.items()
+    )
+    for name, pieces in files.items():
+        store.write(_path(checkpoint, name), pieces)
+    manifest = Manifest(run, checkpoint, world.rank, world.size, entries)
+    store.write(_path(checkpoint, manifest_name(world.rank, world.size)), manifest.to_json())
+    return manifest
+
+
+def read_checkpoint(
+    store: Store,
+    checkpoint: CheckpointId,
+    run: str | None = None,
+    *,
+    files: Mapping[str, int] | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Snapshot:
+    """The state in `checkpoint`, whatever world wrote it, every digest checked first.
+
+    `run`: the run id that its manifests must carry (default: any one). `files`: its file names and
+    sizes, where a listing is at hand. The tensors are views of one buffer per shard: what is alive
+    is one copy of the checkpoint. Raises CheckpointError if it is torn, damaged, foreign or larger
+    than `max_bytes`, naming the file; StorageError if the storage fails.
+    """
+    sizes = list_files(store, checkpoint) if files is None else files
+    manifests = read_manifests(store, checkpoint, sizes, run)
+    entries = [entry for manifest in manifests for entry in manifest.files]
+    total = sum(entry.size for entry in entries)
+    if total > max_bytes:
+        raise CheckpointError(
+            f"{checkpoint} claims {total} bytes, more than the {max_bytes} that are allowed"
+        )
+    data = _read_files(store, checkpoint, entries)
+    extra = _decode_state(checkpoint, data.pop(STATE))
+    return Snapshot(checkpoint.step, _merge(checkpoint, data), extra)
+
+
+def list_files(store: Store, checkpoint: CheckpointId) -> dict[str, int]:
+    """The names and sizes of a checkpoint's files: one request."""
+    folder = f"{CHECKPOINTS}/{checkpoint}"
+    return {info.path[len(folder) + 1 :]: info.size for info in store.list(folder)}
+
+
+def world_of(checkpoint: CheckpointId, files: Mapping[str, int]) -> int:
+    """The world that wrote it, if a listing shows all its files; else a CheckpointError says why."""
+    worlds = {found[1] for found in map(parse_manifest_name, files) if found is not None}
+    if len(worlds) != 1:
+        what = "no manifest" if not worlds else "manifests of more than one world"
+        raise CheckpointError(f"{checkpoint} is torn: {what}")
+    world = worlds.pop()
+    for name in _expected(world):
+        if not files.get(name):
+            what = "is empty" if name in files else "is missing"
+            raise CheckpointError(f"{checkpoint} is torn: {name} {what}")
+    return world
+
+
+def read_manifests(
+    store: Store, checkpoint: CheckpointId, files: Mapping[str, int], run: str | None = None
+) -> list[Manifest]:
+    """Every rank's manifest, in rank order: of one run, true to the sizes in `files`.
+
+    One request each. Raises CheckpointError.
+    """
+    world = world_of(checkpoint, files)
+    names = [manifest_name(rank, world) for rank in range(world)]
+    for name in names:
+        if files[name] > MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"{checkpoint} is damaged: {name} has {files[name]} bytes")
+    data = _parallel(lambda name: _read_small(store, checkpoint, name), names)
+    manifests = [_parse(checkpoint, name, text) for name, text in zip(names, data, strict=True)]
+    for rank, manifest in enumerate(manifests):
+        if (manifest.id, manifest.rank, manifest.world) != (checkpoint, rank, world):
+            raise CheckpointError(
+                f"{checkpoint} is damaged: {names[rank]} belongs to another checkpoint or rank"
+            )
+    _check_run(checkpoint, {manifest.run for manifest in manifests}, run)
+    for entry in (entry for manifest in manifests for entry in manifest.files):
+        if files[entry.name] != entry.size:
+            raise CheckpointError(
+                f"{checkpoint} is damaged: {entry.name} has {files[entry.name]} bytes, expected {entry.size}"
+            )
+    return manifests
+
+
+def _check_run(checkpoint: CheckpointId, found: set[str], run: str | None) -> None:
+    if len(found) > 1:
+        raise CheckpointError(f"{checkpoint} is damaged: its manifests are of different runs")
+    if run is not None and found != {run}:
+        raise CheckpointError(
+            f"{checkpoint} is foreign: it is of run {found.pop()[:80]!r}, expected {run!r}"
+        )
+
+
+def _expected(world: int) -> Iterable[str]:
+    yield STATE
+    for rank in range(world):
+        yield manifest_name(rank, world)
+        yield shard_name(rank, world)
+
+
+def _read_small(store: Store, checkpoint: CheckpointId, name: str) -> bytes:
+    try:
+        return store.read(_path(checkpoint, name))
+    except MissingFileError as error:
+        raise CheckpointError(f"{checkpoint} is torn: {name} is missing") from error
+
+
+def _parse(checkpoint: CheckpointId, name: str, data: bytes) -> Manifest:
+    try:
+        return Manifest.from_json(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint} is damaged: {name}: {error}") from error
+
+
+def _read_files(
+    store: Store, checkpoint: CheckpointId, entries: Sequence[FileEntry]
+) -> dict[str, Tensor]:
+    """Each file as uint8 (size,), read in ranges at the same time, its digest checked."""
+    data = {entry.name: torch.empty(entry.size, dtype=torch.uint8) for entry in entries}
+    ranges = [(entry.name, start) for entry in entries for start in range(0, entry.size, _RANGE)]
+
+    def read(place: tuple[str, int]) -> None:
+        name, start = place
+        view = tensorfile.memory_of(data[name])[start : start + _RANGE]
+        try:
+            store.read_into(_path(checkpoint, name), start, view)
+        except MissingFileError as error:
+            raise CheckpointError(f"{checkpoint} is torn: {name} is missing or short") from error
+
+    def verify(entry: FileEntry) -> bool:
+        return matches(entry.digest, [tensorfile.memory_of(data[entry.name])])
+
+    _parallel(read, ranges)
+    for entry, good in zip(entries, _parallel(verify, entries), strict=True):
+        if not good:
+            raise CheckpointError(
+                f"{checkpoint} is damaged: {entry.name} has another digest than its manifest"
+            )
+    return data
+
+
+def _merge(checkpoint: CheckpointId, shards: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of all shards together, by name."""
+    merged: dict[str, Tensor] = {}
+    for name, data in shards.items():
+        try:
+            tensors = tensorfile.decode(data)
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint} is damaged: {name}: {error}") from error
+        twice = merged.keys() & tensors.keys()
+        if twice:
+            raise CheckpointError(
+                f"{checkpoint} is damaged: tensor {min(twice)!r} is in more than one shard"
+            )
+        merged |= tensors
+    return dict(sorted(merged.items()))
+
+
+def _encode_state(checkpoint: CheckpointId, extra: Mapping[str, Any]) -> bytes:
+    return f'{{"format":{FORMAT},"step":{checkpoint.step},"extra":{dump_extra(extra)}}}\n'.encode()
+
+
+def _decode_state(checkpoint: CheckpointId, data: Tensor) -> dict[str, Any]:
+    if len(data) > MAX_STATE_BYTES:
+        raise CheckpointError(f"{checkpoint} is refused: {STATE} has {len(data)} bytes")
+    try:
+        content = json.loads(bytes(tensorfile.memory_of(data)))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{checkpoint} is damaged: {STATE} is not JSON") from error
+    extra = content.get("extra") if isinstance(content, dict) else None
+    if not isinstance(extra, dict) or content.get("step") != checkpoint.step:
+        raise CheckpointError(f"{checkpoint} is damaged: {STATE} is of another step or form")
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{checkpoint} has {STATE} of format {content.get('format')!r}, this version reads {FORMAT}"
+        )
+    return extra
+
+
+def _parallel(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """`work` of each item, in order; after the first failure nothing new begins."""
+    if len(items) < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(max_workers=min(_READERS, len(items))) as pool:
+        try:
+            return list(pool.map(work, items))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _size(pieces: Sequence[Buffer]) -> int:
+    return sum(len(piece) for piece in pieces)
+
+
+def _path(checkpoint: CheckpointId, name: str) -> str:
+    return f"{CHECKPOINTS}/{checkpoint}/{name}"

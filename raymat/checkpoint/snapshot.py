@@ -1,0 +1,120 @@
+"""A moment of the state, copied out of the way of training."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raymat.checkpoint.tensorfile import check_storable
+
+_ALIGN = 64
+"""Bytes: each tensor begins on a cache line, aligned for every dtype."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state after `step` completed steps: CPU tensors, and all else as JSON-able `extra`."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def take(
+        cls,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        extra: Mapping[str, Any],
+        buffer: SnapshotBuffer | None = None,
+    ) -> Snapshot:
+        """Copy the state: afterwards training may go on and change all of it.
+
+        `tensors` may lie on any device, in any memory format. `extra` is copied as it will be read
+        back: tuples become lists. With `buffer` the snapshot lives in it, and ends when the buffer
+        is used again. Raises TypeError for what cannot be stored.
+        """
+        buffer = buffer or SnapshotBuffer()
+        frozen = json.loads(dump_extra(extra))
+        return cls(step, buffer.copy(tensors), frozen)
+
+
+class SnapshotBuffer:
+    """Memory for one snapshot, kept between saves: page-locked when the state lies on a GPU.
+
+    One flat allocation: the first copy pays for its pages, later ones run at the speed of memory.
+    """
+
+    def __init__(self) -> None:
+        self._layout: tuple[Any, ...] = ()
+        self._views: dict[str, Tensor] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the buffer holds now."""
+        return sum(view.untyped_storage().nbytes() for view in list(self._views.values())[:1])
+
+    def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Contiguous CPU copies of `tensors`, inside the buffer; waits until they are complete."""
+        self.reserve(tensors)
+        devices = set()
+        for name, tensor in tensors.items():
+            self._views[name].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+            if tensor.is_cuda:
+                devices.add(tensor.device)
+        for device in devices:
+            torch.cuda.current_stream(device).synchronize()
+        return dict(self._views)
+
+    def reserve(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make room for tensors of these names, shapes and dtypes, unless it is there already."""
+        layout = tuple((name, t.shape, t.dtype) for name, t in tensors.items())
+        pinned = any(t.is_cuda for t in tensors.values())
+        if (pinned, layout) == self._layout:
+            return
+        for name, tensor in tensors.items():
+            check_storable(name, tensor)
+        # Let go of the old memory before the new is asked for: together they would be two states.
+        self._layout, self._views = (), {}
+        sizes = [_padded(t.numel() * t.element_size()) for t in tensors.values()]
+        flat = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=pinned)
+        start = 0
+        for (name, tensor), size in zip(tensors.items(), sizes, strict=True):
+            piece = flat[start : start + tensor.numel() * tensor.element_size()]
+            self._views[name] = piece.view(tensor.dtype).view(tensor.shape)
+            start += size
+        self._layout = (pinned, layout)
+
+
+def dump_extra(extra: Mapping[str, Any]) -> str:
+    """`extra` as JSON in which every float comes back to the bit.
+
+    Not-a-number and infinities are written NaN, Infinity and -Infinity, as Python's reader takes
+    them: the history of a run that once overflowed must not keep it from being saved. Raises
+    TypeError for anything that JSON would change (keys that are no strings) or cannot hold.
+    """
+    _check_keys(extra, "extra")
+    return json.dumps(extra, sort_keys=True, separators=(",", ":"), allow_nan=True)
+
+
+def _check_keys(value: Any, where: str) -> None:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{where} has the key {key!r}: only strings can be keys")
+            _check_keys(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            if not isinstance(item, int | float | str):
+                _check_keys(item, f"{where}[{index}]")
+    elif not (value is None or isinstance(value, int | float | str)):
+        raise TypeError(f"{where} is a {type(value).__name__}: only JSON's types can be stored")
+
+
+def _padded(size: int) -> int:
+    return math.ceil(size / _ALIGN) * _ALIGN

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymat.checkpoint.find import Status, newest, scan
+from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.retention import RetentionPolicy, plan, prune
+from raymat.checkpoint.shards import write_share
+from raymat.checkpoint.snapshot import Snapshot
+from raymat.checkpoint.store import Store
+from raymat.world import World
+
+
+def _ids(*pairs: tuple[int, int]) -> list[CheckpointId]:
+    return [CheckpointId(step, attempt) for step, attempt in pairs]
+
+
+def _statuses(committed: list[CheckpointId], torn: list[CheckpointId] = []) -> list[Status]:  # noqa: B006
+    return [Status(c, "committed") for c in committed] + [Status(c, "torn", "why") for c in torn]
+
+
+def _kept(statuses: list[Status], policy: RetentionPolicy, **more: Any) -> list[tuple[int, int]]:
+    return sorted((c.step, c.attempt) for c in plan(statuses, policy, **more).keep)
+
+
+TEN = _ids(*[(step, 1) for step in range(10, 101, 10)])
+
+
+def test_the_newest_stay() -> None:
+    assert _kept(_statuses(TEN), RetentionPolicy(keep=3)) == [(80, 1), (90, 1), (100, 1)]
+    assert plan(_statuses(TEN), RetentionPolicy(keep=3)).delete == tuple(TEN[:7])
+    assert plan(_statuses(TEN), RetentionPolicy(keep=20)).delete == ()
+
+
+def test_the_best_stay_beside_the_newest() -> None:
+    metrics = {c: abs(c.step - 43) for c in TEN}
+    assert _kept(_statuses(TEN), RetentionPolicy(keep=1, best="min"), metrics=metrics) == [
+        (40, 1),
+        (100, 1),
+    ]
+    two = RetentionPolicy(keep=1, best="min", keep_best=2)
+    assert _kept(_statuses(TEN), two, metrics=metrics) == [(40, 1), (50, 1), (100, 1)]
+    assert _kept(_statuses(TEN), RetentionPolicy(keep=1, best="max"), metrics=metrics) == [(100, 1)]
+    assert plan(_statuses(TEN), two, metrics=metrics).keep[CheckpointId(40, 1)] == "best"
+
+
+def test_of_equal_metrics_the_earliest_is_best() -> None:
+    assert _kept(
+        _statuses(TEN), RetentionPolicy(keep=1, best="min"), metrics=dict.fromkeys(TEN, 1.0)
+    ) == [
+        (10, 1),
+        (100, 1),
+    ]
+
+
+def test_not_a_number_is_never_best() -> None:
+    metrics = dict.fromkeys(TEN, math.nan) | {TEN[4]: 7.0}
+    for best in ("min", "max"):
+        policy = RetentionPolicy(keep=1, best=best)  # type: ignore[arg-type]
+        assert _kept(_statuses(TEN), policy, metrics=metrics) == [(50, 1), (100, 1)]
+        assert _kept(_statuses(TEN), policy, metrics={}) == [(100, 1)]
+
+
+def test_multiples_of_a_step_stay() -> None:
+    assert _kept(_statuses(TEN), RetentionPolicy(keep=1, every=40)) == [(40, 1), (80, 1), (100, 1)]
+
+
+def test_of_two_attempts_at_a_step_the_newer_counts() -> None:
+    statuses = _statuses(_ids((10, 1), (20, 1), (20, 2), (30, 2)))
+    assert _kept(statuses, RetentionPolicy(keep=2)) == [(20, 2), (30, 2)]
+    metrics = {CheckpointId(20, 1): 0.1, CheckpointId(30, 2): 0.5}
+    assert _kept(statuses, RetentionPolicy(keep=1, best="min"), metrics=metrics) == [
+        (20, 2),
+        (30, 2),
+    ]
+
+
+def test_torn_ones_never_count() -> None:
+    statuses = _statuses(TEN[:3], _ids((40, 1), (50, 1), (60, 1)))
+    assert _kept(statuses, RetentionPolicy(keep=2), attempt=1) == [
+        (20, 1),
+        (30, 1),
+        (40, 1),
+        (50, 1),
+        (60, 1),
+    ]
+
+
+def test_torn_ones_go_when_superseded_and_their_attempt_is_dead() -> None:
+    torn = _ids((15, 1), (25, 2), (35, 1), (36, 2))
+    statuses = _statuses(_ids((10, 1), (30, 2)), torn)
+    policy = RetentionPolicy(keep=5)
+    assert plan(statuses, policy, attempt=2).delete == tuple(_ids((15, 1)))
+    assert plan(statuses, policy, attempt=3).delete == tuple(_ids((15, 1), (25, 2)))
+    assert plan(statuses, policy, attempt=None).delete == ()
+    assert plan(_statuses([], torn), policy, attempt=9).delete == ()
+
+
+def test_a_writer_from_a_dead_attempt_does_not_prune_the_living() -> None:
+    assert plan(_statuses(TEN, _ids((15, 7))), RetentionPolicy(keep=20), attempt=3).delete == ()
+
+
+def test_what_ray_names_stays() -> None:
+    protected = _ids((10, 1), (15, 1))
+    statuses = _statuses(TEN, _ids((15, 1)))
+    assert _kept(statuses, RetentionPolicy(keep=1), attempt=5, protected=protected) == [
+        (10, 1),
+        (15, 1),
+        (100, 1),
+    ]
+
+
+def test_a_damaged_one_is_never_the_reason_to_delete_a_good_one() -> None:
+    statuses = _statuses(_ids((90, 2), (95, 3), (100, 2)))
+    assert _kept(statuses, RetentionPolicy(keep=1), attempt=3) == [(95, 3), (100, 2)]
+    damaged = _ids((100, 2))
+    assert _kept(statuses, RetentionPolicy(keep=1), attempt=3, damaged=damaged) == [
+        (95, 3),
+        (100, 2),
+    ]
+    later = _statuses(_ids((95, 3), (100, 2), (100, 3)))
+    assert _kept(later, RetentionPolicy(keep=1), attempt=3, damaged=damaged) == [(100, 3)]
+
+
+def test_laws_of_retention_hold_for_any_history() -> None:
+    draws = random.Random(11)
+    for _ in range(2000):
+        ids = list(
+            {
+                CheckpointId(draws.randrange(8) * 10, draws.randrange(4))
+                for _ in range(draws.randrange(9))
+            }
+        )
+        torn = {c for c in ids if draws.random() < 0.3}
+        metrics = {c: draws.choice([0.0, 1.0, 2.0, math.nan]) for c in ids if draws.random() < 0.7}
+        policy = RetentionPolicy(
+            keep=draws.randrange(1, 4),
+            best=draws.choice([None, "min", "max"]),
+            keep_best=draws.randrange(1, 3),
+            every=draws.choice([None, 20, 30]),
+        )
+        living = draws.choice([None, 0, 1, 2, 3, 4])
+        protected = {c for c in ids if draws.random() < 0.1}
+        statuses = _statuses([c for c in ids if c not in torn], sorted(torn))
+        draws.shuffle(statuses)
+        result = plan(statuses, policy, attempt=living, metrics=metrics, protected=protected)
+        committed = sorted(set(ids) - torn)
+        assert sorted([*result.delete, *result.keep]) == sorted(ids)
+        assert not set(result.delete) & protected
+        assert not committed or committed[-1] in result.keep
+        for checkpoint in torn & set(result.delete):
+            assert living is not None
+            assert checkpoint.attempt < living
+            assert checkpoint < committed[-1]
+        newest_steps = sorted({c.step for c in committed})[-policy.keep :]
+        for step in newest_steps:
+            assert max(c for c in committed if c.step == step) in result.keep
+        # Doing it once is enough.
+        left = [s for s in statuses if s.id in result.keep]
+        again = plan(left, policy, attempt=living, metrics=metrics, protected=protected)
+        assert again.delete == ()
+
+
+def test_policies_that_keep_nothing_are_refused() -> None:
+    for bad in ({"keep": 0}, {"keep_best": 0}, {"every": 0}):
+        with pytest.raises(ValueError, match="at least 1"):
+            RetentionPolicy(**bad)  # type: ignore[arg-type]
+
+
+def _write(store: Store, checkpoint: CheckpointId, world: int = 2, ranks: int = 2) -> None:
+    for rank in range(ranks):
+        write_share(
+            store, checkpoint, Snapshot.take(checkpoint.step, {}, {}), World(rank, world), "r"
+        )
+
+
+def test_pruned_ones_are_gone_and_the_others_untouched(store: Store) -> None:
+    for checkpoint in TEN[:4]:
+        _write(store, checkpoint)
+    sizes = sum(
+        i.size for i in store.list() if "step-000000010" in i.path or "step-000000030" in i.path
+    )
+    assert prune(store, [TEN[0], TEN[2]]) == sizes
+    assert [s.id for s in scan(store)] == [TEN[3], TEN[1]]
+    assert newest(store, "r")[0] == TEN[3]  # type: ignore[index]
+    assert prune(store, [TEN[0], TEN[2]]) == 0
+    assert prune(store, []) == 0
+
+
+def test_pruning_in_a_bucket_is_three_requests(s3_server: Any, request_counter: Any) -> None:
+    store = s3_server.store("pruned")
+    for checkpoint in TEN[:3]:
+        _write(store, checkpoint)
+    calls = request_counter(store)
+    prune(store, TEN[:2])
+    assert calls == ["list_objects_v2", "delete_objects", "delete_objects"]
+
+
+def test_a_crash_while_pruning_leaves_torn_ones_only(
+    memory: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storage dies after any number of single deletions, in the order in which they are asked
+    for."""
+    remove = memory.backend._delete_one  # type: ignore[attr-defined]
+    for crash in itertools.count():
+        for checkpoint in TEN[:3]:
+            _write(memory, checkpoint)
+        left = [crash]
+
+        def dying(paths: list[str], left: list[int] = left) -> None:
+            for path in paths:
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+                remove(path)
+
+        monkeypatch.setattr(memory.backend, "delete", dying)
+        try:
+            prune(memory, TEN[:2])
+        except KeyboardInterrupt:
+            pass
+        else:
+            break
+        for status in scan(memory, manifests=9):
+            whole = len(status.files) == 5
+            assert (status.state == "committed") == whole
+        assert newest(memory, "r")[0] == TEN[2]  # type: ignore[index]
+        monkeypatch.setattr(memory.backend, "delete", lambda paths: [remove(p) for p in paths])
+        prune(memory, TEN[:2])
+        assert [s.id for s in scan(memory)] == [TEN[2]]
+    assert crash == 10
+
+
+def test_what_dead_writers_left_is_cleaned_and_what_living_write_stays(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path), "run")
+    for checkpoint in TEN[:2]:
+        _write(store, checkpoint)
+    folders = [tmp_path / "run/checkpoints" / str(checkpoint) for checkpoint in TEN[:3]]
+    folders[2].mkdir()
+    for folder in folders:
+        (folder / ".tmp-1-ab-shard").write_bytes(b"half")
+    now = folders[0].stat().st_mtime
+    assert prune(store, [], now=now + 10) == 0
+    assert prune(store, [TEN[0]], now=now + 10) > 500
+    assert not folders[0].exists()
+    assert sorted(p.name for p in folders[1].iterdir())[0] == ".tmp-1-ab-shard"
+    assert prune(store, [], now=now + 3700) == 8
+    assert not any(".tmp-" in info.path for info in store.list(temporary=True))
+    assert newest(store, "r")[0] == TEN[1]  # type: ignore[index]
