@@ -1,0 +1,298 @@
+"""Laws of the house: who may import whom, what runs without Ray, what every part carries, and that the package says the truth."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import raymat
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "raymat"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+JOBS = sorted((ROOT / "jobs").glob("*.py"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+FLOOR = {"errors", "config", "world"}
+PARTS = {"model", "data", "checkpoint"}
+MAY_IMPORT = {
+    "errors": set(),
+    "config": {"errors"},
+    "world": {"errors"},
+    "model": FLOOR,
+    "data": FLOOR,
+    "checkpoint": FLOOR,
+    "train": FLOOR | PARTS,
+    "tools": FLOOR | PARTS | {"train"},
+    "cluster": FLOOR | PARTS | {"train", "tools"},
+    "options": FLOOR,
+    "cli": FLOOR | {"options", "cluster", "tools"},
+    "jobs": FLOOR | {"cli", "cluster"},
+}
+"""For each part of the house the others that it may import."""
+
+BELOW_CLUSTER = FLOOR | PARTS | {"train"}
+WITHOUT_RAY = BELOW_CLUSTER | {"tools", "options", "cli"}
+
+DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
+"""Distributions whose name is not that of what they bring."""
+
+
+def part_of(module: Path) -> str:
+    """The part of the house in which a file lies: raymat/data/order.py is in data, raymat/__init__.py in none ("")."""
+    first = module.relative_to(ROOT).parts
+    if first[0] == "jobs":
+        return "jobs"
+    return "" if first[1] == "__init__.py" else first[1].removesuffix(".py")
+
+
+def tree_of(module: Path) -> ast.Module:
+    return ast.parse(module.read_text(encoding="utf-8"), str(module))
+
+
+def imports_of(module: Path) -> Iterator[str]:
+    """Every module that a file imports anywhere in it, `from x import y` as x.y."""
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative imports hide where things come from"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def in_parts(*parts: str) -> list[Path]:
+    return [module for module in MODULES if part_of(module) in parts]
+
+
+def name(module: Path) -> str:
+    return str(module.relative_to(ROOT))
+
+
+# Who may import whom.
+
+
+@pytest.mark.parametrize("module", [m for m in [*MODULES, *JOBS] if part_of(m)], ids=name)
+def test_imports_point_one_way(module: Path) -> None:
+    mine = part_of(module)
+    others = {
+        imported.split(".")[1] for imported in imports_of(module) if imported.startswith("raymat.")
+    }
+    strangers = others - MAY_IMPORT[mine] - {mine, "__version__"}
+    assert strangers == set(), f"{mine} may import {sorted(MAY_IMPORT[mine])}"
+
+
+def test_only_cluster_imports_ray() -> None:
+    importers = {part_of(m) for m in [*MODULES, *JOBS] if "ray" in roots_of(m)}
+    assert importers <= {"cluster"}
+
+
+def test_networks_need_nothing_but_torch_and_a_file_to_load() -> None:
+    allowed = {"torch", "raymat", "fsspec", "safetensors", "numpy"}
+    for module in in_parts("model"):
+        assert roots_of(module) - sys.stdlib_module_names <= allowed, name(module)
+
+
+def test_read_tasks_need_no_torch() -> None:
+    on_the_device = {"composite.py", "photometric.py"}
+    importers = {m.name for m in in_parts("data") if "torch" in roots_of(m)}
+    assert importers <= on_the_device
+
+
+def roots_of(module: Path) -> set[str]:
+    return {imported.split(".")[0] for imported in imports_of(module)}
+
+
+def test_nothing_imports_its_tests() -> None:
+    for module in [*MODULES, *JOBS]:
+        assert not roots_of(module) & {"tests", "pytest", "conftest", "benchmarks"}, name(module)
+
+
+REFUSE_AND_IMPORT = """
+import importlib, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {refused!r}:
+            raise ImportError(f"{{name}} is not here")
+
+sys.meta_path.insert(0, Refuse())
+for name in {names!r}:
+    importlib.import_module(name)
+"""
+
+
+def import_without(refused: set[str], modules: list[Path]) -> str:
+    """Import the modules in a process in which the refused packages cannot be; what it printed."""
+    names = [
+        ".".join(m.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for m in modules
+    ]
+    script = REFUSE_AND_IMPORT.format(refused=refused, names=names)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stderr
+
+
+def test_everything_but_cluster_imports_without_ray_and_torchvision() -> None:
+    assert import_without({"ray", "torchvision"}, in_parts("", *WITHOUT_RAY)) == ""
+
+
+def test_what_decodes_pictures_imports_without_torch() -> None:
+    modules = [m for m in in_parts("data") if "torch" not in roots_of(m)]
+    assert import_without({"ray", "torch"}, modules) == ""
+
+
+# What is left to the edge.
+
+
+@pytest.mark.parametrize("module", in_parts(*BELOW_CLUSTER), ids=name)
+def test_arguments_and_the_environment_are_read_at_the_edge_alone(module: Path) -> None:
+    assert not roots_of(module) & {"argparse", "tyro", "click"}
+    source = ast.unparse(tree_of(module))
+    assert not re.search(r"\bos\.(environ|getenv)\b|\bsys\.argv\b", source)
+
+
+@pytest.mark.parametrize("module", in_parts(*BELOW_CLUSTER, "tools"), ids=name)
+def test_errors_are_caught_by_name(module: Path) -> None:
+    broad = [
+        node.lineno
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
+        and not any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+    ]
+    assert broad == [], "lines with an except for everything"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_no_draw_comes_from_a_global_generator(module: Path) -> None:
+    shared = re.findall(
+        r"\brandom\.(?!Random\b|SystemRandom\b|Generator\b|Philox\b)\w+", attributes_of(module)
+    )
+    assert shared == []
+    drawing = r"torch\.(rand|randn|randint|randperm|bernoulli|multinomial|normal)"
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert not re.fullmatch(r"torch\.(cuda\.)?(manual_)?seed(_all)?", called), node.lineno
+            if re.fullmatch(drawing, called):
+                assert "generator" in {k.arg for k in node.keywords}, f"line {node.lineno}"
+
+
+def attributes_of(module: Path) -> str:
+    """The dotted names that a file uses, one a line; numpy's random is `np.random`, python's `random`."""
+    nodes = ast.walk(tree_of(module))
+    return "\n".join(ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute))
+
+
+# What every part carries.
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_every_module_and_every_public_function_and_class_says_what_it_is(module: Path) -> None:
+    tree = tree_of(module)
+    silent = [
+        node.name
+        for node in tree.body
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+    ]
+    assert silent == []
+    assert ast.get_docstring(tree) or not tree.body
+
+
+@pytest.mark.parametrize("job", JOBS, ids=name)
+def test_jobs_only_parse_and_call(job: Path) -> None:
+    assert len(job.read_text(encoding="utf-8").splitlines()) < 60
+
+
+def test_there_is_a_job_for_each_stage() -> None:
+    assert {"base.py", "refine.py"} <= {job.name for job in JOBS}
+
+
+def test_every_command_leads_somewhere() -> None:
+    """Read, not run: the commands' modules may need Ray."""
+    source = (PACKAGE / "cli.py").read_text(encoding="utf-8")
+    targets = re.findall(r'"(raymat[.\w]*):(\w+)"', source)
+    assert targets
+    for module, function in targets:
+        tree = tree_of(ROOT.joinpath(*module.split(".")).with_suffix(".py"))
+        assert function in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}, module
+
+
+# What the package says of itself.
+
+
+def test_the_version_is_one() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\S+)", changelog, re.MULTILINE)
+    assert newest is not None
+    assert PROJECT["version"] == raymat.__version__ == newest[1]
+
+
+def test_the_licence_is_apache_2() -> None:
+    assert PROJECT["license"] == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
+def requirements(*extras: str) -> dict[str, str]:
+    """Distribution name to version range, of the package itself and of some of its extras."""
+    wanted = [*PROJECT["dependencies"]]
+    for extra in extras:
+        wanted += PROJECT["optional-dependencies"][extra]
+    pairs = (re.match(r"([\w-]+)(?:\[[^]]*\])?\s*([^;]*)", line) for line in wanted)
+    return {pair[1].lower(): pair[2].strip() for pair in pairs if pair}
+
+
+@pytest.mark.parametrize("module", [*MODULES, *JOBS], ids=name)
+def test_what_is_imported_is_required(module: Path) -> None:
+    others = roots_of(module) - sys.stdlib_module_names - {"raymat"}
+    missing = {o for o in others if DISTRIBUTIONS.get(o, o).lower() not in requirements()}
+    assert missing == set()
+
+
+def constraints() -> dict[str, list[str]]:
+    """Distribution name to the versions that constraints.txt has for it, one for each kind of Python."""
+    found: dict[str, list[str]] = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"([\w.-]+)==([^\s;]+)", line):
+            found.setdefault(match[1], []).append(match[2])
+    return found
+
+
+def test_the_tested_versions_lie_in_the_ranges() -> None:
+    from packaging.specifiers import SpecifierSet
+
+    tested = constraints()
+    for distribution, wanted in requirements(*PROJECT["optional-dependencies"]).items():
+        assert distribution in tested
+        for version in tested[distribution]:
+            assert version in SpecifierSet(wanted), f"{distribution} {version} is not {wanted}"
+
+
+def test_torch_and_ray_are_the_ones_that_were_measured() -> None:
+    assert constraints()["torch"] == ["2.13.0"]
+    assert constraints()["ray"] == ["2.60.0"]
+
+
+def test_what_runs_here_is_what_is_constrained() -> None:
+    """A test run with other versions proves something else; only what is installed is compared."""
+    tested = constraints()
+    for distribution in importlib.metadata.distributions():
+        canonical = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
+        if canonical in requirements("dev") and canonical in tested:
+            assert distribution.version.split("+")[0] in tested[canonical], canonical
