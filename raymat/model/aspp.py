@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raymat.model.dropout import SeededDropout
+from raymat.model.pixels import memory_format_of
 
 
 def _conv_norm_relu(channels: int, out: int, kernel: int, dilation: int = 1) -> list[nn.Module]:
@@ -41,8 +42,10 @@ class PooledBranch(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """(n, C, H, W) -> (n, out, H, W), constant over H and W."""
-        # Resizing one pixel bilinearly only repeats it; a view does so without arithmetic.
-        return super().forward(input).expand(-1, -1, *input.shape[2:])
+        # Resizing one pixel bilinearly only repeats it. As a view it would make the concatenation
+        # with the other branches fall back from channels-last to the plain memory format.
+        spread = super().forward(input).expand(-1, -1, *input.shape[2:])
+        return spread.contiguous(memory_format=memory_format_of(input))
 
 
 class ASPP(nn.Module):

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raymat.model.pixels import resize
+
 OUT_CHANNELS = 1 + 3 + 1 + 32
 """Alpha, foreground residual, error, hidden features."""
-
-
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resize (corners not aligned) of (n, C, H, W) to (n, C, *size), in x's own precision.
-
-    Autocast computes it in float32; what follows is a convolution that would narrow it again, so it
-    is narrowed here, before the concatenations, paddings and crops between the two have to move
-    twice the bytes.
-    """
-    size = (size[0], size[1])
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False).to(x.dtype)
 
 
 class Decoder(nn.Module):

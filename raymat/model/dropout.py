@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from raymat.model.pixels import memory_format_of
+
 
 class SeededDropout(nn.Dropout):
     """Dropout that draws each example's mask from that example's own seed.
@@ -39,11 +41,7 @@ class SeededDropout(nn.Dropout):
             return torch.ones_like(input)
         uniforms = torch.stack([self._uniform(seed, input) for seed in self.seeds])
         kept = (uniforms >= self.p).to(input.dtype)
-        channels_last = input.is_contiguous(memory_format=torch.channels_last)
-        kept = kept.contiguous(
-            memory_format=torch.channels_last if channels_last else torch.contiguous_format
-        )
-        return kept / (1 - self.p)
+        return kept.contiguous(memory_format=memory_format_of(input)) / (1 - self.p)
 
     @staticmethod
     def _uniform(seed: int, input: Tensor) -> Tensor:

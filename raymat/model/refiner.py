@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raymat.errors import ConfigError
-from raymat.model.decoder import resize
+from raymat.model.pixels import doubled, resize, widened
 
 MODES = ("full", "sampling", "thresholding")
 PATCH = 4
@@ -132,7 +132,8 @@ class Refiner(nn.Module):
             ref = self.select(resize(err.detach(), (half[0] // 2, half[1] // 2)))
             patches = Patches(*torch.nonzero(ref[:, 0], as_tuple=True))
             fine = self._refine_patches(x, y, pictures, patches)
-            out = replace(resize(_widened(coarse), src.shape[2:]), fine, patches)
+            # What becomes the result is interpolated and kept in full precision.
+            out = replace(resize(widened(coarse), src.shape[2:]), fine, patches)
         return out[:, :1], out[:, 1:], ref
 
     def select(self, err: Tensor) -> Tensor:
@@ -154,13 +155,13 @@ class Refiner(nn.Module):
         # at half resolution.
         margin_half, margin_full = (3, 2) if self.kernel_size == 3 else (0, 0)
         cuts = [crop(z, patches, PATCH // 2, margin_half) for z in (x, y)]
-        z = _doubled(self._first(torch.cat(cuts, dim=1)))
+        z = doubled(self._first(torch.cat(cuts, dim=1)))
         return self._second(torch.cat([z, crop(pictures, patches, PATCH, margin_full)], dim=1))
 
     def _refine_densely(self, x: Tensor, y: Tensor, pictures: Tensor) -> Tensor:
         """(n, 4, H, W): alpha and foreground residual of every pixel."""
         margin_half, margin_full = (3, 2) if self.kernel_size == 3 else (0, 0)
-        z = _doubled(self._first(F.pad(torch.cat([x, y], dim=1), (margin_half,) * 4)))
+        z = doubled(self._first(F.pad(torch.cat([x, y], dim=1), (margin_half,) * 4)))
         return self._second(torch.cat([z, F.pad(pictures, (margin_full,) * 4)], dim=1))
 
     def _first(self, x: Tensor) -> Tensor:
@@ -170,13 +171,3 @@ class Refiner(nn.Module):
     def _second(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn3(self.conv3(x)))
         return self.conv4(x)
-
-
-def _doubled(x: Tensor) -> Tensor:
-    """Nearest upsampling to twice the size, in x's own precision (see `resize`)."""
-    return F.interpolate(x, scale_factor=2.0, mode="nearest").to(x.dtype)
-
-
-def _widened(x: Tensor) -> Tensor:
-    """Half precision as float32: what becomes the result is interpolated and kept in that."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -89,7 +89,7 @@ def load_init(model: MattingBase, url: str) -> InitReport:
     (a dictionary with `model_state`). Raises WeightsError, and leaves the network as it was, for a
     file that is missing, is no weights file, is of another backbone, or holds nothing that fits.
     """
-    return load_published(model, read_file(url), url)
+    return load_published(model, read_file(url), shown(url))
 
 
 def load_published(model: MattingBase, content: Any, source: str) -> InitReport:
@@ -178,7 +178,8 @@ def read_file(url: str) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except _BROKEN as error:
-        raise WeightsError(f"cannot read weights from {url}: {_reason(data, error)}") from error
+        message = f"cannot read weights from {shown(url)}: {_reason(data, error)}"
+        raise WeightsError(message) from error
 
 
 class _Ignored:
@@ -197,11 +198,18 @@ def _fetch(url: str) -> bytes:
             return bytes(file.read())
     except FileNotFoundError as error:
         raise WeightsError(
-            f"no such weights file: {url}; give a .pth file, or a run or checkpoint of raymat"
+            f"no such weights file: {shown(url)}; give a .pth file, or a run or checkpoint of raymat"
         ) from error
     except _storage_errors() as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise WeightsError(f"cannot read weights from {url}: {reason}") from error
+        reason = " ".join(str(error).replace(url, shown(url)).split()) or type(error).__name__
+        raise WeightsError(f"cannot read weights from {shown(url)}: {reason}") from error
+
+
+def shown(url: str) -> str:
+    """The URL for a message: without user, password and query, where credentials may be."""
+    if "://" not in url:
+        return url
+    return re.sub(r"://[^/@]*@", "://", url.split("?")[0])
 
 
 def _storage_errors() -> tuple[type[BaseException], ...]:
@@ -216,23 +224,33 @@ def _reason(data: bytes, error: BaseException) -> str:
     text = " ".join(str(error).split())
     if "TorchScript" in text:
         return "it is a TorchScript archive; give the PyTorch weights (a state dict) instead"
+    if not data.startswith((b"PK\x03\x04", b"\x80")):
+        return "it is not a PyTorch weights file"
     if "Unsupported" in text or "Weights only load failed" in text:
         return (
             "it is damaged or holds objects other than weights, which are never run; "
             "save only the state dict: torch.save(model.state_dict(), ...)"
         )
-    if not data.startswith((b"PK\x03\x04", b"\x80")):
-        return "it is not a PyTorch weights file"
     return f"the file is damaged or incomplete ({type(error).__name__}); fetch it again"
 
 
 def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The tensors among a dictionary's values; a file may hold other things beside them."""
+    """The plain tensors among a dictionary's values; a file may hold other things beside them."""
     return {
         name: value
         for name, value in content.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
+        if isinstance(name, str) and isinstance(value, Tensor) and _plain(value)
     }
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether it can be copied into a parameter: dense, real, not quantized, with its data."""
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_complex()
+        and not tensor.is_quantized
+    )
 
 
 def _compare(own: Mapping[str, Tensor], other: Mapping[str, Tensor], source: str) -> InitReport:

@@ -10,8 +10,9 @@ the gradient of Sobel's square root needs it.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from raymat.model.pixels import resize, widened
 
 
 def sobel(x: Tensor) -> Tensor:
@@ -42,8 +43,8 @@ def base_loss(
     pred_pha, pred_err, true_pha: (n, 1, H, W) in 0..1. pred_fgr, true_fgr: (n, 3, H, W) in 0..1.
     The error is taught with the alpha as it is: no gradient flows from there into the alpha.
     """
-    pred_pha, pred_fgr, pred_err = _wide(pred_pha), _wide(pred_fgr), _wide(pred_err)
-    true_pha, true_fgr = _wide(true_pha), _wide(true_fgr)
+    pred_pha, pred_fgr, pred_err = widened(pred_pha), widened(pred_fgr), widened(pred_err)
+    true_pha, true_fgr = widened(true_pha), widened(true_fgr)
     true_err = (pred_pha.detach() - true_pha).abs()
     return _matte_loss(pred_pha, pred_fgr, true_pha, true_fgr) + _mean((pred_err - true_err) ** 2)
 
@@ -65,13 +66,14 @@ def refine_loss(
     The truth is resized to h, w; the coarse error is taught
     at full resolution, and here, unlike in the base stage, the gradient flows into the alpha too.
     """
-    pred_pha_sm, pred_err_sm = _wide(pred_pha_sm), _wide(pred_err_sm)
-    true_pha, true_fgr = _wide(true_pha), _wide(true_fgr)
-    fine = _matte_loss(_wide(pred_pha), _wide(pred_fgr), true_pha, true_fgr)
-    true_pha_sm, true_fgr_sm = _resize(true_pha, pred_pha_sm), _resize(true_fgr, pred_pha_sm)
-    coarse = _matte_loss(pred_pha_sm, _wide(pred_fgr_sm), true_pha_sm, true_fgr_sm)
-    true_err = (_resize(pred_pha_sm, true_pha) - true_pha).abs()
-    return fine + coarse + _mean((_resize(pred_err_sm, true_pha) - true_err) ** 2)
+    pred_pha_sm, pred_err_sm = widened(pred_pha_sm), widened(pred_err_sm)
+    true_pha, true_fgr = widened(true_pha), widened(true_fgr)
+    fine = _matte_loss(widened(pred_pha), widened(pred_fgr), true_pha, true_fgr)
+    size = pred_pha_sm.shape[2:]
+    true_pha_sm, true_fgr_sm = resize(true_pha, size), resize(true_fgr, size)
+    coarse = _matte_loss(pred_pha_sm, widened(pred_fgr_sm), true_pha_sm, true_fgr_sm)
+    true_err = (resize(pred_pha_sm, true_pha.shape[2:]) - true_pha).abs()
+    return fine + coarse + _mean((resize(pred_err_sm, true_pha.shape[2:]) - true_err) ** 2)
 
 
 def _matte_loss(pred_pha: Tensor, pred_fgr: Tensor, true_pha: Tensor, true_fgr: Tensor) -> Tensor:
@@ -82,15 +84,6 @@ def _matte_loss(pred_pha: Tensor, pred_fgr: Tensor, true_pha: Tensor, true_fgr: 
         + _mean((sobel(pred_pha) - sobel(true_pha)).abs())
         + _mean(((pred_fgr - true_fgr) * shown).abs())
     )
-
-
-def _resize(x: Tensor, like: Tensor) -> Tensor:
-    """Bilinear, corners not aligned, to the height and width of `like`."""
-    return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _mean(x: Tensor) -> Tensor:

@@ -64,10 +64,8 @@ def train_once(case: dict[str, Any], dtype: torch.dtype) -> tuple[float, dict[st
             module.p = 0.0
     x = {name: tensor.to(dtype) for name, tensor in inputs(case).items()}
     out = model(x["src"], x["bgr"])
-    if case["kind"] == "base":
-        loss = base_loss(*out[:3], x["pha"], x["fgr"])
-    else:
-        loss = refine_loss(*out[:5], x["pha"], x["fgr"])
+    loss_of, inputs_of_loss = (base_loss, 3) if case["kind"] == "base" else (refine_loss, 5)
+    loss = loss_of(*out[:inputs_of_loss], x["pha"], x["fgr"])
     loss.backward()
     squares = dict.fromkeys(case["grad_norm"], 0.0)
     for name, parameter in model.named_parameters():

@@ -1,0 +1,36 @@
+"""Small operations on pictures that keep precision and memory format as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear resize (corners not aligned) of (n, C, H, W) to (n, C, *size), in x's own precision.
+
+    Autocast computes it in float32; what follows is a convolution that would narrow it again, so it
+    is narrowed here, before the concatenations, paddings and crops between the two have to move
+    twice the bytes.
+    """
+    size = (size[0], size[1])
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False).to(x.dtype)
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Nearest upsampling of (n, C, H, W) to (n, C, 2 H, 2 W), in x's own precision."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest").to(x.dtype)
+
+
+def widened(x: Tensor) -> Tensor:
+    """Half precision as float32; any other precision as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """channels_last where x (n, C, H, W) is stored so, else contiguous_format."""
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
