@@ -1,0 +1,127 @@
+"""What happened to a run, as JSON lines in its events/ folder.
+
+Object stores cannot append, so a log writes small objects of its own and rewrites the newest until it is full. Every
+process has its own objects, named by attempt, writer and a random word: nobody overwrites another's, not even a late
+writer of a dead attempt. Events are for people and tools; a run never depends on having written one.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import re
+import time
+import uuid
+from typing import Any
+
+from raymat.checkpoint.store import RetryPolicy, Store
+from raymat.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+FOLDER = "events"
+PATIENCE_SECONDS = 2.0
+"""Training does not wait longer than this for a storage that will not take an event."""
+SEGMENT_BYTES = 64 * 1024
+"""A log starts a new object when its newest has become larger than this."""
+_ATTEMPT = re.compile(rf"(?:^|/)(?:{FOLDER}/a|checkpoints/step-\d+-a)(\d+)[-/.]")
+
+
+class EventLog:
+    """One process's log. Every event has `time` (Unix seconds), `attempt`, `writer` and `kind`, then its own fields."""
+
+    def __init__(self, store: Store, attempt: int | None, writer: str) -> None:
+        """`writer` says who writes, as in "rank-00003"; without an `attempt` each event names the newest one."""
+        self._store = store
+        self._impatient = copy.copy(store)
+        self._impatient.retry = RetryPolicy(total=PATIENCE_SECONDS)
+        self._attempt = attempt
+        self._writer = writer
+        prefix = writer if attempt is None else f"a{attempt:03d}-{writer}"
+        self._stem = f"{FOLDER}/{prefix}-{uuid.uuid4().hex[:8]}"
+        self._segment = 0
+        self._lines: list[bytes] = []
+
+    @classmethod
+    def for_rank(cls, store: Store, attempt: int, rank: int) -> EventLog:
+        """The log of a worker in one attempt."""
+        return cls(store, attempt, f"rank-{rank:05d}")
+
+    @classmethod
+    def for_driver(cls, store: Store) -> EventLog:
+        """The log of the process that starts attempts."""
+        return cls(store, None, "driver")
+
+    def emit(self, kind: str, *, required: bool = False, **fields: Any) -> None:
+        """Write an event now. `fields` are JSON-able.
+
+        Storage that fails is reported on the log, and the event is written again with the next one, unless the
+        event is `required`.
+
+        Raises:
+            StorageError: a required event could not be written.
+        """
+        event = {"time": time.time(), "attempt": self._attempt_now(), "writer": self._writer}
+        self._lines.append(json.dumps(event | {"kind": kind} | fields).encode() + b"\n")
+        try:
+            self._write(self._store if required else self._impatient)
+        except StorageError as error:
+            if required:
+                raise
+            log.warning("an event (%s) waits for the next one: %s", kind, error.line)
+
+    def _write(self, store: Store) -> None:
+        data = b"".join(self._lines)
+        store.write(f"{self._stem}-{self._segment:05d}.jsonl", data)
+        if len(data) > SEGMENT_BYTES:
+            self._segment += 1
+            self._lines = []
+
+    def _attempt_now(self) -> int | None:
+        if self._attempt is not None:
+            return self._attempt
+        try:
+            return highest_attempt(self._store)
+        except StorageError:
+            return None
+
+
+def read_events(store: Store) -> list[dict[str, Any]]:
+    """All events of a run, oldest first. A line that is no JSON object (a damaged object) is left out.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
+    events: list[dict[str, Any]] = []
+    for file in sorted(store.list(FOLDER), key=lambda file: file.path):
+        events += read_lines(store.read(file.path))
+    return sorted(events, key=lambda event: event.get("time", 0.0))
+
+
+def read_lines(data: bytes) -> list[dict[str, Any]]:
+    """The JSON objects of a JSON-lines object, without damaged lines."""
+    found = []
+    for line in data.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+def highest_attempt(store: Store) -> int:
+    """The highest attempt that left anything in events/ or checkpoints/; 0 where none did.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
+    paths = [file.path for folder in (FOLDER, "checkpoints") for file in store.list(folder)]
+    return max((int(n) for path in paths for n in _ATTEMPT.findall(path)), default=0)
+
+
+def next_attempt(store: Store) -> int:
+    """The number for a new attempt: one that no object names. Writing its `start` event claims it."""
+    return highest_attempt(store) + 1

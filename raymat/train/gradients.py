@@ -1,0 +1,110 @@
+"""Gradients in flat buffers of one fixed layout, summed over the workers while the backward pass still runs.
+
+Why not torch's DistributedDataParallel: after a process's first backward pass it regroups its buckets by the order in which
+gradients came. From three workers on, the sums are then formed in another order than in the steps before, and a
+restarted run is no longer equal to the bit. `find_unused_parameters` happens to keep it from that, at the price of a walk
+through the graph in every step and a warning from every worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+BUCKET_BYTES = 25 * 2**20
+"""A bucket is closed when it has reached this size; as in DDP."""
+
+
+@dataclass
+class _Bucket:
+    flat: Tensor
+    members: int
+    ready: int = 0
+    sent: Any = None
+
+    @property
+    def complete(self) -> bool:
+        return self.ready == self.members
+
+
+class GradientSum:
+    """The gradients of `parameters` and of `aside`, summed over `workers`; their `.grad` are views of a few flat tensors.
+
+    Before each backward pass call `clear`, after it `finish`. With more than one worker all must run backward passes
+    through the same operations, in the same order, whatever the size of their share.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], aside: nn.Parameter, workers: int
+    ) -> None:
+        self._workers = workers
+        self._buckets: list[_Bucket] = []
+        self._next = 0
+        *first, last = _drafts(parameters)
+        for members in (*first, [*last, aside]):
+            self._add(members)
+        self._aside = aside.numel()
+
+    @property
+    def flats(self) -> list[Tensor]:
+        """The gradients of `parameters`, as one-dimensional tensors."""
+        *first, last = (bucket.flat for bucket in self._buckets)
+        return [*first, last[: -self._aside]]
+
+    def clear(self) -> None:
+        """Set all gradients to 0."""
+        self._next = 0
+        for bucket in self._buckets:
+            bucket.ready, bucket.sent = 0, None
+            bucket.flat.zero_()
+
+    def finish(self) -> None:
+        """Wait until all sums are there; on a GPU the host goes on. Parameters that were not used add 0."""
+        if self._workers == 1:
+            return
+        while self._next < len(self._buckets):
+            self._send()
+        for bucket in self._buckets:
+            bucket.sent.wait()
+
+    def _add(self, members: list[nn.Parameter]) -> None:
+        flat = torch.zeros(
+            sum(p.numel() for p in members), dtype=members[0].dtype, device=members[0].device
+        )
+        bucket, start = _Bucket(flat, len(members)), 0
+        for parameter in members:
+            # Laid out as the parameter is: the optimiser's fused kernels walk through both side by side.
+            parameter.grad = flat.as_strided(parameter.shape, parameter.stride(), start)
+            start += parameter.numel()
+            if self._workers > 1:
+                parameter.register_post_accumulate_grad_hook(lambda _, b=bucket: self._note(b))
+        self._buckets.append(bucket)
+
+    def _note(self, bucket: _Bucket) -> None:
+        """A gradient of `bucket` is complete. Buckets are sent in their order, the same on all workers."""
+        bucket.ready += 1
+        while self._next < len(self._buckets) and self._buckets[self._next].complete:
+            self._send()
+
+    def _send(self) -> None:
+        bucket = self._buckets[self._next]
+        bucket.sent = dist.all_reduce(bucket.flat, async_op=True)
+        self._next += 1
+
+
+def _drafts(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """The members of each bucket, last parameters first: about the order in which a backward pass reaches them."""
+    drafts: list[list[nn.Parameter]] = [[]]
+    size = 0
+    for parameter in reversed(list(parameters)):
+        if size >= BUCKET_BYTES:
+            drafts.append([])
+            size = 0
+        drafts[-1].append(parameter)
+        size += parameter.numel() * parameter.element_size()
+    return drafts

@@ -1,0 +1,67 @@
+"""The few things that workers say to each other outside the training step.
+
+`torch.distributed` is the caller's: it is initialised before a Group is made, if there is more than one worker. Every
+method but the constructor is called by all workers, equally often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from raymat.errors import RaymatError
+from raymat.world import World
+
+
+class Group:
+    """The workers of one attempt."""
+
+    def __init__(self, world: World, device: torch.device) -> None:
+        self.world = world
+        # NCCL moves tensors of its device only, gloo is quicker with the CPU's.
+        nccl = world.size > 1 and dist.get_backend() == "nccl"
+        self._device = device if nccl else torch.device("cpu")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which alone writes what is written once."""
+        return self.world.rank == 0
+
+    def sums(self, values: Sequence[float | torch.Tensor]) -> list[float]:
+        """Each number summed over the workers, in float64."""
+        own = [torch.as_tensor(v, dtype=torch.float64, device=self._device) for v in values]
+        total = torch.stack(own)
+        if self.world.size > 1:
+            dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def from_lead(self, value: Any) -> Any:
+        """Rank 0's `value`, on every worker; the others' is ignored."""
+        if self.world.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self._device)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every worker's `value`, by rank."""
+        if self.world.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.world.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def raise_together(self, error: RaymatError | None) -> None:
+        """Raise on every worker if one of them has an error: its own, or else the lowest rank's.
+
+        A worker that raised alone would leave the others waiting in their next collective.
+        """
+        errors = self.gather(error)
+        first = next((e for e in errors if e is not None), None)
+        if error is not None:
+            raise error
+        if first is not None:
+            raise first

@@ -1,0 +1,31 @@
+"""How a run goes, as one small value for whoever shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The state of a run at one moment; picklable."""
+
+    stage: str
+    step: int
+    """Completed steps."""
+    total_steps: int
+    examples_left: int
+    """Examples until the run's end."""
+    examples_per_second: float
+    """Of all workers together, since the last progress; 0 before the first."""
+    loss: float | None
+    """The newest logged training loss; None before the first, or where it was not finite."""
+    valid_loss: float | None
+    """The newest validation loss."""
+    commit_step: int | None
+    """Step of the newest committed checkpoint, also of an earlier attempt's."""
+    commit_time: float | None
+    """When it was committed or, after a restart, restored; Unix seconds."""
+    world: int
+    """Workers."""
+    attempt: int
+    """1 for a run that was never restarted."""

@@ -1,0 +1,117 @@
+"""What happens when, as pure functions of the number of completed steps.
+
+Everything counts completed steps over the whole run, from 1: an interval of 10 is due at 10, 20, 30, ... The
+reference counts most intervals anew in each epoch; here they do not depend on where an epoch ends, nor on restarts.
+Lengths are in examples, so that another batch size keeps a run's length and epochs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raymat.config import OptimConfig, RunConfig
+from raymat.data.order import SampleOrder
+from raymat.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When a run logs, validates, commits and ends."""
+
+    batch_size: int
+    """Examples in every step but the last."""
+    total_examples: int
+    """Examples in the whole run."""
+    epoch_examples: int
+    """Examples in one virtual epoch."""
+    checkpoint_interval: int
+    valid_interval: int
+    valid_examples: int
+    """0: no validation at all."""
+    log_loss_interval: int
+    log_images_interval: int
+
+    @classmethod
+    def of(cls, config: RunConfig, order: SampleOrder) -> Schedule:
+        """The schedule of a run whose dataset and length are settled in `order`.
+
+        Raises:
+            ConfigError: the run would meet a batch of one example alone, which batch norm cannot train on.
+        """
+        _refuse_lone_example(order.total_examples, order.batch_size)
+        return cls(
+            batch_size=order.batch_size,
+            total_examples=order.total_examples,
+            epoch_examples=config.length.epoch_examples or order.pairs,
+            checkpoint_interval=config.checkpoint.checkpoint_interval,
+            valid_interval=config.log.valid_interval,
+            valid_examples=order.valid_examples,
+            log_loss_interval=config.log.log_loss_interval,
+            log_images_interval=config.log.log_images_interval,
+        )
+
+    @property
+    def total_steps(self) -> int:
+        return -(-self.total_examples // self.batch_size)
+
+    def examples(self, step: int) -> int:
+        """Examples consumed after `step` completed steps."""
+        return min(step * self.batch_size, self.total_examples)
+
+    def epoch(self, step: int) -> float:
+        """Virtual epochs completed after `step` steps, with their fraction."""
+        return self.examples(step) / self.epoch_examples
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether a virtual epoch's last example was consumed in this step."""
+        before, after = self.examples(step - 1), self.examples(step)
+        return after // self.epoch_examples > before // self.epoch_examples
+
+    def commits(self, step: int) -> bool:
+        """Whether a checkpoint is due: on the interval, at each virtual epoch's end, at the run's end."""
+        return (
+            step % self.checkpoint_interval == 0
+            or self.ends_epoch(step)
+            or step == self.total_steps
+        )
+
+    def validates(self, step: int) -> bool:
+        """Whether a validation is due: on the interval and at the run's end."""
+        due = step % self.valid_interval == 0 or step == self.total_steps
+        return self.valid_examples > 0 and due
+
+    def logs(self, step: int) -> bool:
+        """Whether a training row is due: on the interval and at the run's end."""
+        return step % self.log_loss_interval == 0 or step == self.total_steps
+
+    def draws_images(self, step: int) -> bool:
+        """Whether image grids are due."""
+        return step % self.log_images_interval == 0
+
+    def segment_end(self, step: int) -> int:
+        """The next step after `step` at which training pauses for a validation or ends."""
+        if self.valid_examples == 0:
+            return self.total_steps
+        return min(self.total_steps, (step // self.valid_interval + 1) * self.valid_interval)
+
+
+def rates(optim: OptimConfig, examples: int) -> dict[str, float]:
+    """Adam's learning rate of each part of the network after `examples` examples; constant so far."""
+    return {
+        "backbone": optim.lr_backbone,
+        "aspp": optim.lr_aspp,
+        "decoder": optim.lr_decoder,
+        "refiner": optim.lr_refiner,
+    }
+
+
+def _refuse_lone_example(total: int, batch: int) -> None:
+    if batch == 1:
+        raise ConfigError(
+            "--batch-size 1 cannot be trained: batch norm needs at least 2 examples in a step"
+        )
+    if total % batch == 1:
+        raise ConfigError(
+            f"the run's {total} examples leave 1 example for its last batch of {batch}, and batch norm needs at least 2: "
+            f"use --steps {max(1, total // batch)}, or another --batch-size or --epochs"
+        )

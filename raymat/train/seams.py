@@ -1,0 +1,46 @@
+"""The two seams of the training loop: where its batches come from, and who is told how it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from raymat.checkpoint.manifest import CheckpointId
+from raymat.data.batch import MicroBatch
+from raymat.train.progress import Progress
+
+
+class Feed(Protocol):
+    """This worker's share of the run's batches."""
+
+    def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
+        """This worker's share (perhaps empty) of the steps first_step..end_step-1, in order."""
+
+    def valid(self) -> Iterator[MicroBatch]:
+        """This worker's share of the validation examples, in batches."""
+
+
+class Host(Protocol):
+    """Whoever runs the training loop."""
+
+    def restored(self, checkpoint: CheckpointId | None) -> None:
+        """Training goes on from `checkpoint`, or begins. Called once by every worker."""
+
+    def committed(self, checkpoint: CheckpointId, metrics: dict[str, Any]) -> None:
+        """`checkpoint` is committed. Called by every worker at every save: it may be a barrier."""
+
+    def progress(self, progress: Progress) -> None:
+        """Called by rank 0 after logged steps and commits; must return at once."""
+
+
+class NullHost:
+    """A host that needs to know nothing."""
+
+    def restored(self, checkpoint: CheckpointId | None) -> None:
+        return
+
+    def committed(self, checkpoint: CheckpointId, metrics: dict[str, Any]) -> None:
+        return
+
+    def progress(self, progress: Progress) -> None:
+        return

@@ -1,0 +1,163 @@
+"""Everything that a run is made of between two steps, to and from named tensors and one JSON-able dictionary.
+
+Tensors: `model/NAME` for each entry of the network's state dict (weights and batch-norm statistics), `optimizer/MOMENT/NAME` for
+each of Adam's moments of each parameter. All else is in `extra`. Nothing here depends on the number of workers, so
+that any number of them can go on from it; an average of the weights would be `ema/NAME`.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import raymat
+from raymat.config import RunConfig, from_dict, promise_changes, to_dict
+from raymat.data.order import Cursor
+from raymat.errors import CheckpointError, ConfigError, DataError
+from raymat.train.optimiser import require_same
+from raymat.train.schedule import Schedule
+from raymat.train.step import TrainStep
+
+FORMAT = 1
+MODEL, OPTIMIZER = "model/", "optimizer/"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One validation: the mean loss over all validation examples after `step` completed steps."""
+
+    step: int
+    loss: float | None
+    """None where it was not finite."""
+
+
+@dataclass
+class Record:
+    """What a run remembers beside its tensors; equal on all workers."""
+
+    step: int = 0
+    """Completed steps."""
+    cursor: Cursor = field(default_factory=Cursor)
+    """Examples consumed."""
+    bad_steps: int = 0
+    """Steps in a row, up to this one, whose loss or gradient was not finite."""
+    validations: list[Validation] = field(default_factory=list)
+
+    @property
+    def best(self) -> Validation | None:
+        """The validation with the lowest loss; the earliest of equals."""
+        finite = [v for v in self.validations if v.loss is not None]
+        return min(finite, key=lambda v: (v.loss, v.step)) if finite else None
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the weights depend on: a checkpoint that was made under another one cannot be resumed."""
+
+    config: RunConfig
+    listing_digest: str
+    """Of the dataset."""
+
+    def refuse(self, extra: Mapping[str, Any]) -> None:
+        """Raise unless the checkpoint with this `extra` was made under the same promise.
+
+        Raises:
+            ConfigError: an option differs. DataError: the dataset differs. CheckpointError: `extra` is no state's.
+        """
+        require_format(extra)
+        changes = promise_changes(from_dict(extra["config"]), self.config)
+        if changes:
+            told = ", ".join(
+                f"--{name.replace('_', '-')} was {old}, is {new}"
+                for name, (old, new) in changes.items()
+            )
+            raise ConfigError(
+                f"the run was begun with another configuration: {told}; use the old one, or another --name"
+            )
+        if extra["listing_digest"] != self.listing_digest:
+            raise DataError(
+                f"the dataset is not the one that the run was begun with (its listing was {extra['listing_digest']}, "
+                f"is {self.listing_digest}): restore it, or use another --name"
+            )
+
+
+def capture(
+    step: TrainStep, record: Record, promise: Promise
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state as (tensors, extra). The tensors are the live ones: copy them before the next step."""
+    tensors = {MODEL + name: tensor for name, tensor in step.network.state_dict().items()}
+    tensors |= {OPTIMIZER + name: t for name, t in step.optimiser.state_dict().items()}
+    best = record.best
+    extra = {
+        "format": FORMAT,
+        "step": record.step,
+        "cursor": record.cursor.state_dict(),
+        "schedule": {"format": 1, "kind": "constant"},
+        "scaler": step.scale.state_dict(),
+        "bad_steps": record.bad_steps,
+        "best": asdict(best) if best else None,
+        "validations": [asdict(validation) for validation in record.validations],
+        "config": to_dict(promise.config),
+        "precision": step.precision,
+        "channels_last": step.channels_last,
+        "threads": torch.get_num_threads(),
+        "listing_digest": promise.listing_digest,
+        "versions": {
+            "raymat": raymat.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    return tensors, extra
+
+
+def install(step: TrainStep, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> Record:
+    """Put a captured state into a fresh `step`, to the bit; returns what the run remembers.
+
+    Raises:
+        CheckpointError: it is not the state of such a network, or of a format that this raymat does not know.
+    """
+    require_format(extra)
+    own = step.network.state_dict()
+    model = _below(MODEL, tensors)
+    require_same(own, model, "model")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(model[name])
+        step.optimiser.load_state_dict(_below(OPTIMIZER, tensors))
+    step.scale.load_state_dict(extra["scaler"])
+    return Record(
+        step=int(extra["step"]),
+        cursor=Cursor.load_state_dict(extra["cursor"]),
+        bad_steps=int(extra["bad_steps"]),
+        validations=[Validation(**validation) for validation in extra["validations"]],
+    )
+
+
+def require_format(extra: Mapping[str, Any]) -> None:
+    """CheckpointError for the state of a format that this raymat does not know."""
+    if extra.get("format") != FORMAT:
+        raise CheckpointError(
+            f"expected a training state of format {FORMAT}, got {extra.get('format')!r}: "
+            "resume with the raymat that wrote it"
+        )
+
+
+def require_place(record: Record, schedule: Schedule) -> None:
+    """ConfigError where a finished run's last, smaller batch keeps it from being continued."""
+    due, used = schedule.examples(record.step), record.cursor.next_example
+    if due != used:
+        raise ConfigError(
+            f"the run ended with a smaller batch (step {record.step} is at {used} examples, not {due}) and cannot be made "
+            "longer: keep its length, or start a new run with --init"
+        )
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -1,0 +1,228 @@
+"""The optimisation step: a function of the training state and one global batch, whoever holds which part of it.
+
+Everything that crosses workers is summed with its weight. A worker's loss counts n of N, where n is its share of the
+step's N examples; so the gradient is that of the mean over the global batch for uneven and for empty shares.
+
+A step whose loss or gradient is not finite leaves the whole state as it was, batch-norm statistics included; only the loss
+scale and the cursor go on. All workers find that out from the reduced gradients, which they share: the loss itself is made
+the gradient of one more parameter, so that it needs no collective of its own. Nothing in a step makes the host wait for the
+device; who wants to know reads the result later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raymat.config import Precision, Stage
+from raymat.data.batch import MicroBatch
+from raymat.data.composite import Composed, composite
+from raymat.data.draws import Draws, Stream
+from raymat.model.matting import MattingBase, set_dropout_seeds
+from raymat.train.batchnorm import RunningStatistics, globalise
+from raymat.train.gradients import GradientSum
+from raymat.train.losses import base_loss, refine_loss
+from raymat.train.optimiser import PartAdam
+from raymat.train.precision import LossScale, autocast, parameter_dtype
+from raymat.world import World
+
+
+class Health:
+    """What became of a step, on its way from the device to the host."""
+
+    def __init__(self, loss: Tensor, norm: Tensor, skipped: Tensor, failed: Tensor) -> None:
+        """Scalars: the loss as the mean over the global batch, the gradient's norm, whether the step was skipped, and whether
+        that counts as a failure (in fp16 an overflow does not while the loss scale can still go lower).
+        """
+        values = torch.stack([value.double() for value in (loss, norm, skipped, failed)])
+        self._done: torch.cuda.Event | None = None
+        if values.is_cuda:
+            # Copied now: a copy asked for later would wait for all that was queued until then.
+            pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            values = pinned.copy_(values, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+        self._values = values
+
+    def read(self) -> tuple[float, float, bool, bool]:
+        """(loss, norm, skipped, failed); waits for the step's end."""
+        if self._done is not None:
+            self._done.synchronize()
+        loss, norm, skipped, failed = self._values.tolist()
+        return loss, norm, bool(skipped), bool(failed)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gives back."""
+
+    loss_sum: Tensor
+    """Sum of the losses of this worker's examples, float64 ()."""
+    count: int
+    """This worker's examples."""
+    health: Health
+    pictures: dict[str, Tensor] | None
+    """pha, fgr, err, src and bgr of this worker's examples, (n, c, h, w) in 0..1, where they were asked for."""
+
+
+class TrainStep:
+    """The network, its optimiser and all they need to take a step."""
+
+    def __init__(
+        self,
+        network: MattingBase,
+        *,
+        stage: Stage,
+        precision: Precision,
+        seed: int,
+        resolution: int,
+        world: World,
+        device: torch.device,
+        channels_last: bool | None = None,
+    ) -> None:
+        """Takes `network` over: moved to `device` and its precision, batch norms made global.
+
+        `seed` and `resolution` are the run's. `channels_last` is how weights and pictures lie in memory; by default
+        so on cuda. `torch.distributed` must be initialised if `world` is larger than 1.
+        """
+        self.world, self.device, self.precision = world, device, precision
+        self.channels_last = device.type == "cuda" if channels_last is None else channels_last
+        self._memory = torch.channels_last if self.channels_last else torch.contiguous_format
+        self._seed, self._resolution = seed, resolution
+        self._dtype = parameter_dtype(precision)
+        globalise(network, world)
+        network.to(device=device, dtype=self._dtype)
+        network.to(memory_format=self._memory)  # type: ignore[call-overload]
+        self.network = network
+        self._statistics = RunningStatistics(network)
+        self.optimiser = PartAdam(network)
+        self.scale = LossScale(precision, device)
+        self._objective = _Objective(network, stage, precision, device)
+        self._gradients = GradientSum(network.parameters(), self._objective.probe, world.size)
+
+    def __call__(
+        self, batch: MicroBatch, total: int, rates: Mapping[str, float], pictures: bool = False
+    ) -> StepResult:
+        """Train on this worker's share `batch` of a step of `total` examples; called by all workers, for the same step."""
+        self.network.train()
+        composed = self._compose(batch)
+        set_dropout_seeds(self.network, self._dropout_seeds(batch))
+        before = self._statistics.save()
+        self._gradients.clear()
+        weight = len(batch.examples) / total
+        scaled, loss, outputs = self._objective(composed, weight, self.scale.value)
+        scaled.backward()
+        self._gradients.finish()
+        health = self._apply(rates, before)
+        return StepResult(
+            loss_sum=loss.detach().double() * len(batch.examples),
+            count=len(batch.examples),
+            health=health,
+            pictures=_pictures(outputs, composed) if pictures else None,
+        )
+
+    @torch.no_grad()
+    def share_weights(self) -> None:
+        """Take rank 0's weights: unlike processors may round initial weights differently. Called by all workers."""
+        if self.world.size > 1:
+            for tensor in self.network.state_dict().values():
+                lead = tensor.contiguous()
+                dist.broadcast(lead, src=0)
+                tensor.copy_(lead)
+
+    @torch.no_grad()
+    def evaluate(self, batch: MicroBatch) -> Tensor:
+        """Sum of the losses of `batch`'s examples in evaluation mode, float64 (). Not a collective."""
+        self.network.eval()
+        _, loss, _ = self._objective(self._compose(batch), 1.0, self.scale.value)
+        return loss.double() * len(batch.examples)
+
+    @torch.no_grad()
+    def _apply(self, rates: Mapping[str, float], before: list[Tensor]) -> Health:
+        """Let the optimiser step unless something is not finite; see the module's text."""
+        probe = self._objective.probe.grad
+        assert probe is not None
+        loss = probe / self.scale.value
+        norm = torch.nn.utils.get_total_norm(self._gradients.flats) / self.scale.value
+        bad = ~(torch.isfinite(norm) & torch.isfinite(loss))
+        failed = bad & (~torch.isfinite(loss) | self.scale.at_floor())
+        self.optimiser.step(rates, bad, self.scale.value if self.scale.used else None)
+        self._statistics.undo(before, bad)
+        self.scale.update(bad)
+        return Health(loss, norm, bad, failed)
+
+    def _compose(self, batch: MicroBatch) -> Composed:
+        pixels = [_to_device(array, self.device) for array in (batch.fgr, batch.pha, batch.bgr)]
+        composed = composite(
+            *pixels,
+            seed=self._seed,
+            numbers=[example.number for example in batch.examples],
+            resolution=self._resolution,
+            train=batch.train,
+            dtype=self._dtype,
+        )
+        src, bgr = (x.contiguous(memory_format=self._memory) for x in (composed.src, composed.bgr))
+        return composed._replace(src=src, bgr=bgr)
+
+    def _dropout_seeds(self, batch: MicroBatch) -> Tensor:
+        seeds = [Draws(self._seed, Stream.DROPOUT, e.number).torch_seed() for e in batch.examples]
+        return torch.tensor(seeds, dtype=torch.int64)
+
+
+class _Objective(nn.Module):
+    """Network and loss as one module: all that is differentiated."""
+
+    def __init__(
+        self, network: MattingBase, stage: Stage, precision: Precision, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.network = network
+        # Always 0; its gradient is the weighted loss, which is summed over the workers like all others.
+        self.probe = nn.Parameter(torch.zeros((), dtype=parameter_dtype(precision), device=device))
+        self._loss = _base if stage == "base" else _refine
+        self._precision: Precision = precision
+        self._device = device
+
+    def forward(
+        self, composed: Composed, weight: float, scale: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """What to differentiate (), the loss () as the mean over the share, and the network's outputs."""
+        with autocast(self._precision, self._device):
+            outputs = self.network(composed.src, composed.bgr)
+        loss = self._loss(outputs, composed)
+        weighted = loss * weight
+        probed = weighted + self.probe * weighted.detach()
+        return probed * scale, loss.detach(), tuple(x.detach() for x in outputs)
+
+
+_Loss = Callable[[tuple[Tensor, ...], Composed], Tensor]
+
+
+def _base(outputs: tuple[Tensor, ...], truth: Composed) -> Tensor:
+    pha, fgr, err, _ = outputs
+    return base_loss(pha, fgr, err, truth.pha, truth.fgr)
+
+
+def _refine(outputs: tuple[Tensor, ...], truth: Composed) -> Tensor:
+    pha, fgr, pha_sm, fgr_sm, err_sm, _ = outputs
+    return refine_loss(pha, fgr, pha_sm, fgr_sm, err_sm, truth.pha, truth.fgr)
+
+
+def _pictures(outputs: tuple[Tensor, ...], composed: Composed) -> dict[str, Tensor]:
+    """By the names of the reference; err of a refine network is the coarse one."""
+    pha, fgr = outputs[0], outputs[1]
+    err = outputs[2] if len(outputs) == 4 else outputs[4]
+    return {"pha": pha, "fgr": fgr, "err": err, "src": composed.src, "bgr": composed.bgr}
+
+
+def _to_device(array: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Pixels as a tensor on `device`; the array may be read-only. Copies to a GPU go through pinned memory, unwaited for."""
+    pinned = torch.empty(array.shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    np.copyto(pinned.numpy(), array)
+    return pinned.to(device, non_blocking=True)

@@ -1,0 +1,128 @@
+"""Tiny training runs in real worker processes, without Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from raymat.checkpoint.find import scan
+from raymat.checkpoint.shards import read_checkpoint
+from raymat.checkpoint.snapshot import Snapshot
+from raymat.checkpoint.store import Store
+from raymat.config import RunConfig, build
+from raymat.data.batch import Geometry, MicroBatch
+from raymat.data.local import LocalFeed
+from raymat.data.order import SampleOrder
+from raymat.data.source import SourceSpec
+from raymat.train.loop import Outcome, run
+from raymat.train.seams import NullHost
+from raymat.world import World
+
+PAIRS = 20
+TINY: dict[str, dict[str, Any]] = {
+    "base": {"resolution": 32, "crop": "16:32", "batch_size": 4},
+    "refine": {"resolution": 64, "crop": "32:64", "batch_size": 4, "refine_sample_pixels": 400},
+}
+
+
+def tiny(storage: Any, name: str, stage: Any = "base", **options: Any) -> RunConfig:
+    """A run of 8 steps that commits every 2, on procedural pairs with mobilenetv2, on the CPU."""
+    defaults = {
+        "synthetic": PAIRS,
+        "backbone": "mobilenetv2",
+        "storage": str(storage),
+        "name": name,
+        "device": "cpu",
+        "checkpoint_interval": 2,
+        "valid_interval": 4,
+        "valid_examples": 3,
+        "log_loss_interval": 1,
+        "log_images_interval": 4,
+        "epoch_examples": 10**6,
+        "keep": 100,
+    }
+    length = {} if "epochs" in options else {"steps": 8}
+    return build(stage, defaults | TINY[stage] | length | options)
+
+
+def order_of(config: RunConfig) -> SampleOrder:
+    steps, epochs = config.length.steps, config.length.epochs
+    epoch = config.length.epoch_examples or PAIRS
+    total = steps * config.data.batch_size if steps else round((epochs or 0) * epoch)
+    return SampleOrder(
+        seed=config.data.seed,
+        pairs=PAIRS,
+        backgrounds=PAIRS,
+        batch_size=config.data.batch_size,
+        crop=config.data.crop,
+        total_examples=total,
+        valid_pairs=config.log.valid_examples,
+        valid_backgrounds=config.log.valid_examples,
+        valid_examples=config.log.valid_examples,
+    )
+
+
+class Feed:
+    """LocalFeed, which can kill this process when it is asked for a step, or blank a step's pictures to NaN later."""
+
+    def __init__(self, config: RunConfig, world: World, kill: Mapping[int, int]) -> None:
+        source = SourceSpec.synthetic(
+            count=PAIRS,
+            seed=config.data.seed,
+            size=config.data.resolution,
+            valid_count=config.log.valid_examples,
+        )
+        geometry = Geometry(config.stage, config.data.resolution)
+        self._feed = LocalFeed(source.open(), order_of(config), geometry, world)
+        self._kill_at = kill.get(world.rank)
+
+    def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
+        for batch in self._feed.train(first_step, end_step):
+            if batch.step == self._kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+    def valid(self) -> Iterator[MicroBatch]:
+        return self._feed.valid()
+
+
+def train(world: World, config: RunConfig, kill: Mapping[int, int] | None = None) -> Outcome:
+    """One worker of a run; rank r dies when it has the batch of step index kill[r]."""
+    return run(
+        config,
+        world=world,
+        feed=Feed(config, world, kill or {}),
+        store=store_of(config),
+        host=NullHost(),
+        order=order_of(config),
+        device=torch.device("cpu"),
+        run_id=config.name,
+        listing_digest="synthetic",
+    )
+
+
+def store_of(config: RunConfig) -> Store:
+    return Store.open(config.storage, config.name)
+
+
+def checkpoints(config: RunConfig) -> dict[int, Snapshot]:
+    """Every committed checkpoint by step; of two attempts the newer."""
+    store = store_of(config)
+    committed = [s.id for s in scan(store) if s.state == "committed"]
+    return {c.step: read_checkpoint(store, c) for c in sorted(committed)}
+
+
+def differences(a: Snapshot, b: Snapshot) -> list[str]:
+    """Names of what is not equal to the bit; a run's name and place are no part of its state."""
+    names = sorted(a.tensors.keys() ^ b.tensors.keys())
+    names += [
+        n for n, t in a.tensors.items() if n in b.tensors and not torch.equal(t, b.tensors[n])
+    ]
+    for extra in (a.extra, b.extra):
+        for key in ("name", "storage"):
+            extra["config"].pop(key, None)
+    return names + [k for k in a.extra.keys() | b.extra.keys() if a.extra.get(k) != b.extra.get(k)]
