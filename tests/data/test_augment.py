@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 import pytest
+from datakit import photo
+from PIL import Image, ImageOps
 
 from raymat.data.augment import (
     Matrix,
@@ -118,24 +120,44 @@ def test_all_steps_at_once_are_the_steps_one_after_the_other() -> None:
     assert at(crop_map(warp, (640, 360), 512, (260, 300)), 123, 45) == (x, y)
 
 
-def test_the_map_is_torchvision_s_affine() -> None:
-    """torchvision.transforms.functional.affine(angle=4, translate=(10, -6), scale=0.5, shear=3) on 640 x 360.
+def torchvision_affine(
+    image: Image.Image, warp: Warp, fit: float, size: tuple[int, int]
+) -> Image.Image:
+    """`torchvision.transforms.functional.affine` of a Pillow image, from its formula for the inverse matrix."""
+    angle, shear = math.radians(warp.degrees), math.radians(warp.shear)
+    a, b = math.cos(angle), -math.cos(angle) * math.tan(shear) - math.sin(angle)
+    c, d = math.sin(angle), -math.sin(angle) * math.tan(shear) + math.cos(angle)
+    m = [value / (fit * warp.zoom) for value in (d, -b, 0, -c, a, 0)]
+    cx, cy = image.width / 2, image.height / 2
+    tx, ty = warp.shift_x * fit * size[0], warp.shift_y * fit * size[1]
+    m[2] = m[0] * (-cx - tx) + m[1] * (-cy - ty) + cx
+    m[5] = m[3] * (-cx - tx) + m[4] * (-cy - ty) + cy
+    return image.transform(image.size, Image.Transform.AFFINE, m, Image.Resampling.BILINEAR)
 
-    Its inverse matrix (from output to input, about the centre), worked out with its formula.
-    """
-    warp = Warp(degrees=4, shear=3, shift_x=10 / 640, shift_y=-6 / 360, zoom=0.5)
-    # A frame as large as the picture's shorter side at scale 1: fit = 1.
-    matrix = crop_map(warp, (640, 360), 640, (640, 640))
-    fit = 640 / 360
-    a, s = math.radians(4), math.radians(3)
-    forward = 0.5 * np.array(
-        [
-            [math.cos(a), -math.cos(a) * math.tan(s) - math.sin(a)],
-            [math.sin(a), -math.sin(a) * math.tan(s) + math.cos(a)],
-        ]
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("size", [(200, 120), (80, 140), (60, 40)])
+@pytest.mark.parametrize("zoom", [0.45, 1.0, 1.6])
+def test_the_frame_is_what_the_reference_s_steps_make_of_it(
+    size: tuple[int, int], zoom: float, flip: bool
+) -> None:
+    """Pad to the frame, torchvision's affine, centre crop, flip: step by step with Pillow."""
+    warp = Warp(degrees=4.3, shear=-3.7, shift_x=0.06, shift_y=-0.08, zoom=zoom, flip=flip)
+    picture, side = photo(1, *size), 100
+    wide, high = max(size[0], side), max(size[1], side)
+    image = ImageOps.expand(
+        Image.fromarray(picture), ((wide - size[0]) // 2, (high - size[1]) // 2)
     )
-    assert matrix[:2, :2] == pytest.approx(fit * forward)
-    assert at(matrix, 320, 180) == (320 + fit * 10, 320 - fit * 6)
+    image = torchvision_affine(image, warp, max(side / size[0], side / size[1]), size)
+    left, top = (wide - side) // 2, (high - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    truth = np.asarray(ImageOps.mirror(image) if flip else image).astype(int)
+    seen = apply(picture, crop_map(warp, size, side, (side, side)), (side, side)).astype(int)
+    both = (truth.min(axis=2) > 0) & (seen.min(axis=2) > 0)
+    assert abs(both.mean() - (truth.max(axis=2) > 0).mean()) < 0.05, "borders apart"
+    assert np.abs(seen - truth)[both].mean() < 1, (
+        "Pillow cuts off: 0.5; half a pixel would be 0.9 to 7"
+    )
 
 
 def test_magnification_is_the_largest_stretch() -> None:

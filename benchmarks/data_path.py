@@ -1,0 +1,212 @@
+"""What one training sample costs a core, and what a large listing costs.
+
+    python benchmarks/data_path.py [--samples 8]
+
+Beside raymat's path (decode at the scale that the warp allows, one warp to the final crop) stands the straightforward one
+in the same process: Pillow decodes all pixels, warps them at the picture's size, crops and mirrors. Blur, sharpening, jitter and
+compositing are done by neither: they belong to the training device. Times are CPU milliseconds of this process, medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from raymat.config import Range, Stage
+from raymat.data.augment import Warp, draw_background_warp, draw_pair_warp
+from raymat.data.batch import Geometry, make_train_batch
+from raymat.data.listing import Files, Listing, Split, build_listing
+from raymat.data.order import Example, SampleOrder
+from raymat.data.source import FolderSource
+
+Pixels = NDArray[np.uint8]
+SIZES = {"4K": (3840, 2160), "HD": (1920, 1080)}
+CASES: list[tuple[str, str, Stage, int, Range]] = [
+    ("4K", "png", "base", 512, Range(256, 512)),
+    ("4K", "jpg", "base", 512, Range(256, 512)),
+    ("4K", "png", "refine", 2048, Range(1024, 2048)),
+    ("4K", "jpg", "refine", 2048, Range(1024, 2048)),
+    ("HD", "png", "base", 512, Range(256, 512)),
+]
+
+
+def photo(rng: np.random.Generator, width: int, height: int) -> Pixels:
+    """Noise in octaves, as full of detail as a photo: about 2 MB as a 4K JPEG of quality 90."""
+    total = np.full((height, width, 3), 128.0, np.float32)
+    for octave in range(2, 10):
+        cell = 2**octave
+        shape = (height // cell + 2, width // cell + 2, 3)
+        coarse = rng.normal(0, 2.2 * octave, shape).astype(np.float32)
+        total += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(total, 0, 255).astype(np.uint8)
+
+
+def keyed(rng: np.random.Generator, width: int, height: int) -> tuple[Pixels, Pixels]:
+    """A foreground on flat colour, as from a green screen, and its alpha."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    radius = height * rng.uniform(0.3, 0.45)
+    distance = np.hypot(x - width * rng.uniform(0.4, 0.6), y - height * 0.5)
+    alpha = np.clip(0.5 + (radius - distance) / 6, 0, 1).astype(np.float32)[..., None]
+    mixed = photo(rng, width, height) * alpha + np.array([60, 180, 70], np.float32) * (1 - alpha)
+    return mixed.astype(np.uint8), np.round(alpha[..., 0] * 255).astype(np.uint8)
+
+
+def save(path: Path, pixels: Pixels) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, quality=90)
+
+
+def write_dataset(root: Path, size: tuple[int, int], alpha: str, count: int) -> FolderSource:
+    """`count` pairs and backgrounds of one size, as a source."""
+    rng = np.random.Generator(np.random.Philox(1))
+    for i in range(count):
+        fgr, pha = keyed(rng, *size)
+        save(root / f"data/train/fgr/{i}.jpg", fgr)
+        save(root / f"data/train/pha/{i}.{alpha}", pha)
+        save(root / f"walls/train/{i}.jpg", photo(rng, *size))
+    return FolderSource(build_listing(f"{root}/data", f"{root}/walls", need_valid=False))
+
+
+def pillow_picture(path: str, mode: str, warp: Warp, resolution: int) -> Pixels:
+    """One picture the straightforward way, up to the frame."""
+    image = Image.open(io.BytesIO(Path(path).read_bytes())).convert(mode)
+    width, height = image.size
+    fit = max(resolution / width, resolution / height)
+    canvas = (max(width, resolution), max(height, resolution))
+    image = ImageOps.expand(
+        image, (math.ceil((canvas[0] - width) / 2), math.ceil((canvas[1] - height) / 2))
+    )
+    image = image.transform(
+        image.size, Image.Transform.AFFINE, _inverse(image.size, (width, height), warp, fit),
+        Image.Resampling.BILINEAR,
+    )  # fmt: skip
+    left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
+    image = image.crop((left, top, left + resolution, top + resolution))
+    return np.asarray(ImageOps.mirror(image) if warp.flip else image)
+
+
+def _inverse(
+    canvas: tuple[int, int], size: tuple[int, int], warp: Warp, fit: float
+) -> tuple[float, ...]:
+    """Pillow's coefficients, from output to input, about the canvas's centre."""
+    a, slant = math.radians(warp.degrees), math.tan(math.radians(warp.shear))
+    forward = fit * warp.zoom * np.array(
+        [
+            [math.cos(a), -math.cos(a) * slant - math.sin(a)],
+            [math.sin(a), -math.sin(a) * slant + math.cos(a)],
+        ]
+    )  # fmt: skip
+    linear = np.linalg.inv(forward)
+    centre = np.array(canvas) / 2
+    shift = np.array([warp.shift_x * fit * size[0], warp.shift_y * fit * size[1]])
+    offset = centre - linear @ (centre + shift)
+    return (*linear[0], offset[0], *linear[1], offset[1])
+
+
+def pillow_sample(source: FolderSource, example: Example, stage: Stage, resolution: int) -> None:
+    pair = draw_pair_warp(1, example.number, stage, train=True)
+    fgr, pha = source.open_pair(example.pair)
+    pillow_picture(fgr.path, "RGB", pair, resolution)
+    pillow_picture(pha.path, "L", pair, resolution)
+    wall = source.open_background(example.background)
+    pillow_picture(wall.path, "RGB", draw_background_warp(1, example.number, True), resolution)
+
+
+def cpu_ms(call: Callable[..., object], *args: object) -> float:
+    start = time.process_time()
+    call(*args)
+    return (time.process_time() - start) * 1e3
+
+
+def ours(source: FolderSource, order: SampleOrder, geometry: Geometry) -> float:
+    return statistics.median(
+        cpu_ms(make_train_batch, source, order, geometry, step, range(1))
+        for step in range(order.total_steps)
+    )
+
+
+def straightforward(source: FolderSource, order: SampleOrder, geometry: Geometry) -> float:
+    return statistics.median(
+        cpu_ms(pillow_sample, source, example, geometry.stage, geometry.resolution)
+        for example in order.examples(range(order.total_steps))
+    )
+
+
+def measure_samples(samples: int) -> None:
+    print(f"CPU ms per sample on one core, median of {samples}")
+    print(f"{'case':<28}{'raymat':>9}{'no scaling':>12}{'Pillow':>9}{'ratio':>8}")
+    for name, alpha, stage, resolution, crop in CASES:
+        with tempfile.TemporaryDirectory(prefix="raymat-") as folder:
+            source = write_dataset(Path(folder), SIZES[name], alpha, count=3)
+            order = SampleOrder(1, source.pairs, source.backgrounds, 1, crop, samples)
+            scaled, full = (
+                ours(source, order, Geometry(stage, resolution, on)) for on in (True, False)
+            )
+            pillow = straightforward(source, order, Geometry(stage, resolution))
+        label = f"{name}, alpha {alpha}, to {resolution}"
+        print(f"{label:<28}{scaled:>9.1f}{full:>12.1f}{pillow:>9.1f}{pillow / scaled:>7.1f}x")
+
+
+def large_listing(count: int) -> Listing:
+    """A listing with names and sizes as VideoMatte240K's, and as many backgrounds."""
+    rng = np.random.Generator(np.random.Philox(0))
+
+    def files(folder: str, stems: list[str]) -> Files:
+        sizes = rng.integers(100_000, 4_000_000, len(stems))
+        return Files(folder, stems, [".jpg"], np.zeros(len(stems), np.uint8), sizes)
+
+    def split(name: str, count: int) -> Split:
+        stems = [f"{i // 500:04}/{i % 500:05}" for i in range(count)]
+        return Split(files(f"{name}/fgr", stems), files(f"{name}/pha", stems), files(name, stems))
+
+    urls = ("s3://bucket/data", "s3://bucket/walls")
+    return Listing.of(*urls, split("train", count), split("valid", 50))
+
+
+def measure_listing(count: int) -> None:
+    listing = large_listing(count)
+    data = listing.to_bytes()
+    took = statistics.median(cpu_ms(Listing.from_bytes, data) for _ in range(5))
+    print(
+        f"\nlisting of {count:,} pairs and {count:,} backgrounds: {len(data) / 1e6:.2f} MB, "
+        f"loaded and verified in {took:.0f} ms"
+    )
+
+
+def measure_start(count: int) -> None:
+    def first_batch(seed: int, number: int) -> float:
+        order = SampleOrder(seed, count, count, 8, Range(256, 512), 10**12)
+        return cpu_ms(order.examples, range(number, number + 8))
+
+    early, late = (
+        statistics.median(first_batch(seed, number) for seed in range(5)) for number in (0, 10**9)
+    )
+    print(
+        f"first 8 examples of {count:,} pairs: {early:.1f} ms from example 0, "
+        f"{late:.1f} ms from example 1,000,000,000"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--samples", type=int, default=8)
+    samples = parser.parse_args().samples
+    cv2.setNumThreads(1)
+    measure_samples(samples)
+    measure_listing(240_000)
+    measure_start(240_000)
+
+
+if __name__ == "__main__":
+    main()
