@@ -28,7 +28,7 @@ class Stream(IntEnum):
     DROPOUT = 8  # number: example
     SYNTHETIC_PAIR = 9  # number: pair index
     SYNTHETIC_BACKGROUND = 10  # number: background index
-    REPLACEMENT = 11  # number: example
+    REPLACEMENT = 11  # number: example; 2**63 + validation example
     VALID_PAIR_WARP = 12  # number: validation example
     VALID_BACKGROUND_WARP = 13  # number: validation example
     VALID_BACKGROUND = 14  # number: validation example
