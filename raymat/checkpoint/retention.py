@@ -103,8 +103,6 @@ def prune(
     never one that is half believed, and calling again finishes the work. `now`: Unix seconds,
     default the clock's. Returns the bytes freed.
     """
-    if not checkpoints and not stale:
-        return 0
     now = time.time() if now is None else now
     doomed = {str(checkpoint) for checkpoint in checkpoints}
     first: list[FileInfo] = []

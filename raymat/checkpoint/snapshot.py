@@ -40,8 +40,7 @@ class Snapshot:
         is used again. Raises TypeError for what cannot be stored.
         """
         buffer = buffer or SnapshotBuffer()
-        frozen = json.loads(dump_extra(extra))
-        return cls(step, buffer.copy(tensors), frozen)
+        return cls(step, buffer.copy(tensors), freeze_extra(extra))
 
 
 class SnapshotBuffer:
@@ -53,23 +52,35 @@ class SnapshotBuffer:
     def __init__(self) -> None:
         self._layout: tuple[Any, ...] = ()
         self._views: dict[str, Tensor] = {}
+        self._copied: list[torch.cuda.Event] = []
 
     @property
     def nbytes(self) -> int:
         """Bytes that the buffer holds now."""
         return sum(view.untyped_storage().nbytes() for view in list(self._views.values())[:1])
 
-    def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Contiguous CPU copies of `tensors`, inside the buffer; waits until they are complete."""
+    def copy(self, tensors: Mapping[str, Tensor], *, wait: bool = True) -> dict[str, Tensor]:
+        """Contiguous CPU copies of `tensors`, inside the buffer.
+
+        Without `wait`, copies from a GPU may still be under way: call `wait` before the copies are
+        read. What is put on the GPU's current stream later cannot disturb them.
+        """
         self.reserve(tensors)
         devices = set()
         for name, tensor in tensors.items():
             self._views[name].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
             if tensor.is_cuda:
                 devices.add(tensor.device)
-        for device in devices:
-            torch.cuda.current_stream(device).synchronize()
+        self._copied = [torch.cuda.current_stream(device).record_event() for device in devices]
+        if wait:
+            self.wait()
         return dict(self._views)
+
+    def wait(self) -> None:
+        """Return when the last copies are complete; other threads run meanwhile."""
+        for event in self._copied:
+            event.synchronize()
+        self._copied = []
 
     def reserve(self, tensors: Mapping[str, Tensor]) -> None:
         """Make room for tensors of these names, shapes and dtypes, unless it is there already."""
@@ -89,6 +100,12 @@ class SnapshotBuffer:
             self._views[name] = piece.view(tensor.dtype).view(tensor.shape)
             start += size
         self._layout = (pinned, layout)
+
+
+def freeze_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `extra` as it will be read back. Raises TypeError for what cannot be stored."""
+    frozen: dict[str, Any] = json.loads(dump_extra(extra))
+    return frozen
 
 
 def dump_extra(extra: Mapping[str, Any]) -> str:
