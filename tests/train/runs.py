@@ -19,7 +19,7 @@ from raymat.data.local import LocalFeed
 from raymat.data.order import SampleOrder
 from raymat.data.source import SourceSpec
 from raymat.train.loop import Outcome, run
-from raymat.train.seams import NullHost
+from raymat.train.seams import Host, NullHost
 from raymat.world import World
 
 PAIRS = 20
@@ -67,7 +67,7 @@ def order_of(config: RunConfig) -> SampleOrder:
 
 
 class Feed:
-    """LocalFeed, which can kill this process when it is asked for a step, or blank a step's pictures to NaN later."""
+    """LocalFeed, which can kill this process when it is asked for a step."""
 
     def __init__(self, config: RunConfig, world: World, kill: Mapping[int, int]) -> None:
         source = SourceSpec.synthetic(
@@ -90,18 +90,27 @@ class Feed:
         return self._feed.valid()
 
 
-def train(world: World, config: RunConfig, kill: Mapping[int, int] | None = None) -> Outcome:
+def train(
+    world: World,
+    config: RunConfig,
+    kill: Mapping[int, int] | None = None,
+    *,
+    feed: Any = None,
+    host: Host | None = None,
+    listing_digest: str = "synthetic",
+) -> Outcome:
     """One worker of a run; rank r dies when it has the batch of step index kill[r]."""
+    torch.set_num_threads(1)
     return run(
         config,
         world=world,
-        feed=Feed(config, world, kill or {}),
+        feed=feed or Feed(config, world, kill or {}),
         store=store_of(config),
-        host=NullHost(),
+        host=host or NullHost(),
         order=order_of(config),
         device=torch.device("cpu"),
         run_id=config.name,
-        listing_digest="synthetic",
+        listing_digest=listing_digest,
     )
 
 
