@@ -62,9 +62,9 @@ def rows(store: Store, kind: str = "train") -> list[tuple[Any, ...]]:
 class Killer(threading.Thread):
     """Kills one worker of a run with SIGKILL, `kills` times, each time in a newer attempt.
 
-    The moment is drawn from `seed`: some seconds after the attempt began, or, every second time,
-    the instant at which a checkpoint folder without all its manifests is seen. Only processes that
-    the run's own events name are killed.
+    The moment is drawn from `seed`: some seconds after the attempt began (one in four) or after
+    its first step, or, every second time, the instant at which a checkpoint folder without all its
+    manifests is seen. Only processes that the run's own events name are killed.
     """
 
     def __init__(self, store: Store, seed: int, kills: int, latest: float = 4.0) -> None:
@@ -92,7 +92,7 @@ class Killer(threading.Thread):
             if (number + self._random.randrange(2)) % 2:
                 moment = self._while_writing(attempt)
             else:
-                moment = self._after(self._random.uniform(0, self._latest))
+                moment = self._some_time(attempt)
             if moment is None:
                 return
             try:
@@ -108,8 +108,16 @@ class Killer(threading.Thread):
                 return newer[-1]
         return None
 
-    def _after(self, seconds: float) -> str | None:
-        return None if self._ended.wait(seconds) else f"after {seconds:.2f} s"
+    def _some_time(self, attempt: int) -> str | None:
+        kind = self._random.choice(["start", "first_step", "first_step", "first_step"])
+        seconds = self._random.uniform(0, self._latest)
+        while not any(
+            event["kind"] == kind and event["attempt"] == attempt
+            for event in read_events(self._store)
+        ):
+            if self._ended.wait(0.05):
+                return None
+        return None if self._ended.wait(seconds) else f"{seconds:.2f} s after {kind}"
 
     def _while_writing(self, attempt: int) -> str | None:
         while not self._ended.is_set():

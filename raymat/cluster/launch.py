@@ -203,8 +203,7 @@ def _train(run: PreparedRun, store: Store) -> Result:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise raymat_error(error) or ClusterError(_told(error)) from error
-        finally:
-            ray.kill(board)
+    ray.kill(board)
     return Result(store.url, completed_step(store), run.order.total_steps, False)
 
 

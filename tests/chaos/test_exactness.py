@@ -41,6 +41,6 @@ def test_kills_at_random_moments_change_no_bit(
     whole = whole_runs[stage, world]
     broken, killer = killed_run(stage, storage, world, seed, KILLS)
     assert killer.killed
-    assert diff.main(whole.url, broken.url) == 0
+    assert diff.main([whole.url, broken.url]) == 0
     assert rows(broken) == rows(whole)
     assert rows(broken, "valid") == rows(whole, "valid")

@@ -20,7 +20,7 @@ def test_a_run_whose_workers_were_killed_ends_with_the_weights_of_an_undisturbed
     broken, killer = killed_run(stage, tmp_path, world, seed=1, kills=2)
     assert killer.killed
     assert len(starts(broken)) == 1 + len(killer.killed)
-    assert diff.main(whole.url, broken.url) == 0
+    assert diff.main([whole.url, broken.url]) == 0
     assert rows(broken) == rows(whole)
     assert [row[0] for row in rows(broken)] == list(range(1, 41))
     assert rows(broken, "valid") == rows(whole, "valid")
