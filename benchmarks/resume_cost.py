@@ -17,7 +17,8 @@ import time
 import ray
 
 from raymat.cluster import board as boards
-from raymat.cluster.ingest import RayFeed, StreamPlan, dataset_factory
+from raymat.cluster.feed import RayFeed
+from raymat.cluster.ingest import StreamPlan, dataset_factory
 from raymat.config import Range
 from raymat.data.batch import Geometry
 from raymat.data.order import SampleOrder
@@ -42,7 +43,9 @@ def first_batch(plan: StreamPlan, board: object, step: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -64,7 +67,9 @@ def main() -> None:
             found.append(first_batch(plan, board, step))
     early, late = (statistics.median(found) for found in seconds.values())
     for step, found in seconds.items():
-        print(f"step {step:>9,}: median {statistics.median(found):.2f} s, {min(found):.2f} to {max(found):.2f}")
+        print(
+            f"step {step:>9,}: median {statistics.median(found):.2f} s, {min(found):.2f} to {max(found):.2f}"
+        )
     print(f"ratio {late / early:.3f}")
     ray.shutdown()
 

@@ -4,21 +4,21 @@ Ray Data cannot save the position of an iterator, and its start-up grows with th
 tasks. So the stream is cut into windows. Rank 0 pins a window to the board, all ranks meet at a
 barrier, and each then runs one pass over its split of the same dataset, whose read tasks are made
 from the pinned window. With `preserve_order`, one block per row, and rows laid out step by step and
-rank by rank, the round-robin split hands every rank its share of every step. Every row says which
-step and rank it is for, and a rank that is handed another's refuses it.
+rank by rank, the round-robin split hands every rank its share of every step. `raymat.cluster.feed`
+is the ranks' side. This one runs in the read tasks' processes, and imports no torch: that would
+cost each of them seconds at its start.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
-import torch.distributed as dist
 from ray.data import DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
@@ -26,7 +26,6 @@ from raymat.cluster.board import Window
 from raymat.data.batch import Geometry, MicroBatch, make_train_batch, make_valid_batch
 from raymat.data.order import SampleOrder
 from raymat.data.source import SourceSpec
-from raymat.errors import ClusterError
 from raymat.world import World
 
 TASK_SECONDS = 1.5  # a read task should last this long: the scheduler wakes every 0.1 s at worst
@@ -135,62 +134,3 @@ def dataset_factory(
         )
 
     return make
-
-
-class RayFeed:
-    """One rank's micro-batches from Ray Data: the feed that the training loop asks for."""
-
-    def __init__(self, shard: Any, board: Any, plan: StreamPlan, world: World) -> None:
-        self._shard = shard
-        self._board = board
-        self._plan = plan
-        self._world = world
-
-    def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
-        """This rank's share of steps first_step..end_step-1, in order."""
-        probe = Window("train", first_step, end_step, self._world.size)
-        rows = MAX_TASKS_PER_WINDOW * rows_per_task(self._plan, probe)
-        steps = max(1, rows // self._world.size)
-        for start in range(first_step, end_step, steps):
-            yield from self._pass("train", start, min(start + steps, end_step))
-
-    def valid(self) -> Iterator[MicroBatch]:
-        """This rank's share of the validation batches, in order."""
-        order = self._plan.order
-        batches = math.ceil(order.valid_examples / order.batch_size)
-        if batches:
-            yield from self._pass("valid", 0, batches)
-
-    def _pass(self, kind: Any, first: int, end: int) -> Iterator[MicroBatch]:
-        window = Window(kind, first, end, self._world.size)
-        if self._world.rank == 0:
-            ray.get(self._board.set_window.remote(window))
-        if self._world.size > 1:
-            dist.barrier()
-        batches = self._shard.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=2
-        )
-        expected = first
-        for table in batches:
-            yield self._checked(table, expected, end)
-            expected += 1
-        if expected != end:
-            raise ClusterError(
-                f"Ray Data ended the {kind} stream before step {expected}, expected up to {end - 1}"
-            )
-
-    def _checked(self, table: pa.Table, expected: int, end: int) -> MicroBatch:
-        columns = {name: table.column(name)[0] for name in table.column_names}
-        columns = {
-            name: value.as_buffer() if pa.types.is_binary(value.type) else value.as_py()
-            for name, value in columns.items()
-        }
-        rank = columns.pop("rank")
-        batch = MicroBatch.from_columns(columns)
-        if table.num_rows != 1 or rank != self._world.rank or batch.step != expected:
-            raise ClusterError(
-                f"Ray Data handed rank {self._world.rank} {table.num_rows} rows of step "
-                f"{batch.step}, rank {rank}, where one row of step {expected} was due: the order "
-                "of its blocks changed"
-            )
-        return batch

@@ -13,7 +13,8 @@ from ray.train import CheckpointUploadMode
 
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.store import Store
-from raymat.cluster.ingest import RayFeed, StreamPlan
+from raymat.cluster.feed import RayFeed
+from raymat.cluster.ingest import StreamPlan
 from raymat.config import RunConfig
 from raymat.train import loop
 from raymat.train.progress import Progress

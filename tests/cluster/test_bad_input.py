@@ -84,7 +84,7 @@ def test_an_unknown_key_in_the_yaml_is_named_with_the_nearest_known_one(
     file.write_text("batch-sise: 8\n")
     line = job("--config", str(file))
     assert "batch-sise" in line
-    assert "batch-size" in line
+    assert "did you mean batch_size" in line
     assert str(file) in line
 
 
