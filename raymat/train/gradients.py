@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 BUCKET_BYTES = 25 * 2**20
 """A bucket is closed when it has reached this size; as in DDP."""
+_ALIGN = 16
+"""Each gradient begins at a multiple of so many elements: kernels read aligned memory in wider pieces."""
 
 
 @dataclass
@@ -48,11 +50,11 @@ class GradientSum:
         *first, last = _drafts(parameters)
         for members in (*first, [*last, aside]):
             self._add(members)
-        self._aside = aside.numel()
+        self._aside = _padded(aside)
 
     @property
     def flats(self) -> list[Tensor]:
-        """The gradients of `parameters`, as one-dimensional tensors."""
+        """The gradients of `parameters`, as one-dimensional tensors with zeros between them."""
         *first, last = (bucket.flat for bucket in self._buckets)
         return [*first, last[: -self._aside]]
 
@@ -73,14 +75,13 @@ class GradientSum:
             bucket.sent.wait()
 
     def _add(self, members: list[nn.Parameter]) -> None:
-        flat = torch.zeros(
-            sum(p.numel() for p in members), dtype=members[0].dtype, device=members[0].device
-        )
+        size = sum(_padded(p) for p in members)
+        flat = torch.zeros(size, dtype=members[0].dtype, device=members[0].device)
         bucket, start = _Bucket(flat, len(members)), 0
         for parameter in members:
             # Laid out as the parameter is: the optimiser's fused kernels walk through both side by side.
             parameter.grad = flat.as_strided(parameter.shape, parameter.stride(), start)
-            start += parameter.numel()
+            start += _padded(parameter)
             if self._workers > 1:
                 parameter.register_post_accumulate_grad_hook(lambda _, b=bucket: self._note(b))
         self._buckets.append(bucket)
@@ -95,6 +96,11 @@ class GradientSum:
         bucket = self._buckets[self._next]
         bucket.sent = dist.all_reduce(bucket.flat, async_op=True)
         self._next += 1
+
+
+def _padded(parameter: Tensor) -> int:
+    """Elements that a parameter takes up."""
+    return -(-parameter.numel() // _ALIGN) * _ALIGN
 
 
 def _drafts(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:

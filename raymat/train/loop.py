@@ -26,14 +26,13 @@ from raymat.model.matting import build
 from raymat.train.attempt import Attempt, begin_attempt
 from raymat.train.events import EventLog
 from raymat.train.group import Group
-from raymat.train.health import HealthWatch
-from raymat.train.images import training_grids
+from raymat.train.health import BadStep, HealthWatch
 from raymat.train.initial import initialise_from
 from raymat.train.logger import Logger
 from raymat.train.metrics import MetricsLog
 from raymat.train.precision import settled
-from raymat.train.progress import Progress
 from raymat.train.replaced import ReplacementReport
+from raymat.train.report import Report
 from raymat.train.restore import restore
 from raymat.train.saving import BlockingSaver, retain
 from raymat.train.schedule import Schedule, rates
@@ -133,15 +132,19 @@ class _Training:
         self.config, self.schedule, self.order = config, schedule, order
         self.group, self.feed, self.store, self.host = group, feed, store, host
         self.attempt, self.events = attempt, attempt.events
-        self.loggers = _loggers(store, attempt.number) if group.leads else []
+        self.report = Report(
+            stage=config.stage,
+            schedule=schedule,
+            group=group,
+            host=host,
+            attempt=attempt.number,
+            loggers=_loggers(store, attempt.number) if group.leads else [],
+        )
         self.replaced = ReplacementReport(attempt.events)
         self.damaged: set[CheckpointId] = set()
-        self.committed: CheckpointId | None = None
-        self.commit_time: float | None = None
-        self.loss: float | None = None
+        self.newest: CheckpointId | None = None
         self.record = Record()
         self.began, self.trained = time.monotonic(), False
-        self.pace = _Pace()
 
     def run(self, run_id: str, promise: Promise, device: torch.device) -> Outcome:
         self.watch = HealthWatch(self.config.optim.max_bad_steps, device)
@@ -153,7 +156,7 @@ class _Training:
             run_id=run_id,
             attempt=self.attempt.number,
             promise=promise,
-            loggers=self.loggers,
+            loggers=self.report.loggers,
         )
         complete = self.record.step >= self.schedule.total_steps
         while self.record.step < self.schedule.total_steps:
@@ -177,7 +180,7 @@ class _Training:
 
     def _restore(self, run_id: str, promise: Promise) -> None:
         began = time.monotonic()
-        checkpoint, self.record = restore(
+        self.newest, self.record = restore(
             self.step,
             self.store,
             self.group,
@@ -187,24 +190,17 @@ class _Training:
             on_skip=self._skipped,
         )
         self.watch.in_a_row = self.record.bad_steps
-        if checkpoint is not None:
-            self._restored(checkpoint, time.monotonic() - began)
+        if self.newest is not None:
+            self.report.committed(self.newest)
+            self._tell_checkpoint("restore", self.newest, seconds=time.monotonic() - began)
         else:
             self._initialise(self.config.model.init)
-        for logger in self.loggers:
-            logger.resumed(self.record.step)
-        self.host.restored(checkpoint)
+        self.report.resumed(self.record.step)
+        self.host.restored(self.newest)
 
     def _skipped(self, checkpoint: CheckpointId, reason: str) -> None:
         self.damaged.add(checkpoint)
-        self.events.emit("skip", checkpoint=str(checkpoint), step=checkpoint.step, reason=reason)
-
-    def _restored(self, checkpoint: CheckpointId, seconds: float) -> None:
-        self.committed, self.commit_time = checkpoint, time.time()
-        if self.group.leads:
-            self.events.emit(
-                "restore", checkpoint=str(checkpoint), step=checkpoint.step, seconds=seconds
-            )
+        self._tell_checkpoint("skip", checkpoint, reason=reason)
 
     def _initialise(self, url: str | None) -> None:
         self.step.share_weights()
@@ -213,7 +209,7 @@ class _Training:
         report = initialise_from(self.step.network, url, self.group)
         if self.group.leads:
             print(report.summary, file=sys.stderr, flush=True)
-            self.events.emit("init", url=url, summary=report.summary)
+        self._tell("init", url=url, summary=report.summary)
 
     # Steps.
 
@@ -234,7 +230,7 @@ class _Training:
             raise TrainingError(f"the feed gave step {batch.step}, expected {self.record.step}")
         self.replaced.see(batch)
         numbers = self.order.step_numbers(batch.step)
-        rate = rates(self.config.optim, self.record.cursor.next_example)
+        rate = rates(self.config, self.record.cursor.next_example)
         done = batch.step + 1
         pictures = self.group.leads and self.schedule.draws_images(done)
         result = self.step(batch, len(numbers), rate, pictures)
@@ -242,47 +238,29 @@ class _Training:
         self._check_health(self.watch.push(done, numbers, result.health))
         self._tell_first_step()
         if result.pictures is not None:
-            self._log_images(result.pictures)
+            self.report.images(done, result.pictures)
         if self.schedule.logs(done):
             self._log_row(batch, result, rate)
 
-    def _tell_first_step(self) -> None:
-        """What a restart cost ends here."""
-        if not self.trained and self.group.leads:
-            seconds = time.monotonic() - self.began
-            self.events.emit("first_step", step=self.record.step, seconds=seconds)
-        self.trained = True
-
-    def _check_health(self, found: list[Any]) -> None:
-        if self.group.leads:
-            for bad in found:
-                self.events.emit("nonfinite", **bad.fields())
+    def _check_health(self, found: list[BadStep]) -> None:
+        for bad in found:
+            self._tell("nonfinite", **bad.fields())
         self.watch.refuse()
 
-    def _log_images(self, pictures: dict[str, torch.Tensor]) -> None:
-        grids = training_grids(pictures)
-        for logger in self.loggers:
-            logger.images(self.record.step, grids)
+    def _tell_first_step(self) -> None:
+        """What a restart cost ends here."""
+        if not self.trained:
+            seconds = time.monotonic() - self.began
+            self._tell("first_step", step=self.record.step, seconds=seconds)
+        self.trained = True
 
     def _log_row(self, batch: MicroBatch, result: StepResult, rate: dict[str, float]) -> None:
         """A training row: the one collective of a logged step."""
         lanes = digest_lanes(batch.examples).tolist()
         total, count, *summed = self.group.sums([result.loss_sum, float(result.count), *lanes])
-        self.loss = finite(total / count)
-        self._row("train", loss=self.loss, digest=digest_text(summed), lr=rate)
-        self._progress()
-
-    def _row(self, kind: str, **fields: Any) -> None:
-        step = self.record.step
-        place = {
-            "kind": kind,
-            "step": step,
-            "examples": self.schedule.examples(step),
-            "epoch": self.schedule.epoch(step),
-            "time": time.time(),
-        }
-        for logger in self.loggers:
-            logger.row(place | fields)
+        digest = digest_text(summed)
+        self.report.row("train", self.record.step, finite(total / count), digest=digest, lr=rate)
+        self.report.progress(self.record)
 
     # Between steps: validation, then the checkpoint that holds its result.
 
@@ -293,96 +271,47 @@ class _Training:
             self._commit()
 
     def _validate(self) -> None:
-        began = time.monotonic()
-        result = validate(self.step, self.feed, self.group, self.replaced.see)
-        self.record.validations.append(Validation(self.record.step, result.loss))
-        self._row("valid", loss=result.loss, digest=result.digest, count=result.count)
-        if self.group.leads:
-            seconds = time.monotonic() - began
-            self.events.emit("validation", step=self.record.step, loss=result.loss, seconds=seconds)
+        began, step = time.monotonic(), self.record.step
+        found = validate(self.step, self.feed, self.group, self.replaced.see)
+        self.record.validations.append(Validation(step, found.loss))
+        self.report.row("valid", step, found.loss, digest=found.digest, count=found.count)
+        seconds = time.monotonic() - began
+        self._tell("validation", step=step, loss=found.loss, seconds=seconds)
 
     def _commit(self) -> None:
         self._check_health(self.watch.drain())
         self.record.bad_steps = self.watch.in_a_row
         commit = self.saver.save(self.step, self.record)
-        self.committed, self.commit_time = commit.checkpoint, time.time()
-        if self.group.leads:
-            self.events.emit(
-                "commit",
-                checkpoint=str(commit.checkpoint),
-                step=self.record.step,
-                seconds=commit.seconds,
-                bytes=commit.bytes,
-            )
-        self.host.committed(commit.checkpoint, self._metrics())
+        self.newest = commit.checkpoint
+        self.report.committed(commit.checkpoint)
+        self._tell_checkpoint(
+            "commit", commit.checkpoint, seconds=commit.seconds, bytes=commit.bytes
+        )
+        self.host.committed(commit.checkpoint, self.report.metrics(self.record))
         if self.group.leads:
             policy = RetentionPolicy(keep=self.config.checkpoint.keep, best="min")
             retain(self.store, policy, self.record, self.attempt.number, self.damaged)
-        self._progress()
-
-    def _metrics(self) -> dict[str, Any]:
-        """What a host is told with a commit: step, examples, and the newest losses."""
-        found: dict[str, Any] = {
-            "step": self.record.step,
-            "examples": self.record.cursor.next_example,
-        }
-        newest = self.record.validations[-1:]
-        losses = {"loss": self.loss, "valid_loss": newest[0].loss if newest else None}
-        return found | {name: value for name, value in losses.items() if value is not None}
-
-    def _progress(self) -> None:
-        if not self.group.leads:
-            return
-        examples = self.record.cursor.next_example
-        newest = self.record.validations[-1:]
-        self.host.progress(
-            Progress(
-                stage=self.config.stage,
-                step=self.record.step,
-                total_steps=self.schedule.total_steps,
-                examples_left=self.schedule.total_examples - examples,
-                examples_per_second=self.pace.measure(examples),
-                loss=self.loss,
-                valid_loss=newest[0].loss if newest else None,
-                commit_step=self.committed.step if self.committed else None,
-                commit_time=self.commit_time,
-                world=self.group.world.size,
-                attempt=self.attempt.number,
-            )
-        )
+        self.report.progress(self.record)
 
     def _end(self, already_complete: bool) -> Outcome:
         (replaced,) = self.group.sums([float(self.replaced.count)])
-        if self.group.leads:
-            self.events.emit(
-                "end", outcome="complete", step=self.record.step, replaced=int(replaced)
-            )
-        assert self.committed is not None
+        self._tell("end", outcome="complete", step=self.record.step, replaced=int(replaced))
+        assert self.newest is not None
         return Outcome(
             step=self.record.step,
-            checkpoint=self.committed,
+            checkpoint=self.newest,
             best=self.record.best,
             attempt=self.attempt.number,
             already_complete=already_complete,
         )
 
+    def _tell(self, kind: str, **fields: Any) -> None:
+        """An event that all workers know of, written by rank 0."""
+        if self.group.leads:
+            self.events.emit(kind, **fields)
 
-class _Pace:
-    """Examples per second between calls, over at least a second."""
-
-    def __init__(self) -> None:
-        self._rate = 0.0
-        self._since: tuple[float, int] | None = None
-
-    def measure(self, examples: int) -> float:
-        """The pace when `examples` have been consumed; 0 before there is one."""
-        now = time.monotonic()
-        if self._since is None:
-            self._since = (now, examples)
-        seconds, count = now - self._since[0], examples - self._since[1]
-        if seconds >= 1:
-            self._rate, self._since = count / seconds, (now, examples)
-        return self._rate
+    def _tell_checkpoint(self, kind: str, checkpoint: CheckpointId, **fields: Any) -> None:
+        self._tell(kind, checkpoint=str(checkpoint), step=checkpoint.step, **fields)
 
 
 def _loggers(store: Store, attempt: int) -> list[Logger]:

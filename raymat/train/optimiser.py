@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from raymat.errors import CheckpointError
 from raymat.model.matting import PARTS
@@ -15,37 +16,59 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class PartAdam:
-    """torch's fused Adam, default betas, no weight decay, over the parameters of `network`.
+    """Adam (Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015), default betas, no weight decay.
 
-    The state of every parameter is there from the start, so that a checkpoint of step 0 has the same tensors as any other.
+    torch's fused kernels by their functional interface: torch.optim.Adam would import torch's compiler, 2 to 3 s of every
+    restart. The state of every parameter is there from the start, so that a checkpoint of step 0 has the same tensors as
+    any other.
     """
+
+    BETAS, EPS = (0.9, 0.999), 1e-8
 
     def __init__(self, network: nn.Module) -> None:
         self._parameters = dict(network.named_parameters())
-        groups = [
-            {"params": found, "part": part}
+        # The moments lie in memory as the parameter does: the fused kernels walk through them side by side.
+        self._state: dict[str, dict[str, Tensor]] = {
+            "step": {n: _zero(p) for n, p in self._parameters.items()},
+            "exp_avg": {n: torch.zeros_like(p) for n, p in self._parameters.items()},
+            "exp_avg_sq": {n: torch.zeros_like(p) for n, p in self._parameters.items()},
+        }
+        self._parts = {
+            part: names
             for part in PARTS
-            if (found := [p for n, p in self._parameters.items() if n.split(".")[0] == part])
-        ]
-        # Only the fused kernels take `found_inf`; they exist for the CPU and for CUDA.
-        self._adam = torch.optim.Adam(groups, fused=True)
-        for parameter in self._parameters.values():
-            # As Adam would at its first step. The moments must lie in memory as the parameter does: the fused
-            # kernels walk through them side by side.
-            self._adam.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            }
+            if (names := [n for n in self._parameters if n.split(".")[0] == part])
+        }
 
+    @torch.no_grad()
     def step(self, rates: Mapping[str, float], bad: Tensor, scale: Tensor | None) -> None:
         """One step at `rates` by part, nothing at all where the boolean `bad` () is true; gradients are divided by `scale`."""
-        for group in self._adam.param_groups:
-            group["lr"] = rates[group["part"]]
-        # How torch's GradScaler calls a step off: read by the kernel, so that the host need not wait.
-        self._adam.found_inf = bad.to(torch.float32)  # type: ignore[attr-defined]
-        self._adam.grad_scale = scale  # type: ignore[attr-defined]
-        self._adam.step()
+        for part, names in self._parts.items():
+            self._step(names, rates[part], bad.to(torch.float32), scale)
+
+    def _step(self, names: list[str], rate: float, bad: Tensor, scale: Tensor | None) -> None:
+        parameters: list[Tensor] = [self._parameters[n] for n in names]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        assert len(gradients) == len(parameters)
+        step, exp_avg, exp_avg_sq = ([self._state[m][n] for n in names] for m in MOMENTS)
+        adam(
+            parameters,
+            gradients,
+            exp_avg,
+            exp_avg_sq,
+            [],
+            step,
+            # Only the fused kernels can be called off by the device; they exist for the CPU and for CUDA.
+            fused=True,
+            grad_scale=scale,
+            found_inf=bad,
+            amsgrad=False,
+            beta1=self.BETAS[0],
+            beta2=self.BETAS[1],
+            lr=rate,
+            weight_decay=0.0,
+            eps=self.EPS,
+            maximize=False,
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """The live tensors by "moment/parameter name", as in "exp_avg/backbone.conv1.weight"."""
@@ -64,8 +87,13 @@ class PartAdam:
 
     def _named(self) -> Iterator[tuple[str, Tensor]]:
         for moment in MOMENTS:
-            for name, parameter in self._parameters.items():
-                yield f"{moment}/{name}", self._adam.state[parameter][moment]
+            for name, tensor in self._state[moment].items():
+                yield f"{moment}/{name}", tensor
+
+
+def _zero(parameter: Tensor) -> Tensor:
+    """A count of steps, as the fused kernels want it."""
+    return torch.zeros((), dtype=torch.float32, device=parameter.device)
 
 
 def require_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raymat.config import OptimConfig, RunConfig
+from raymat.config import RunConfig
 from raymat.data.order import SampleOrder
 from raymat.errors import ConfigError
 
@@ -95,14 +95,15 @@ class Schedule:
         return min(self.total_steps, (step // self.valid_interval + 1) * self.valid_interval)
 
 
-def rates(optim: OptimConfig, examples: int) -> dict[str, float]:
-    """Adam's learning rate of each part of the network after `examples` examples; constant so far."""
-    return {
+def rates(config: RunConfig, examples: int) -> dict[str, float]:
+    """Adam's learning rate of each part of the stage's network after `examples` examples; constant so far."""
+    optim = config.optim
+    base = {
         "backbone": optim.lr_backbone,
         "aspp": optim.lr_aspp,
         "decoder": optim.lr_decoder,
-        "refiner": optim.lr_refiner,
     }
+    return base | ({"refiner": optim.lr_refiner} if config.stage == "refine" else {})
 
 
 def _refuse_lone_example(total: int, batch: int) -> None:

@@ -49,6 +49,11 @@ class Record:
     validations: list[Validation] = field(default_factory=list)
 
     @property
+    def valid_loss(self) -> float | None:
+        """Of the newest validation."""
+        return self.validations[-1].loss if self.validations else None
+
+    @property
     def best(self) -> Validation | None:
         """The validation with the lowest loss; the earliest of equals."""
         finite = [v for v in self.validations if v.loss is not None]

@@ -115,6 +115,22 @@ def test_any_number_of_workers_does_the_same_mathematics(tmp_path: Path) -> None
     assert [(r["step"], r["count"]) for r in found[3] if r["kind"] == "valid"] == [(3, 5), (6, 5)]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sampling", "thresholding", "full"])
+def test_any_number_of_workers_refines_the_same(tmp_path: Path, mode: str) -> None:
+    losses = {}
+    for world in (1, 3):
+        # 10 examples in batches of 4: the last batch, of 2, leaves one of 3 workers without an example.
+        config = runs.tiny(
+            tmp_path, f"refine-{world}", "refine", precision="fp64", epochs=1, epoch_examples=10, valid_interval=3,
+            checkpoint_interval=100, valid_examples=2, resolution=96, crop=96, backbone_scale=0.5, refine_mode=mode,
+        )  # fmt: skip
+        in_workers(world, runs.train, config)
+        losses[world] = [row["loss"] for row in rows(config)]
+    assert len(losses[1]) == 4
+    assert losses[3] == pytest.approx(losses[1], rel=1e-9, abs=0)
+
+
 class Poison:
     """Makes the coarse prediction of one rank NaN in some training steps (from 1), whatever the weights."""
 

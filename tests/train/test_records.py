@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from raymat.checkpoint.store import Store
-from raymat.config import OptimConfig
 from raymat.errors import ConfigError, StorageError
 from raymat.train.events import EventLog, next_attempt, read_events
 from raymat.train.images import grid, training_grids
@@ -86,12 +85,9 @@ def test_a_batch_of_one_example_is_refused_with_the_fix() -> None:
 
 
 def test_rates_are_the_configured_ones() -> None:
-    assert rates(OptimConfig(), 12345) == {
-        "backbone": 1e-4,
-        "aspp": 5e-4,
-        "decoder": 5e-4,
-        "refiner": 3e-4,
-    }
+    base, refine = runs.tiny("x", "y"), runs.tiny("x", "y", "refine", lr_aspp=0.25)
+    assert rates(base, 12345) == {"backbone": 1e-4, "aspp": 5e-4, "decoder": 5e-4}
+    assert rates(refine, 0) == {"backbone": 5e-5, "aspp": 0.25, "decoder": 1e-4, "refiner": 3e-4}
 
 
 def test_events_of_all_writers_come_back_in_order(store: Store) -> None:
