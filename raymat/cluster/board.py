@@ -1,8 +1,8 @@
 """The board: one small actor beside the driver, where rank 0 pins what others must read.
 
-It holds the window of the stream that the read tasks are to make, and the newest progress for the
-driver's line. Nothing on it is state of the run: a board that is restarted is empty, and the next
-window or progress fills it again.
+It holds the window of the stream that the read tasks are to make, the newest progress for the
+driver's line, and what else the driver should print. Nothing on it is state of the run: a board
+that is restarted is empty, and the next window or progress fills it again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+MAX_LINES = 10_000  # of a run that says much; all is in its events
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class _Board:
     def __init__(self) -> None:
         self._window: Window | None = None
         self._progress: Any = None
+        self._lines: list[str] = []
 
     def set_window(self, window: Window) -> None:
         self._window = window
@@ -41,8 +44,13 @@ class _Board:
     def set_progress(self, progress: Any) -> None:
         self._progress = progress
 
-    def progress(self) -> Any:
-        return self._progress
+    def say(self, line: str) -> None:
+        if len(self._lines) < MAX_LINES:
+            self._lines.append(line)
+
+    def news(self, seen: int) -> tuple[Any, list[str]]:
+        """The newest progress, and the lines after the first `seen`."""
+        return self._progress, self._lines[seen:]
 
 
 def create() -> Any:

@@ -42,6 +42,23 @@ def progress_line(progress: Progress, now: float) -> str:
     )
 
 
+def told(event: dict[str, Any]) -> str | None:
+    """An event as a line for whoever watches the driver; None for those that only the log keeps."""
+    kind = event["kind"]
+    if kind == "restore":
+        return f"resumed from {event['checkpoint']} (attempt {event['attempt']})"
+    if kind == "skip":
+        return f"skipped {event['checkpoint']}: {event['reason']}"
+    if kind == "replaced":
+        return (
+            f"cannot use {event['path']}: {event['reason']}; another stands in for it, as for "
+            f"example {event['example']}"
+        )
+    if kind == "nonfinite":
+        return f"step {event['step']} was skipped: loss {event['loss']}, gradient norm {event['gradient_norm']}"
+    return str(event["summary"]) if kind == "init" else None
+
+
 class ProgressLine:
     """Prints the line while a block runs: rewritten in place on a terminal, every ten seconds in a
     job log."""
@@ -51,6 +68,7 @@ class ProgressLine:
         self._stream = stream or sys.stderr
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="raymat-progress", daemon=True)
+        self._said = 0
         self._printed = ""
         self._printed_at = 0.0
 
@@ -74,9 +92,12 @@ class ProgressLine:
 
     def _poll(self, last: bool) -> None:
         try:
-            progress = ray.get(self._board.progress.remote(), timeout=5)
+            progress, lines = ray.get(self._board.news.remote(self._said), timeout=5)
         except ray.exceptions.RayError:
             return  # the board restarts by itself; a line less is no harm
+        self._said += len(lines)
+        for line in lines:
+            self._stream.write(("\r\x1b[2K" if self._stream.isatty() else "") + line + "\n")
         if progress is not None:
             self._print(progress, last)
 

@@ -84,10 +84,11 @@ def raymat_error(error: BaseException) -> RaymatError | None:
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Whether trying again would end the same way: raymat's own errors, except those of the
-    storage."""
+    """Whether trying again would end the same way: raymat's own errors, but for storage that
+    fails."""
     found = raymat_error(error)
-    return found is not None and not isinstance(found, StorageError)
+    may_pass = isinstance(found, StorageError) and not isinstance(found, CheckpointError)
+    return found is not None and not may_pass
 
 
 def somebody_died(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.store import Store
 from raymat.cluster.feed import RayFeed
 from raymat.cluster.ingest import StreamPlan
+from raymat.cluster.progress import told
 from raymat.config import RunConfig
 from raymat.train import loop
 from raymat.train.progress import Progress
@@ -66,6 +67,12 @@ class RayHost:
     def progress(self, progress: Progress) -> None:
         """Put rank 0's progress on the board; nobody waits for it."""
         self._board.set_progress.remote(progress)
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Put on the board what the driver should print; nobody waits for it."""
+        line = told(event)
+        if line is not None:
+            self._board.say.remote(line)
 
     def _as_ray(self, checkpoint: CheckpointId) -> ray.train.Checkpoint:
         storage = ray.train.get_context().get_storage()

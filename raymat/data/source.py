@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-from raymat.data.decode import EncodedImage, OpenImage, RawImage
+from raymat.data.decode import EncodedImage, OpenImage, Pixels, RawImage
 from raymat.data.files import Folder, Retry, UnreadableImage, shown
 from raymat.data.listing import FileRow, Listing, PairRow, Split, build_listing
 from raymat.data.synthetic import synthetic_background, synthetic_pair
@@ -112,24 +112,38 @@ class FolderSource:
 
 
 class SyntheticSource:
-    """A `Source` of procedural pictures, `size` pixels square."""
+    """A `Source` of procedural pictures, `size` pixels square.
+
+    Drawing one costs more than training on it where pictures are small, and a small set is drawn
+    again in every epoch: as many as fit into `CACHE_BYTES` are kept.
+    """
 
     fetch_ahead = 0
+    CACHE_BYTES = 128 * 2**20
 
     def __init__(self, count: int, seed: int, size: int, valid_count: int) -> None:
         self._seed = seed
         self._size = size
+        kept = self.CACHE_BYTES // (size * size * 7)
+        self._pair = lru_cache(maxsize=kept)(self._draw_pair)
+        self._background = lru_cache(maxsize=kept)(self._draw_background)
         self.pairs = self.backgrounds = count
         self.valid_pairs = self.valid_backgrounds = valid_count
 
     def open_pair(self, index: int, valid: bool = False) -> tuple[OpenImage, OpenImage]:
-        fgr, pha = synthetic_pair(self._seed, self._place(index, valid), self._size)
+        fgr, pha = self._pair(self._place(index, valid))
         name = self.name_of(index, valid)
         return RawImage(fgr, f"{name}/fgr"), RawImage(pha, f"{name}/pha")
 
     def open_background(self, index: int, valid: bool = False) -> OpenImage:
-        pixels = synthetic_background(self._seed, self._place(index, valid), self._size)
+        pixels = self._background(self._place(index, valid))
         return RawImage(pixels, f"synthetic background {index}")
+
+    def _draw_pair(self, place: int) -> tuple[Pixels, Pixels]:
+        return synthetic_pair(self._seed, place, self._size)
+
+    def _draw_background(self, place: int) -> Pixels:
+        return synthetic_background(self._seed, place, self._size)
 
     def name_of(self, index: int, valid: bool = False) -> str:
         return f"synthetic {'valid' if valid else 'train'} pair {index}"

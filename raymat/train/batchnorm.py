@@ -26,7 +26,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` whose training statistics are those of all `workers`' examples together.
 
     Input and output (n, C, H, W); n may be 0 on some workers, which must call it all the same. With one worker, and in
-    evaluation, it is `nn.BatchNorm2d`. Raises TrainingError if the workers together hold a single value per channel.
+    evaluation, it is `nn.BatchNorm2d`. Where the workers together hold a single value per channel, or none, as the pooled
+    branch of ASPP does for a run's last example when that is a batch of its own, its variance is 0: the output is the bias,
+    no gradient goes through, and the running statistics stay as they are. (torch refuses such a batch.)
     """
 
     workers: int = 1
@@ -35,7 +37,8 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input)
         if self.workers == 1:
-            _require_values(input.numel() // input.shape[1])
+            if input.numel() <= input.shape[1]:
+                return input * 0 + _channels(self.bias)
             return super().forward(input)
         self._check_input_dim(input)
         output, mean, m2, count = _Normalise.apply(
@@ -53,8 +56,10 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
         if self.momentum is None:
             raise TrainingError("batch norm over several workers needs a momentum, got None")
-        for running, value in ((self.running_mean, mean), (self.running_var, m2 / (count - 1))):
-            running.mul_(1 - self.momentum).add_(value.to(running.dtype), alpha=self.momentum)
+        variance = m2 / (count - 1).clamp(min=1)
+        for running, value in ((self.running_mean, mean), (self.running_var, variance)):
+            moved = running * (1 - self.momentum) + value.to(running.dtype) * self.momentum
+            running.copy_(torch.where(count > 1, moved, running))
 
 
 class _Normalise(torch.autograd.Function):
@@ -122,7 +127,8 @@ def _statistics_dtype(x: Tensor) -> torch.dtype:
 
 
 def _global_moments(x: Tensor, workers: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C,), summed squared deviations (C,) and count () over all workers, float64, the same bits on each."""
+    """Mean (C,), summed squared deviations (C,) and count () over all workers, float64, the same bits on each. The count is
+    at least 1, so that nothing divides by 0."""
     count = x.numel() // x.shape[1]
     own = torch.zeros(3, x.shape[1], dtype=torch.float64, device=x.device)
     if count:
@@ -131,20 +137,9 @@ def _global_moments(x: Tensor, workers: int) -> tuple[Tensor, Tensor, Tensor]:
     gathered = [torch.empty_like(own) for _ in range(workers)]
     dist.all_gather(gathered, own)
     means, m2s, counts = torch.stack(gathered).unbind(1)
-    total = counts[:, 0].sum()
-    # Reading the total would make the host wait for the device: only a worker that could be the only one looks.
-    if count <= 1 or x.device.type == "cpu":
-        _require_values(int(total))
+    total = counts[:, 0].sum().clamp(min=1)
     mean = (means * counts).sum(0) / total
     return mean, (m2s + counts * (means - mean).square()).sum(0), total
-
-
-def _require_values(count: int) -> None:
-    if count <= 1:
-        raise TrainingError(
-            f"batch norm needs more than one value per channel in a step, got {count}: "
-            "train on batches of two examples or more"
-        )
 
 
 def globalise(model: nn.Module, world: World | None = None) -> nn.Module:

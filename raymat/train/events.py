@@ -13,6 +13,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from raymat.checkpoint.store import RetryPolicy, Store
@@ -42,6 +43,8 @@ class EventLog:
         self._stem = f"{FOLDER}/{prefix}-{uuid.uuid4().hex[:8]}"
         self._segment = 0
         self._lines: list[bytes] = []
+        self.listener: Callable[[dict[str, Any]], None] = lambda event: None
+        """Told of every event as it is written."""
 
     @classmethod
     def for_rank(cls, store: Store, attempt: int, rank: int) -> EventLog:
@@ -63,7 +66,9 @@ class EventLog:
             StorageError: a required event could not be written.
         """
         event = {"time": time.time(), "attempt": self._attempt_now(), "writer": self._writer}
-        self._lines.append(json.dumps(event | {"kind": kind} | fields).encode() + b"\n")
+        event |= {"kind": kind} | fields
+        self._lines.append(json.dumps(event).encode() + b"\n")
+        self.listener(event)
         try:
             self._write(self._store if required else self._impatient)
         except StorageError as error:

@@ -7,7 +7,6 @@ It is handed batches (Feed), a store, and somebody to tell (Host). What must be 
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -89,6 +88,7 @@ def run(
     attempt = begin_attempt(
         store, group, stage=config.stage, total_steps=schedule.total_steps, device=device.type
     )
+    attempt.events.listener = host.event
     with _TellFailure(attempt.events):
         promise = Promise(config, listing_digest)
         training = _Training(config, schedule, order, group, feed, store, host, attempt)
@@ -158,6 +158,10 @@ class _Training:
             promise=promise,
             loggers=self.report.loggers,
         )
+        if self.newest is None and self.schedule.valid_examples:
+            # What the first weights are worth; and a validation set that cannot be read shows now,
+            # not hours later.
+            self._validate()
         complete = self.record.step >= self.schedule.total_steps
         while self.record.step < self.schedule.total_steps:
             self._segment(self.schedule.segment_end(self.record.step))
@@ -207,8 +211,6 @@ class _Training:
         if url is None:
             return
         report = initialise_from(self.step.network, url, self.group)
-        if self.group.leads:
-            print(report.summary, file=sys.stderr, flush=True)
         self._tell("init", url=url, summary=report.summary)
 
     # Steps.

@@ -121,6 +121,6 @@ class _Pace:
         if self._since is None:
             self._since = (now, examples)
         seconds, count = now - self._since[0], examples - self._since[1]
-        if seconds >= 1:
+        if seconds >= 1 and count:
             self._rate, self._since = count / seconds, (now, examples)
         return self._rate

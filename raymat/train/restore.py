@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from raymat.checkpoint.find import newest
+from raymat.checkpoint.find import newest, scan
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import read_checkpoint
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.checkpoint.store import Store
-from raymat.errors import RaymatError
+from raymat.errors import CheckpointError, RaymatError
 from raymat.train.group import Group
 from raymat.train.schedule import Schedule
 from raymat.train.state import Promise, Record, install, require_place
@@ -67,6 +67,20 @@ def restore(
     return found.checkpoint, record
 
 
+def _refuse_to_start_over(store: Store) -> None:
+    """Training from the first weights again would hide that whole checkpoints are lost.
+
+    Raises:
+        CheckpointError: there are complete checkpoints, but none of them verifies.
+    """
+    complete = [status for status in scan(store) if status.state == "committed"]
+    if complete:
+        raise CheckpointError(
+            f"none of the {len(complete)} complete checkpoints of {store.url} verifies (its events "
+            "say why): restore them from a copy, or move checkpoints/ away to start over"
+        )
+
+
 def _look(
     store: Store, run_id: str, promise: Promise, on_skip: OnSkip
 ) -> tuple[Found, Snapshot | None]:
@@ -74,6 +88,7 @@ def _look(
     try:
         pair = newest(store, run_id, on_skip)
         if pair is None:
+            _refuse_to_start_over(store)
             return Found(), None
         promise.refuse(pair[1].extra)
         return Found(pair[0]), pair[1]

@@ -36,9 +36,12 @@ class Schedule:
         """The schedule of a run whose dataset and length are settled in `order`.
 
         Raises:
-            ConfigError: the run would meet a batch of one example alone, which batch norm cannot train on.
+            ConfigError: batches of one example, of which batch norm learns no statistics where the network pools.
         """
-        _refuse_lone_example(order.total_examples, order.batch_size)
+        if order.batch_size == 1:
+            raise ConfigError(
+                "--batch-size 1 cannot be trained: batch norm needs at least 2 examples in a step"
+            )
         return cls(
             batch_size=order.batch_size,
             total_examples=order.total_examples,
@@ -104,15 +107,3 @@ def rates(config: RunConfig, examples: int) -> dict[str, float]:
         "decoder": optim.lr_decoder,
     }
     return base | ({"refiner": optim.lr_refiner} if config.stage == "refine" else {})
-
-
-def _refuse_lone_example(total: int, batch: int) -> None:
-    if batch == 1:
-        raise ConfigError(
-            "--batch-size 1 cannot be trained: batch norm needs at least 2 examples in a step"
-        )
-    if total % batch == 1:
-        raise ConfigError(
-            f"the run's {total} examples leave 1 example for its last batch of {batch}, and batch norm needs at least 2: "
-            f"use --steps {max(1, total // batch)}, or another --batch-size or --epochs"
-        )

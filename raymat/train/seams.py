@@ -32,6 +32,9 @@ class Host(Protocol):
     def progress(self, progress: Progress) -> None:
         """Called by rank 0 after logged steps and commits; must return at once."""
 
+    def event(self, event: dict[str, Any]) -> None:
+        """An event that this worker writes to the run's log; must return at once."""
+
 
 class NullHost:
     """A host that needs to know nothing."""
@@ -43,4 +46,7 @@ class NullHost:
         return
 
     def progress(self, progress: Progress) -> None:
+        return
+
+    def event(self, event: dict[str, Any]) -> None:
         return

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from raymat.errors import TrainingError
 from raymat.train.batchnorm import GlobalBatchNorm2d, RunningStatistics, globalise
 from raymat.world import World
 from tests.train.workers import in_workers
@@ -130,16 +130,25 @@ def test_half_precision_pictures_keep_float32_statistics() -> None:
     assert in_workers(2, bf16_pass) == [(torch.bfloat16, torch.float32, True)] * 2
 
 
-def test_one_value_per_channel_in_the_whole_world_is_a_clear_error() -> None:
-    module = globalise(norm())
-    with pytest.raises(TrainingError, match=r"more than one value per channel in a step, got 1"):
-        module(batch(1, 1))
-    for error in in_workers(2, lone_value):
-        assert isinstance(error, TrainingError)
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_lone_value_gives_the_bias_no_gradient_and_leaves_the_statistics(count: int) -> None:
+    alone = lone_value(World(), count)
+    assert alone == (0.0, 0.0, [0.0, 1.0])
+    assert in_workers(2, functools.partial(lone_value, count=count)) == [alone, alone]
 
 
-def lone_value(world: World) -> None:
-    globalise(norm(), world)(batch(1 - world.rank, 1))
+def lone_value(world: World, count: int) -> tuple[float, float, list[float]]:
+    """(output less bias, gradient of the input, largest running statistics); rank 0 has the value."""
+    module = norm()
+    module.reset_running_stats()
+    globalise(module, world)
+    x = torch.full((count * (world.rank == 0), CHANNELS, 1, 1), 3.0, dtype=torch.float64)
+    y = module(x.requires_grad_())
+    y.sum().backward()
+    assert x.grad is not None
+    off = (y.detach() - module.get_parameter("bias").detach().view(1, -1, 1, 1)).abs().sum()
+    statistics = [module.get_buffer(name).max() for name in ("running_mean", "running_var")]
+    return round(float(off), 9), round(float(x.grad.abs().sum()), 9), [float(v) for v in statistics]
 
 
 def test_one_worker_is_plain_batch_norm_to_the_bit() -> None:
