@@ -21,7 +21,7 @@ from ray.train.v2._internal.execution.failure_handling import (
     FailureDecision,
 )
 
-from raymat.errors import ClusterError, RaymatError, StorageError
+from raymat.errors import CheckpointError, ClusterError, RaymatError, StorageError
 
 TESTED_RAY = (2, 60)
 MAX_FRUITLESS = 3  # the same failure this often without a commit between: it is no accident
