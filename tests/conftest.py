@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +25,11 @@ os.environ |= {
     # Without credentials s3fs asks the metadata service of a cloud that is not there, and waits.
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-# A test must never join a cluster that happens to run on this machine.
+# A test must never join a cluster that happens to run on this machine, nor may others find a test's: Ray looks for clusters
+# in its temporary folder. Short, since Ray's socket paths end at 107 bytes.
 os.environ.pop("RAY_ADDRESS", None)
+os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="rm", dir="/tmp")
+atexit.register(shutil.rmtree, os.environ["RAY_TMPDIR"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,3 +49,6 @@ def short_tmp() -> Iterator[Path]:
     """A temporary folder with a path short enough for Ray's sockets, whose paths end at 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="rm", dir="/tmp", ignore_cleanup_errors=True) as path:
         yield Path(path)
+
+
+from s3 import s3_server  # noqa: E402, F401  (after the environment is set: it imports fsspec)

@@ -32,24 +32,24 @@ PICTURE_EXAMPLES = 4
 PICTURE_SIDE = 224
 
 BASE = {
-    "resolution": 128,
-    "crop": "96:128",
+    "resolution": 96,
+    "crop": "64:96",
     "batch_size": 8,
-    "steps": 320,
-    "checkpoint_interval": 40,
-    "valid_interval": 80,
+    "steps": 200,
+    "checkpoint_interval": 20,
+    "valid_interval": 100,
 }
 REFINE = {
-    "resolution": 256,
-    "crop": "192:256",
+    "resolution": 192,
+    "crop": "128:192",
     "batch_size": 4,
-    "steps": 60,
+    "steps": 40,
     "checkpoint_interval": 20,
-    "valid_interval": 30,
-    "refine_sample_pixels": 6400,
+    "valid_interval": 40,
+    "refine_sample_pixels": 4800,
 }
 BOTH = {
-    "synthetic": 400,
+    "synthetic": 200,
     "backbone": "mobilenetv2",
     "workers": "2",
     "device": "cpu",
@@ -105,8 +105,10 @@ def _summary(store: Store, config: RunConfig, seconds: float) -> str:
     valid = [row["loss"] for row in read_metrics(store) if row["kind"] == "valid"]
     steps = [row["step"] for row in read_metrics(store) if row["kind"] == "train"]
     resumed = f", resumed at step {restores[-1]}" if restores else ""
+    count = len(starts) - 1
     return (
-        f"{config.stage:7s}{steps[-1]} steps in {seconds:.0f} s, {len(starts) - 1} restarts"
+        f"{config.stage:7s}{steps[-1]} steps in {seconds:.0f} s, {count} "
+        f"restart{'' if count == 1 else 's'}"
         f"{resumed}, validation loss {valid[0]:.3f} -> {valid[-1]:.3f}"
     )
 

@@ -298,7 +298,7 @@ def test_a_run_can_be_made_longer_but_not_after_a_smaller_last_batch(
 
 
 def test_a_refine_run_starts_from_the_weights_of_a_base_run(
-    finished: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: RunConfig, tmp_path: Path
 ) -> None:
     url = f"{finished.storage}/{finished.name}"
     config = runs.tiny(
@@ -309,7 +309,8 @@ def test_a_refine_run_starts_from_the_weights_of_a_base_run(
     newest = base[max(base)].tensors
     name = "model/backbone.features.0.0.weight"
     assert torch.equal(refined.tensors[name], newest[name])
-    assert "refiner" in capsys.readouterr().err
+    (told,) = events(config, "init")
+    assert "refiner" in told["summary"]
     with pytest.raises(WeightsError, match="neither a weights file"):
         runs.train(World(), runs.tiny(tmp_path, "none", init=f"{tmp_path}/nowhere"))
 
@@ -320,10 +321,18 @@ def test_storage_that_cannot_be_written_ends_the_run_with_one_line(tmp_path: Pat
         runs.train(World(), runs.tiny(tmp_path / "file", "run"))
 
 
-def test_a_run_with_a_lone_last_example_is_refused_before_it_starts(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"5 examples leave 1 example for its last batch of 4"):
-        runs.train(World(), runs.tiny(tmp_path, "lone", epochs=1, epoch_examples=5))
-    assert not (tmp_path / "lone").exists()
+def test_a_run_trains_on_a_last_example_that_is_a_batch_of_its_own(tmp_path: Path) -> None:
+    config = runs.tiny(tmp_path, "lone", epochs=1, epoch_examples=5)
+    assert runs.train(World(), config).step == 2
+    last = read_metrics(runs.store_of(config))[-2]
+    assert (last["kind"], last["step"], last["examples"]) == ("train", 2, 5)
+    assert 0 < last["loss"] < 10
+
+
+def test_a_batch_of_one_is_refused_before_the_run_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--batch-size 1 cannot be trained"):
+        runs.train(World(), runs.tiny(tmp_path, "one", batch_size=1))
+    assert not (tmp_path / "one").exists()
 
 
 def test_a_replaced_file_is_reported_once_and_counted(tmp_path: Path) -> None:
