@@ -85,6 +85,12 @@ COMMANDS: dict[str, Command] = {
     "diff": Command(
         "compare two runs or checkpoints, tensor by tensor", _later("raymat.tools.diff:main")
     ),
+    "checkpoints": Command("list a run's checkpoints", _later("raymat.tools.checkpoints:main")),
+    "verify": Command("compare every digest of a run", _later("raymat.tools.verify:main")),
+    "export": Command(
+        "write a checkpoint's network as a .pth file", _later("raymat.tools.export:main")
+    ),
+    "prune": Command("delete old checkpoints", _later("raymat.tools.prune:main")),
 }
 
 
@@ -104,7 +110,8 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _overview() -> str:
-    lines = [f"  {name:<8} {command.help}" for name, command in COMMANDS.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
     return "\n".join(
         ["usage: raymat COMMAND ...", "", *lines, "", "raymat COMMAND --help says more."]
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
@@ -30,15 +30,20 @@ class RetentionPolicy:
     """How many of the best."""
     every: int | None = None
     """Also those whose step is a multiple of this."""
+    thresholds: tuple[float, ...] = ()
+    """Also, for each of these, the first whose metric is at or below it (at or above it where `best`
+    is "max")."""
 
     def __post_init__(self) -> None:
         if self.keep < 1 or self.keep_best < 1 or (self.every is not None and self.every < 1):
             raise ValueError(f"keep, keep_best and every must be at least 1: {self}")
+        if not all(map(math.isfinite, self.thresholds)):
+            raise ValueError(f"thresholds must be finite: {self}")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`delete`: oldest first. `keep`: every other one with the reason why it stays."""
+    """`delete`: oldest first. `keep`: every other one with all the reasons why it stays."""
 
     delete: tuple[CheckpointId, ...]
     keep: Mapping[CheckpointId, str]
@@ -50,43 +55,42 @@ def plan(
     *,
     attempt: int | None = None,
     metrics: Mapping[CheckpointId, float] | None = None,
+    epoch_ends: Collection[int] = (),
     protected: Collection[CheckpointId] = (),
     damaged: Collection[CheckpointId] = (),
 ) -> Plan:
     """What to delete and what to keep, of everything that `statuses` lists.
 
-    - Committed: one per step counts (of two attempts' the newer). The newest `keep`, the best and
-      each multiple of `every` stay, and always the newest of all and the newest of the living
-      `attempt`. The others go.
+    - Committed: one per step counts (of two attempts' the newer). The newest `keep`, the best, the
+      first at each threshold, each multiple of `every` and those of `epoch_ends` stay, and always
+      the newest of all and the newest of the living `attempt`. The others go.
     - Torn: goes when a newer committed one exists and an attempt before the living one wrote it.
       Never counted.
     - `attempt`: the one that is alive, None if unknown (then no torn one goes: somebody may still
       be writing it).
     - `metrics`: by checkpoint; of two attempts of a step either's counts for both. NaN is no
       metric. Of equal ones the earliest is the best.
-    - `protected` stay whatever they are: Ray's ledger names them, or a validation still reads them.
+    - `epoch_ends`: steps after which a virtual epoch was complete; those without a checkpoint do
+      not matter.
+    - `protected` stay whatever they are: somebody still reads them.
     - `damaged` failed verification when somebody read them: they are treated as torn, however whole
       they look.
     """
     every_status = sorted(statuses, key=lambda status: status.id)
     believed = [s.id for s in every_status if s.state == "committed" and s.id not in set(damaged)]
-    by_step = {checkpoint.step: checkpoint for checkpoint in believed}
-    counted = sorted(by_step.values())
-    keep: dict[CheckpointId, str] = {}
-    for checkpoint in reversed(_best(counted, policy, metrics or {})):
-        keep[checkpoint] = "best"
-    for checkpoint in counted:
-        if policy.every is not None and checkpoint.step % policy.every == 0:
-            keep.setdefault(checkpoint, f"every {policy.every} steps")
-    for checkpoint in counted[-policy.keep :]:
-        keep.setdefault(checkpoint, "newest")
+    counted = sorted({checkpoint.step: checkpoint for checkpoint in believed}.values())
+    reasons: dict[CheckpointId, list[str]] = {}
+    for reason, checkpoints in _wanted(counted, policy, metrics or {}, epoch_ends):
+        for checkpoint in checkpoints:
+            reasons.setdefault(checkpoint, []).append(reason)
     for checkpoint in [c for c in believed if c.attempt == attempt][-1:]:
-        keep.setdefault(checkpoint, "newest of the living attempt")
+        reasons.setdefault(checkpoint, ["newest of the living attempt"])
     for status in every_status:
         if status.id not in believed and not _removable(status.id, believed, attempt):
-            keep[status.id] = "torn, may still be needed"
+            reasons[status.id] = ["torn, may still be needed"]
         if status.id in protected:
-            keep.setdefault(status.id, "protected")
+            reasons.setdefault(status.id, ["protected"])
+    keep = {checkpoint: ", ".join(why) for checkpoint, why in reasons.items()}
     return Plan(tuple(s.id for s in every_status if s.id not in keep), keep)
 
 
@@ -103,6 +107,8 @@ def prune(
     never one that is half believed, and calling again finishes the work. `now`: Unix seconds,
     default the clock's. Returns the bytes freed.
     """
+    # Ray's ledger may name what goes here, and with it would refuse to start. raymat asks Ray to
+    # keep everything (no num_to_keep) and removes the ledger before each start, so nobody misses it.
     now = time.time() if now is None else now
     doomed = {str(checkpoint) for checkpoint in checkpoints}
     first: list[FileInfo] = []
@@ -119,18 +125,26 @@ def prune(
     return sum(info.size for info in first + rest)
 
 
-def _best(
-    counted: Sequence[CheckpointId], policy: RetentionPolicy, metrics: Mapping[CheckpointId, float]
-) -> list[CheckpointId]:
-    """The best `keep_best` of `counted`, best first."""
-    if policy.best is None:
-        return []
-    value = {c.step: metrics[c] for c in sorted(metrics) if not math.isnan(metrics[c])}
-    sign = 1 if policy.best == "min" else -1
-    ranked = sorted(
-        (c for c in counted if c.step in value), key=lambda c: (sign * value[c.step], c)
-    )
-    return ranked[: policy.keep_best]
+def _wanted(
+    counted: Sequence[CheckpointId],
+    policy: RetentionPolicy,
+    metrics: Mapping[CheckpointId, float],
+    epoch_ends: Collection[int],
+) -> Iterator[tuple[str, list[CheckpointId]]]:
+    """Each reason to stay, with those of `counted` (oldest first) that it keeps."""
+    ends = set(epoch_ends)
+    sign = -1.0 if policy.best == "max" else 1.0
+    by_step = {c.step: sign * metrics[c] for c in sorted(metrics) if not math.isnan(metrics[c])}
+    measured = [(by_step[c.step], c) for c in counted if c.step in by_step]
+    if policy.best is not None:
+        yield "best", [c for _, c in sorted(measured)[: policy.keep_best]]
+    for threshold in policy.thresholds:
+        reached = [c for value, c in measured if value <= sign * threshold]
+        yield f"first at or {'below' if sign > 0 else 'above'} {threshold:g}", reached[:1]
+    if policy.every is not None:
+        yield f"every {policy.every} steps", [c for c in counted if c.step % policy.every == 0]
+    yield "end of an epoch", [c for c in counted if c.step in ends]
+    yield "newest", list(counted[-policy.keep :])
 
 
 def _removable(torn: CheckpointId, believed: Sequence[CheckpointId], attempt: int | None) -> bool:

@@ -71,6 +71,60 @@ def test_multiples_of_a_step_stay() -> None:
     assert _kept(_statuses(TEN), RetentionPolicy(keep=1, every=40)) == [(40, 1), (80, 1), (100, 1)]
 
 
+LOSSES = dict(zip(TEN, [0.9, 0.6, 0.45, 0.5, 0.3, 0.35, 0.3, 0.2, 0.4, 0.6], strict=True))
+
+
+def test_the_first_at_or_below_each_threshold_stays() -> None:
+    policy = RetentionPolicy(keep=1, thresholds=(0.6, 0.5, 0.3, 0.1))
+    assert _kept(_statuses(TEN), policy, metrics=LOSSES) == [(20, 1), (30, 1), (50, 1), (100, 1)]
+    found = plan(_statuses(TEN), policy, metrics=LOSSES)
+    assert found.keep[CheckpointId(20, 1)] == "first at or below 0.6"
+    assert _kept(_statuses(TEN), policy) == [(100, 1)]
+    # Only what is believed can be the first.
+    damaged = _ids((30, 1))
+    assert (40, 1) in _kept(_statuses(TEN), policy, metrics=LOSSES, damaged=damaged)
+
+
+def test_a_metric_that_grows_reaches_thresholds_from_below() -> None:
+    policy = RetentionPolicy(keep=1, best="max", thresholds=(0.5, 0.95))
+    scores = {c: 1 - loss for c, loss in LOSSES.items()}
+    assert _kept(_statuses(TEN), policy, metrics=scores) == [(30, 1), (80, 1), (100, 1)]
+    found = plan(_statuses(TEN), policy, metrics=scores)
+    assert found.keep[CheckpointId(30, 1)] == "first at or above 0.5"
+
+
+def test_thresholds_are_reached_once_however_often_it_is_pruned_on_the_way() -> None:
+    policy = RetentionPolicy(keep=1, best="min", thresholds=(0.5, 0.3))
+    left: list[Status] = []
+    for checkpoint in TEN:
+        left += _statuses([checkpoint])
+        metrics = {c: loss for c, loss in LOSSES.items() if c <= checkpoint}
+        kept = plan(left, policy, metrics=metrics).keep
+        left = [status for status in left if status.id in kept]
+    assert [s.id.step for s in left] == [30, 50, 80, 100]
+
+
+def test_the_ends_of_epochs_stay() -> None:
+    policy = RetentionPolicy(keep=1)
+    # Nobody minds an epoch's end that has no checkpoint.
+    assert _kept(_statuses(TEN), policy, epoch_ends={30, 45, 60, 100}) == [
+        (30, 1),
+        (60, 1),
+        (100, 1),
+    ]
+
+
+def test_every_reason_to_stay_is_told() -> None:
+    policy = RetentionPolicy(keep=2, best="min", every=40, thresholds=(0.2,))
+    found = plan(_statuses(TEN), policy, metrics=LOSSES, epoch_ends=[80, 90])
+    assert found.keep == {
+        CheckpointId(40, 1): "every 40 steps",
+        CheckpointId(80, 1): "best, first at or below 0.2, every 40 steps, end of an epoch",
+        CheckpointId(90, 1): "end of an epoch, newest",
+        CheckpointId(100, 1): "newest",
+    }
+
+
 def test_of_two_attempts_at_a_step_the_newer_counts() -> None:
     statuses = _statuses(_ids((10, 1), (20, 1), (20, 2), (30, 2)))
     assert _kept(statuses, RetentionPolicy(keep=2)) == [(20, 2), (30, 2)]
@@ -106,7 +160,7 @@ def test_a_writer_from_a_dead_attempt_does_not_prune_the_living() -> None:
     assert plan(_statuses(TEN, _ids((15, 7))), RetentionPolicy(keep=20), attempt=3).delete == ()
 
 
-def test_what_ray_names_stays() -> None:
+def test_what_is_still_read_stays() -> None:
     protected = _ids((10, 1), (15, 1))
     statuses = _statuses(TEN, _ids((15, 1)))
     assert _kept(statuses, RetentionPolicy(keep=1), attempt=5, protected=protected) == [
@@ -144,12 +198,16 @@ def test_laws_of_retention_hold_for_any_history() -> None:
             best=draws.choice([None, "min", "max"]),
             keep_best=draws.randrange(1, 3),
             every=draws.choice([None, 20, 30]),
+            thresholds=draws.choice([(), (0.0,), (0.5, 1.5)]),
         )
+        ends = draws.sample(range(0, 80, 10), draws.randrange(3))
         living = draws.choice([None, 0, 1, 2, 3, 4])
         protected = {c for c in ids if draws.random() < 0.1}
         statuses = _statuses([c for c in ids if c not in torn], sorted(torn))
         draws.shuffle(statuses)
-        result = plan(statuses, policy, attempt=living, metrics=metrics, protected=protected)
+        given: Any = {"attempt": living, "metrics": metrics, "epoch_ends": ends}
+        given["protected"] = protected
+        result = plan(statuses, policy, **given)
         committed = sorted(set(ids) - torn)
         assert sorted([*result.delete, *result.keep]) == sorted(ids)
         assert not set(result.delete) & protected
@@ -163,8 +221,16 @@ def test_laws_of_retention_hold_for_any_history() -> None:
             assert max(c for c in committed if c.step == step) in result.keep
         # Doing it once is enough.
         left = [s for s in statuses if s.id in result.keep]
-        again = plan(left, policy, attempt=living, metrics=metrics, protected=protected)
-        assert again.delete == ()
+        assert plan(left, policy, **given).delete == ()
+        by_step = {c.step: c for c in committed}
+        for step in by_step.keys() & set(ends):
+            assert by_step[step] in result.keep
+
+
+def test_thresholds_are_numbers() -> None:
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="finite"):
+            RetentionPolicy(thresholds=(0.5, bad))
 
 
 def test_policies_that_keep_nothing_are_refused() -> None:
