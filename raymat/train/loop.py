@@ -275,7 +275,8 @@ class _Training:
     def _validate(self) -> None:
         began, step = time.monotonic(), self.record.step
         found = validate(self.step, self.feed, self.group, self.replaced.see)
-        self.record.validations.append(Validation(step, found.loss))
+        if step:  # of the first weights there is no checkpoint that could be the best
+            self.record.validations.append(Validation(step, found.loss))
         self.report.row("valid", step, found.loss, digest=found.digest, count=found.count)
         seconds = time.monotonic() - began
         self._tell("validation", step=step, loss=found.loss, seconds=seconds)
