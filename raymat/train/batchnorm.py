@@ -53,7 +53,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         if self.running_mean is None or self.running_var is None:
             return
         if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+            self.num_batches_tracked.add_((count > 1).to(self.num_batches_tracked.dtype))
         if self.momentum is None:
             raise TrainingError("batch norm over several workers needs a momentum, got None")
         variance = m2 / (count - 1).clamp(min=1)
