@@ -16,10 +16,10 @@ from raymat.train.events import read_events
 from raymat.train.metrics import read_metrics
 
 TINY: dict[str, dict[str, Any]] = {
-    "base": {"resolution": 64, "crop": "32:64", "batch_size": 8},
+    "base": {"resolution": 48, "crop": "32:48", "batch_size": 8},
     "refine": {
-        "resolution": 128,
-        "crop": "64:128",
+        "resolution": 96,
+        "crop": "64:96",
         "batch_size": 4,
         "refine_sample_pixels": 1600,
     },
@@ -131,20 +131,24 @@ class Killer(threading.Thread):
         return None
 
 
-def undisturbed(stage: Any, storage: Path, world: int) -> Store:
+def undisturbed(stage: Any, storage: Path, world: int, **options: Any) -> Store:
     """A run that nobody touched; made once per folder."""
     from raymat.cluster.launch import fit
 
-    config = tiny(stage, storage, f"{stage}-{world}-undisturbed", workers=str(world))
+    name = f"{stage}-{world}-undisturbed"
+    config = tiny(stage, storage, name, workers=str(world), **options)
     fit(config)
     return Store.open(config.storage, config.name)
 
 
-def killed_run(stage: Any, storage: Path, world: int, seed: int, kills: int) -> tuple[Store, Any]:
+def killed_run(
+    stage: Any, storage: Path, world: int, seed: int, kills: int, **options: Any
+) -> tuple[Store, Killer]:
     """The same run with `kills` workers killed at moments drawn from `seed`; returns its killer too."""
     from raymat.cluster.launch import fit
 
-    config = tiny(stage, storage, f"{stage}-{world}-seed{seed}", workers=str(world))
+    name = f"{stage}-{world}-seed{seed}"
+    config = tiny(stage, storage, name, workers=str(world), **options)
     store = Store.open(config.storage, config.name)
     killer = Killer(store, seed, kills)
     killer.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,9 @@ def trained(storage: Path, world: int, precision: str, stage: Any = "base") -> S
         synthetic=PAIRS,
         steps=STEPS,
         valid_examples=0,
+        # Batch norm sees few values where pictures are smaller, and rounding grows with that.
+        resolution=64,
+        crop="48:64",
     )
     fit(config)
     return Store.open(config.storage, config.name)
@@ -49,20 +51,6 @@ def test_one_to_four_workers_take_the_same_steps(cluster: None, tmp_path: Path) 
             worst = max(worst, abs(other[2] - one[2]) / one[2])
     print(f"fp64, 1 to 4 workers, {STEPS} steps: losses differ by {worst:.1e} relative at most")
     assert worst < 1e-9
-
-
-@pytest.mark.chaos
-def test_every_pair_is_used_once_in_an_epoch(cluster: None, tmp_path: Path) -> None:
-    config = tiny(
-        "base", tmp_path, "epoch", batch_size=BATCH, synthetic=PAIRS, steps=PAIRS // BATCH
-    )
-    order = prepare(config, Store.open(str(tmp_path), "epoch")).order
-    used = Counter(
-        example.pair
-        for step in range(order.total_steps)
-        for example in order.examples(order.step_numbers(step))
-    )
-    assert used == dict.fromkeys(range(PAIRS), 1)
 
 
 @pytest.mark.chaos
