@@ -95,13 +95,18 @@ def settle(
     """Decide what `auto` leaves open: as the run began, or from what the cluster has.
 
     Raises:
-        ConfigError: a precision that the device does not have.
+        ConfigError: a precision that the device does not have, or nothing to decide by.
     """
     begun = from_dict(stored["config"]) if stored else None
     device = config.workers.device
     if device == "auto" and begun is not None:
         device = begun.workers.device
     elif device == "auto":
+        if not resources.get("CPU") and not resources.get("GPU"):
+            raise ConfigError(
+                "--device auto: the cluster has no worker node yet to tell by; "
+                "say --device cuda or --device cpu"
+            )
         device = "cuda" if resources.get("GPU", 0) > 0 else "cpu"
     precision = config.optim.precision or (begun.optim.precision if begun else None)
     precision = precision or ("fp16" if device == "cuda" else "fp32")

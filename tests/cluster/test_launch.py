@@ -1,0 +1,117 @@
+"""What is decided before a run starts, and what its driver says, as pure functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kit import tiny
+from ray.exceptions import ActorDiedError
+from ray.train import WorkerGroupError
+
+from raymat.cluster.board import Window
+from raymat.cluster.ingest import StreamPlan, rows_per_task
+from raymat.cluster.launch import settle, worker_resources
+from raymat.cluster.progress import progress_line, told
+from raymat.cluster.trainer import is_fatal, raymat_error, somebody_died
+from raymat.config import Range, to_dict
+from raymat.data.batch import Geometry
+from raymat.data.order import SampleOrder
+from raymat.data.source import SourceSpec
+from raymat.errors import CheckpointError, ConfigError, DataError, StorageError
+from raymat.train.progress import Progress
+
+
+def settled(stored: Any, resources: dict[str, float], **options: Any) -> tuple[Any, Any]:
+    config = tiny("base", "/nowhere", "run", **({"device": "auto"} | options))
+    found = settle(config, stored, resources)
+    return found.workers.device, found.optim.precision
+
+
+def test_auto_is_decided_by_what_the_cluster_has() -> None:
+    assert settled(None, {"CPU": 8.0}) == ("cpu", "fp32")
+    assert settled(None, {"CPU": 8.0, "GPU": 1.0}) == ("cuda", "fp16")
+    assert settled(None, {"CPU": 8.0, "GPU": 1.0}, precision="bf16") == ("cuda", "bf16")
+
+
+def test_auto_without_any_worker_node_is_refused_with_the_fix() -> None:
+    with pytest.raises(ConfigError, match="say --device cuda or --device cpu"):
+        settled(None, {"CPU": 0.0})
+
+
+def test_a_resumed_run_stays_on_what_it_was_begun_with() -> None:
+    begun = to_dict(tiny("base", "/nowhere", "run", device="cpu", precision="bf16"))
+    assert settled({"config": begun}, {"CPU": 8.0, "GPU": 4.0}) == ("cpu", "bf16")
+
+
+def test_fp16_on_the_cpu_is_refused() -> None:
+    with pytest.raises(ConfigError, match="use bf16 or fp32 on the CPU"):
+        settled(None, {"CPU": 8.0}, precision="fp16")
+
+
+def test_half_of_a_cpu_cluster_is_left_to_decode_with() -> None:
+    two = tiny("base", "/nowhere", "run", workers="2")
+    assert worker_resources(two, {"CPU": 2.0}) == {"CPU": 0.5}
+    assert worker_resources(two, {"CPU": 64.0}) == {"CPU": 1.0}
+
+
+def test_a_read_task_makes_several_rows_but_leaves_work_for_other_slots() -> None:
+    order = SampleOrder(0, 100, 100, 4, Range(1024, 2048), 10**6)
+    plan = StreamPlan(SourceSpec.synthetic(1, 0, 64), order, Geometry("refine", 2048))
+    assert rows_per_task(plan, Window("train", 0, 1000, 4)) == 9  # 256 MiB of 29 MB rows
+    assert rows_per_task(plan, Window("train", 0, 2, 4)) == 2  # 8 rows for 4 slots
+    assert rows_per_task(plan, Window("train", 0, 1, 1)) == 1
+
+
+def test_the_progress_line_says_what_a_user_wants_to_know() -> None:
+    progress = Progress(
+        stage="base",
+        step=120,
+        total_steps=800,
+        examples_left=5440,
+        examples_per_second=15.2,
+        loss=0.4312,
+        valid_loss=None,
+        commit_step=112,
+        commit_time=1000.0,
+        world=2,
+        attempt=2,
+    )
+    assert progress_line(progress, 1012.0) == (
+        "base 120/800  15.2 examples/s  loss 0.4312  commit 112, 0:00:12 ago  workers 2  "
+        "restarts 1  left 0:05:57"
+    )
+
+
+def test_the_driver_tells_of_a_skipped_checkpoint_and_not_of_every_commit() -> None:
+    skip = {"kind": "skip", "checkpoint": "step-000000007-a001", "reason": "torn: no manifest"}
+    assert told(skip) == "skipped step-000000007-a001: torn: no manifest"
+    assert told({"kind": "commit"}) is None
+
+
+def test_the_error_that_a_worker_raised_is_found_behind_those_it_caused() -> None:
+    error = WorkerGroupError("failed", {0: RuntimeError("gloo"), 1: DataError("no such file")})
+    assert str(raymat_error(error)) == "no such file"
+    assert is_fatal(error)
+    assert not somebody_died(error)
+
+
+def test_a_worker_that_died_and_storage_that_failed_are_tried_again() -> None:
+    died = WorkerGroupError("failed", {0: RuntimeError("gloo"), 1: ActorDiedError()})
+    assert somebody_died(died)
+    assert not is_fatal(died)
+    assert not is_fatal(WorkerGroupError("failed", {0: StorageError("time-out")}))
+    assert is_fatal(WorkerGroupError("failed", {0: CheckpointError("none verifies")}))
+
+
+def test_relative_paths_mean_the_folder_of_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raymat.cluster.launch import _absolute
+
+    monkeypatch.chdir(tmp_path)
+    config = _absolute(tiny("base", "runs", "run", init="weights.pth"))
+    assert config.storage == str(tmp_path / "runs")
+    assert config.model.init == str(tmp_path / "weights.pth")
+    assert _absolute(tiny("base", "s3://bucket/runs", "run")).storage == "s3://bucket/runs"
