@@ -15,7 +15,6 @@ import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.failure_handling import (
     DefaultFailurePolicy,
     FailureDecision,
@@ -25,6 +24,10 @@ from raymat.errors import CheckpointError, ClusterError, RaymatError, StorageErr
 
 TESTED_RAY = (2, 60)
 MAX_FRUITLESS = 3  # the same failure this often without a commit between: it is no accident
+MAX_WRAPPERS = 8
+# Where Ray's wrappers keep what they wrap: what a training function raised, why a health check
+# failed, what a task raised.
+WRAPPED = ("_base_exc", "health_check_failure", "cause")
 
 # Ray Train reads its polls from the environment of the driver and passes them on. Its defaults cost
 # seconds per report and restart; a user's own values win.
@@ -57,16 +60,9 @@ def check_ray_version() -> None:
 
 
 def cause(error: BaseException) -> BaseException:
-    """The exception that a training function raised, out of the wrappers that Ray puts around
-    it."""
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        inner = (
-            getattr(error, "_base_exc", None)
-            if isinstance(error, UserExceptionWithTraceback)
-            else getattr(error, "cause", None)
-        )
+    """What happened to a worker, out of the wrappers that Ray puts around it."""
+    for _ in range(MAX_WRAPPERS):
+        inner = next((getattr(error, name, None) for name in WRAPPED if hasattr(error, name)), None)
         if not isinstance(inner, BaseException):
             break
         error = inner
@@ -97,15 +93,25 @@ def somebody_died(error: BaseException) -> bool:
     return any(isinstance(cause(found), RayError) for found in failures.values())
 
 
+def signature(error: BaseException) -> str:
+    """What a failure looks like: type and first line of each worker's, lowest rank first."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    found = [cause(failures[rank]) for rank in sorted(failures)]
+    return "; ".join(f"{type(e).__name__}: {str(e).strip().partition(chr(10))[0]}" for e in found)
+
+
 class RaymatFailurePolicy(DefaultFailurePolicy):
     """Ray's policy, but what would come again ends the run: at once for an error that raymat
-    raised on purpose, after three tries without a new commit for any other that a worker raised.
+    raised on purpose, and when the very same failure came three times without a commit between.
+
+    A killed worker is no such failure, however often: neither its death nor the broken connections
+    of the others, which name another port each time.
     """
 
     def __init__(self, failure_config: FailureConfig, newest_step: Callable[[], int]) -> None:
         super().__init__(failure_config)
         self._newest_step = newest_step
-        self._step = -1
+        self._last: tuple[int, str] | None = None
         self._fruitless = 0
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
@@ -116,9 +122,9 @@ class RaymatFailurePolicy(DefaultFailurePolicy):
     def _is_stuck(self, error: BaseException) -> bool:
         if somebody_died(error) or isinstance(raymat_error(error), StorageError):
             return False
-        step = self._newest_step()
-        self._fruitless = self._fruitless + 1 if step == self._step else 1
-        self._step = step
+        seen = (self._newest_step(), signature(error))
+        self._fruitless = self._fruitless + 1 if seen == self._last else 1
+        self._last = seen
         return self._fruitless >= MAX_FRUITLESS
 
 

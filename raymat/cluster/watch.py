@@ -7,7 +7,7 @@ from typing import Any
 from ray.train import UserCallback
 
 from raymat.checkpoint.store import Store
-from raymat.cluster.trainer import cause
+from raymat.cluster.trainer import signature
 from raymat.train.events import EventLog
 
 
@@ -22,11 +22,7 @@ class FailureLog(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by the controller when workers raised or died."""
-        told = {}
-        for rank, error in sorted(worker_exceptions.items()):
-            found = cause(error)
-            text = str(found).strip()
-            told[str(rank)] = f"{type(found).__name__}: {text.splitlines()[0] if text else ''}"
+        told = {str(rank): signature(error) for rank, error in sorted(worker_exceptions.items())}
         self._log().emit("failure", ranks=told)
 
     def _log(self) -> EventLog:

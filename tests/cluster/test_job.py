@@ -119,7 +119,8 @@ def test_a_submitted_run_whose_driver_was_killed_resumes_when_it_is_submitted_ag
     assert "token" in refused.stderr.lower()
     assert not read_events(store)
 
-    head.submit(*job, wait=False)
+    first = head.submit(*job, wait=False)
+    assert first.returncode == 0, first.stdout + first.stderr
     pid = wait_for(lambda: driver_pid(store, 0), 120)
     wait_for(lambda: newest_commit(store) >= 20, 120)
     os.kill(pid, signal.SIGKILL)

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 from kit import tiny
 from ray.exceptions import ActorDiedError
-from ray.train import WorkerGroupError
+from ray.train import FailureConfig, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
 from raymat.cluster.board import Window
 from raymat.cluster.ingest import StreamPlan, rows_per_task
 from raymat.cluster.launch import settle, worker_resources
 from raymat.cluster.progress import progress_line, told
-from raymat.cluster.trainer import is_fatal, raymat_error, somebody_died
+from raymat.cluster.trainer import RaymatFailurePolicy, is_fatal, raymat_error, somebody_died
 from raymat.config import Range, to_dict
 from raymat.data.batch import Geometry
 from raymat.data.order import SampleOrder
@@ -103,6 +105,23 @@ def test_a_worker_that_died_and_storage_that_failed_are_tried_again() -> None:
     assert not is_fatal(died)
     assert not is_fatal(WorkerGroupError("failed", {0: StorageError("time-out")}))
     assert is_fatal(WorkerGroupError("failed", {0: CheckpointError("none verifies")}))
+
+
+def test_a_killed_worker_that_a_health_check_found_has_died() -> None:
+    check = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
+    error = WorkerGroupError("failed", {0: check, 1: RuntimeError("gloo, port 1")})
+    assert somebody_died(error)
+    policy = RaymatFailurePolicy(FailureConfig(max_failures=10), lambda: 0)
+    decisions = [policy.make_decision(error) for _ in range(5)]
+    assert decisions == [FailureDecision.RETRY] * 5
+
+
+def test_the_same_failure_three_times_without_a_commit_ends_the_run() -> None:
+    steps = iter([0, 0, 7, 7, 7])
+    policy = RaymatFailurePolicy(FailureConfig(max_failures=10), lambda: next(steps))
+    error = WorkerGroupError("failed", {0: ZeroDivisionError("division by zero")})
+    decisions = [policy.make_decision(error).name for _ in range(5)]
+    assert decisions == ["RETRY", "RETRY", "RETRY", "RETRY", "RAISE"]
 
 
 def test_relative_paths_mean_the_folder_of_the_driver(
