@@ -37,13 +37,14 @@ class Head:
         """`ray job submit` of the project; the output is the job's log."""
         command = [RAY, "job", "submit", "--address", self.address, "--working-dir", str(PROJECT)]
         command += [] if wait else ["--no-wait"]
-        return subprocess.run(
-            [*command, "--", *arguments],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
+        # A head listens before the agent that starts jobs has come up, and says so.
+        return wait_for(lambda: self._submitted([*command, "--", *arguments]), 60)
+
+    def _submitted(self, command: list[str]) -> subprocess.CompletedProcess[str] | None:
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=240
         )
+        return None if "No available agent" in done.stderr else done
 
 
 def free_port() -> int:
