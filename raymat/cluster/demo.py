@@ -19,13 +19,13 @@ import ray
 from raymat.checkpoint.store import Store
 from raymat.cluster.launch import fit
 from raymat.cluster.trainer import apply_settings
-from raymat.config import RunConfig, build
+from raymat.config import RunConfig, build, from_dict
 from raymat.data.batch import make_valid_batch
 from raymat.errors import ConfigError
 from raymat.tools.picture import prediction, source_and_truth, trained_model, write_picture
 from raymat.train.events import read_events
 from raymat.train.metrics import read_metrics
-from raymat.train.prepare import prepare
+from raymat.train.prepare import prepare, read_run
 
 FOLDER = "demo"
 PICTURE_EXAMPLES = 4
@@ -35,9 +35,9 @@ BASE = {
     "resolution": 96,
     "crop": "64:96",
     "batch_size": 8,
-    "steps": 200,
+    "steps": 160,
     "checkpoint_interval": 20,
-    "valid_interval": 100,
+    "valid_interval": 80,
 }
 REFINE = {
     "resolution": 192,
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] = ()) -> int:
         lines = [_stage(base, kill=True), _stage(refine, kill=False)]
     finally:
         ray.shutdown()
-    _picture([base, refine])
+    _picture([_begun(base), _begun(refine)])
     print("\n".join(["", *lines, f"picture: {FOLDER}/matting.png"]))
     print(f"in all {time.monotonic() - started:.0f} s")
     return 0
@@ -87,7 +87,8 @@ def main(argv: Sequence[str] = ()) -> int:
 
 def _stage(config: RunConfig, kill: bool) -> str:
     """Run one stage to its end; returns its line of the summary."""
-    print(f"{config.stage}: {config.length.steps} steps on {config.workers.workers} workers")
+    workers = config.workers.workers
+    print(f"{config.stage}: {config.length.steps} steps on {workers} workers", flush=True)
     store = Store.open(config.storage, config.name)
     began = time.monotonic()
     killer = _HalfwayKiller(store, (config.length.steps or 0) // 2)
@@ -133,6 +134,13 @@ class _HalfwayKiller(threading.Thread):
             print(f"killing worker {victim['rank']}, process {victim['pid']}", flush=True)
             os.kill(victim["pid"], signal.SIGKILL)
             return
+
+
+def _begun(config: RunConfig) -> RunConfig:
+    """The configuration that the run was begun with: paths and `auto` are settled in it."""
+    stored = read_run(Store.open(config.storage, config.name))
+    assert stored is not None
+    return from_dict(stored["config"])
 
 
 def _picture(configs: list[RunConfig]) -> None:
