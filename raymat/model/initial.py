@@ -15,7 +15,8 @@ def initialise(model: nn.Module, seed: int) -> None:
 
     Convolutions of the backbone: normal, deviation sqrt(2 / fan out) (He et al., 2015), as
     torchvision's ResNets and MobileNets; all others: torch's default for convolutions, uniform
-    within 1 / sqrt(fan in), biases too. Batch norms: weight 1, bias 0, mean 0, variance 1.
+    within 1 / sqrt(fan in), biases too. Batch norms: weight 1, bias 0, mean 0, variance 1. Alpha
+    and error start at 0.5.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -23,6 +24,23 @@ def initialise(model: nn.Module, seed: int) -> None:
         elif isinstance(module, nn.BatchNorm2d):
             # Constants only; draws nothing.
             module.reset_parameters()
+    _center_clamped(model)
+
+
+# Channels that the networks clamp to 0..1: alpha and error of the decoder, alpha of the refiner.
+_CLAMPED = {"decoder.conv4.bias": (0, 4), "refiner.conv4.bias": (0,)}
+
+
+@torch.no_grad()
+def _center_clamped(model: nn.Module) -> None:
+    """Start what is clamped in the middle of its range.
+
+    A clamp has no gradient outside its range. From a bias near 0 the first steps push alpha below 0
+    on most pixels, where it stays: a network trained from nothing then answers 0 everywhere.
+    """
+    for name, parameter in model.named_parameters():
+        for channel in _CLAMPED.get(name, ()):
+            parameter[channel] = 0.5
 
 
 def generator_of(seed: int, name: str) -> torch.Generator:

@@ -75,8 +75,15 @@ def test_other_convolutions_are_uniform_by_fan_in(model: MattingBase) -> None:
         weight = model.get_parameter(f"{name}.weight")
         assert 0.99 * bound < weight.abs().max() <= bound
         assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
-    bias = model.get_parameter("decoder.conv4.bias")
+    bias = model.get_parameter("decoder.conv4.bias").detach()
+    bias = torch.cat([bias[1:4], bias[5:]])  # all but alpha and error
     assert 0.8 / math.sqrt(54 * 9) < bias.abs().max() <= 1 / math.sqrt(54 * 9)
+
+
+def test_what_is_clamped_starts_in_the_middle_of_its_range() -> None:
+    model = build("refine", ModelConfig(backbone="mobilenetv2"), 3)
+    assert model.get_parameter("decoder.conv4.bias")[[0, 4]].tolist() == [0.5, 0.5]
+    assert model.get_parameter("refiner.conv4.bias")[0].item() == 0.5
 
 
 def test_the_configuration_reaches_the_network() -> None:
