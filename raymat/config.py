@@ -430,6 +430,24 @@ PROMISED = (
 undisturbed run's."""
 
 
+def refuse_changes(stored: RunConfig, asked: RunConfig, what: str) -> None:
+    """Raise where `asked` would break the promise of what was begun with `stored`.
+
+    Raises:
+        ConfigError: naming `what` was begun, each changed option with both values, and the fix.
+    """
+    changes = promise_changes(stored, asked)
+    if changes:
+        told = ", ".join(
+            f"--{name.replace('_', '-')} was {old}, is {new}"
+            for name, (old, new) in changes.items()
+        )
+        raise ConfigError(
+            f"{what} was begun with another configuration: {told}; "
+            "use the old one, or another --name"
+        )
+
+
 def promise_changes(stored: RunConfig, asked: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Promised options whose value differs, as {name: (stored, asked)}."""
     old, new = to_dict(stored), to_dict(asked)

@@ -51,4 +51,23 @@ def short_tmp() -> Iterator[Path]:
         yield Path(path)
 
 
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A local Ray with room for four workers and their read tasks, whatever this machine has."""
+    import ray
+
+    from raymat.cluster.trainer import apply_settings
+
+    apply_settings()
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=10**9,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
 from s3 import s3_server  # noqa: E402, F401  (after the environment is set: it imports fsspec)

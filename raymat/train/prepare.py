@@ -18,11 +18,11 @@ from typing import Any
 
 import raymat
 from raymat.checkpoint.store import Store
-from raymat.config import RunConfig, from_dict, promise_changes, to_dict
+from raymat.config import RunConfig, from_dict, refuse_changes, to_dict
 from raymat.data.batch import Geometry
 from raymat.data.order import SampleOrder
 from raymat.data.source import SourceSpec, build_listing
-from raymat.errors import ConfigError, DataError, StorageError
+from raymat.errors import DataError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def prepare(config: RunConfig, store: Store) -> PreparedRun:
         stored = _create(config, store)
         resumed = False
     else:
-        _refuse_changes(stored, config, store)
+        refuse_changes(from_dict(stored["config"]), config, store.url)
         resumed = True
     source = _source(config, store, stored["listing"])
     opened = source.open()
@@ -157,19 +157,6 @@ def _source(config: RunConfig, store: Store, listing: dict[str, Any]) -> SourceS
             valid_count=config.log.valid_examples,
         )
     return SourceSpec.listed(f"{store.url}/{listing['file']}", listing["digest"])
-
-
-def _refuse_changes(stored: dict[str, Any], config: RunConfig, store: Store) -> None:
-    changes = promise_changes(from_dict(stored["config"]), config)
-    if changes:
-        told = ", ".join(
-            f"--{name.replace('_', '-')} was {old}, is {new}"
-            for name, (old, new) in changes.items()
-        )
-        raise ConfigError(
-            f"{store.url} was begun with another configuration: {told}; "
-            "use the old one, or another --name"
-        )
 
 
 def _versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import raymat
-from raymat.config import RunConfig, from_dict, promise_changes, to_dict
+from raymat.config import RunConfig, from_dict, refuse_changes, to_dict
 from raymat.data.order import Cursor
 from raymat.errors import CheckpointError, ConfigError, DataError
 from raymat.train.optimiser import require_same
@@ -75,15 +75,7 @@ class Promise:
             ConfigError: an option differs. DataError: the dataset differs. CheckpointError: `extra` is no state's.
         """
         require_format(extra)
-        changes = promise_changes(from_dict(extra["config"]), self.config)
-        if changes:
-            told = ", ".join(
-                f"--{name.replace('_', '-')} was {old}, is {new}"
-                for name, (old, new) in changes.items()
-            )
-            raise ConfigError(
-                f"the run was begun with another configuration: {told}; use the old one, or another --name"
-            )
+        refuse_changes(from_dict(extra["config"]), self.config, "the run")
         if extra["listing_digest"] != self.listing_digest:
             raise DataError(
                 f"the dataset is not the one that the run was begun with (its listing was {extra['listing_digest']}, "
