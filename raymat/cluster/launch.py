@@ -20,7 +20,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig
 
-from raymat.checkpoint.find import scan
+from raymat.checkpoint.find import newest, scan
 from raymat.checkpoint.store import Store
 from raymat.cluster import board as boards
 from raymat.cluster.ingest import StreamPlan, dataset_factory
@@ -78,9 +78,9 @@ def fit(config: RunConfig) -> Result:
     try:
         config = settle(config, read_run(store), ray.cluster_resources())
         run = prepare(config, store)
-        done = completed_step(store)
-        if done >= run.order.total_steps:
-            return Result(store.url, done, run.order.total_steps, already_complete=True)
+        total = run.order.total_steps
+        if is_complete(store, run):
+            return Result(store.url, total, total, already_complete=True)
         _check_room(config, ray.cluster_resources(), can_grow=ours != "started")
         _note_launch(run, store)
         return _train(run, store)
@@ -119,8 +119,18 @@ def settle(
     )
 
 
+def is_complete(store: Store, run: PreparedRun) -> bool:
+    """Whether a checkpoint at or past the run's last step verifies. Read only where one is listed:
+    a run that is to be called complete is believed no more than one that is to go on."""
+    total = run.order.total_steps
+    if completed_step(store) < total:
+        return False
+    found = newest(store, run.run_id)
+    return found is not None and found[0].step >= total
+
+
 def completed_step(store: Store) -> int:
-    """The step of the newest committed checkpoint, 0 where there is none."""
+    """The step of the newest checkpoint that a listing shows as committed, 0 where there is none."""
     return max((s.id.step for s in scan(store) if s.state == "committed"), default=0)
 
 
@@ -203,12 +213,13 @@ def _train(run: PreparedRun, store: Store) -> Result:
         dataset_config=_data_config(),
         newest_step=functools.partial(completed_step, store),
     )
-    with ProgressLine(board):
-        try:
+    try:
+        with ProgressLine(board):
             trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise raymat_error(error) or ClusterError(_told(error)) from error
-    ray.kill(board)
+    except ray.train.TrainingFailedError as error:
+        raise raymat_error(error) or ClusterError(_told(error)) from error
+    finally:
+        ray.kill(board)
     return Result(store.url, completed_step(store), run.order.total_steps, False)
 
 

@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from kit import tiny
 from ray.exceptions import ActorDiedError
 from ray.train import FailureConfig, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
+from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.shards import write_share
+from raymat.checkpoint.snapshot import Snapshot
+from raymat.checkpoint.store import Store
 from raymat.cluster.board import Window
 from raymat.cluster.ingest import StreamPlan, rows_per_task
-from raymat.cluster.launch import settle, worker_resources
+from raymat.cluster.launch import is_complete, settle, worker_resources
 from raymat.cluster.progress import progress_line, told
 from raymat.cluster.trainer import RaymatFailurePolicy, is_fatal, raymat_error, somebody_died
 from raymat.config import Range, to_dict
@@ -22,7 +27,9 @@ from raymat.data.batch import Geometry
 from raymat.data.order import SampleOrder
 from raymat.data.source import SourceSpec
 from raymat.errors import CheckpointError, ConfigError, DataError, StorageError
+from raymat.train.prepare import prepare
 from raymat.train.progress import Progress
+from raymat.world import World
 
 
 def settled(stored: Any, resources: dict[str, float], **options: Any) -> tuple[Any, Any]:
@@ -105,6 +112,22 @@ def test_a_worker_that_died_and_storage_that_failed_are_tried_again() -> None:
     assert not is_fatal(died)
     assert not is_fatal(WorkerGroupError("failed", {0: StorageError("time-out")}))
     assert is_fatal(WorkerGroupError("failed", {0: CheckpointError("none verifies")}))
+
+
+def test_a_run_is_complete_only_by_a_last_checkpoint_that_verifies(tmp_path: Path) -> None:
+    config = tiny("base", tmp_path, "run", steps=7, device="cpu", precision="fp32")
+    store = Store.open(config.storage, config.name)
+    run = prepare(config, store)
+    assert not is_complete(store, run)
+    for step in (6, 7):
+        snapshot = Snapshot(step, {"weight": torch.arange(100.0)}, {"step": step})
+        write_share(store, CheckpointId(step, 1), snapshot, World(), run.run_id)
+    assert is_complete(store, run)
+    shard = tmp_path / "run/checkpoints/step-000000007-a001/shard-00000-of-00001.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    assert not is_complete(store, run)
 
 
 def test_a_killed_worker_that_a_health_check_found_has_died() -> None:
