@@ -38,7 +38,7 @@ class Head:
         command = [RAY, "job", "submit", "--address", self.address, "--working-dir", str(PROJECT)]
         command += [] if wait else ["--no-wait"]
         # A head listens before the agent that starts jobs has come up, and says so.
-        return wait_for(lambda: self._submitted([*command, "--", *arguments]), 60)
+        return wait_for(lambda: self._submitted([*command, "--", *arguments]), 90)
 
     def _submitted(self, command: list[str]) -> subprocess.CompletedProcess[str] | None:
         done = subprocess.run(
@@ -82,6 +82,8 @@ def head() -> Iterator[Head]:
         }
         command = [RAY, "start", "--head", "--block", f"--port={port}"]
         command += [f"--dashboard-port={dashboard}", "--num-cpus=4", "--disable-usage-stats"]
+        # Ray's default for this one is a fixed port: on a machine where another Ray has it, no job would ever start.
+        command += [f"--dashboard-agent-listen-port={free_port()}"]
         command += ["--object-store-memory=500000000"]
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
