@@ -101,6 +101,29 @@ class Range:
         return str(self.low) if self.low == self.high else f"{self.low}:{self.high}"
 
 
+@dataclass(frozen=True)
+class Duration:
+    """A length of time as a flag writes it: `90`, `90s`, `30m`, `1.5h`."""
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        _require(0 < self.seconds < math.inf, f"expected more than no time, got {self.seconds} s")
+
+    @classmethod
+    def parse(cls, text: str | float | Duration) -> Duration:
+        """`"30m"`, `"90"` or `90`; anything else is a ConfigError."""
+        if isinstance(text, Duration):
+            return text
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smh]?)\s*", str(text))
+        if match is None:
+            raise ConfigError(f"expected a time such as 90s, 30m or 1.5h, got {text!r}")
+        return cls(float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]])
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.15g}s"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is trained on, and how a sample is cut from it."""
@@ -248,6 +271,9 @@ class CheckpointConfig:
     """Steps between checkpoints, beside the one at each virtual epoch's end and the last."""
     keep: int = 3
     """Newest committed checkpoints to keep, beside the best."""
+    max_checkpoint_age: Duration = Duration(1800.0)
+    """A time (90s, 30m, 1.5h): end the attempt when storage has taken no checkpoint for so long since
+    one was due. Until then failed uploads are tried again while training goes on."""
 
     def __post_init__(self) -> None:
         _check_kinds(self)
@@ -384,6 +410,10 @@ def flat_fields() -> dict[str, tuple[str, dataclasses.Field[Any]]]:
     return found
 
 
+_PARSED: dict[str, Any] = {"crop": Range, "workers": Range, "max_checkpoint_age": Duration}
+"""Options that are written as text and held as a type of their own."""
+
+
 def build(stage: Stage, options: dict[str, Any]) -> RunConfig:
     """A run's configuration from flat option names over the stage's defaults; unknown names are a
     ConfigError."""
@@ -396,8 +426,8 @@ def build(stage: Stage, options: dict[str, Any]) -> RunConfig:
     merged |= options
     sections: dict[str, dict[str, Any]] = {name: {} for name in ("", *SECTIONS)}
     for name, value in merged.items():
-        if name in ("crop", "workers"):
-            value = Range.parse(value)
+        if name in _PARSED:
+            value = _PARSED[name].parse(value)
         sections[known[name][0]][name] = value
     _require("name" in sections[""], "--name is missing: it names the run's folder below --storage")
     built = {section: _SECTION_TYPES[section](**sections[section]) for section in SECTIONS}
@@ -410,7 +440,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     for name, (section, _) in flat_fields().items():
         owner = getattr(config, section) if section else config
         value = getattr(owner, name)
-        flat[name] = str(value) if isinstance(value, Range) else value
+        flat[name] = str(value) if name in _PARSED else value
     return flat
 
 

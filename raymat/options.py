@@ -26,7 +26,7 @@ import tyro
 import yaml
 
 from raymat import config as configuration
-from raymat.config import Range, RunConfig, Stage
+from raymat.config import Duration, Range, RunConfig, Stage
 from raymat.errors import ConfigError
 
 ALTERNATIVES = (("epochs",), ("steps",)), (("dataset", "backgrounds"), ("synthetic",))
@@ -311,13 +311,14 @@ _PARSERS: dict[Any, Callable[[str], Any]] = {
     int: _whole,
     str: str,
     Range: Range.parse,
+    Duration: Duration.parse,
 }
 
 
 def _metavar(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "{" + ",".join(map(str, typing.get_args(kind))) + "}"
-    return {int: "N", float: "X", str: "TEXT", Range: "N|MIN:MAX"}[kind]
+    return {int: "N", float: "X", str: "TEXT", Range: "N|MIN:MAX", Duration: "TIME"}[kind]
 
 
 # What the configuration's classes say of themselves.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,34 +54,69 @@ class SnapshotBuffer:
         self._layout: tuple[Any, ...] = ()
         self._views: dict[str, Tensor] = {}
         self._copied: list[torch.cuda.Event] = []
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        self._beside: Future[list[torch.cuda.Event]] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes that the buffer holds now."""
         return sum(view.untyped_storage().nbytes() for view in list(self._views.values())[:1])
 
-    def copy(self, tensors: Mapping[str, Tensor], *, wait: bool = True) -> dict[str, Tensor]:
+    def copy(
+        self, tensors: Mapping[str, Tensor], *, wait: bool = True, lasting: Container[str] = ()
+    ) -> dict[str, Tensor]:
         """Contiguous CPU copies of `tensors`, inside the buffer.
 
-        Without `wait`, copies from a GPU may still be under way: call `wait` before the copies are
-        read. What is put on the GPU's current stream later cannot disturb them.
+        Without `wait`, copies may still be under way: call `wait` before they are read. The tensors
+        named in `lasting` are then copied beside the caller, by a thread or on a stream of their
+        own: the caller must not change them before it has called `settle`. All others may be
+        changed at once, by work on the current stream.
         """
+        self.wait()
         self.reserve(tensors)
+        late = {} if wait else {name: t for name, t in tensors.items() if name in lasting}
+        self._copied = self._copy({name: t for name, t in tensors.items() if name not in late})
+        self._copy_beside(late)
+        if wait:
+            self.wait()
+        return dict(self._views)
+
+    def settle(self) -> None:
+        """Let the caller, and what it puts on the current stream from here on, change all tensors."""
+        if self._beside is not None:
+            self._beside.result()
+        for event in self._copied:
+            torch.cuda.current_stream(event.device).wait_event(event)
+
+    def wait(self) -> None:
+        """Return when the last copies are complete; other threads run meanwhile."""
+        if self._beside is not None:
+            self._beside.result()
+        for event in self._copied:
+            event.synchronize()
+
+    def _copy(self, tensors: Mapping[str, Tensor]) -> list[torch.cuda.Event]:
+        """Copy on the current streams; what to wait for where a tensor lies on a GPU."""
         devices = set()
         for name, tensor in tensors.items():
             self._views[name].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
             if tensor.is_cuda:
                 devices.add(tensor.device)
-        self._copied = [torch.cuda.current_stream(device).record_event() for device in devices]
-        if wait:
-            self.wait()
-        return dict(self._views)
+        return [torch.cuda.current_stream(device).record_event() for device in devices]
 
-    def wait(self) -> None:
-        """Return when the last copies are complete; other threads run meanwhile."""
-        for event in self._copied:
-            event.synchronize()
-        self._copied = []
+    def _copy_beside(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy while the caller goes on: a GPU's engines on a stream of their own, memory by a thread."""
+        for device in {t.device for t in tensors.values() if t.is_cuda}:
+            stream = self._streams.setdefault(device, torch.cuda.Stream(device))
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                self._copied += self._copy({n: t for n, t in tensors.items() if t.device == device})
+        on_cpu = {name: tensor for name, tensor in tensors.items() if not tensor.is_cuda}
+        self._beside = None
+        if on_cpu:
+            self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+            self._beside = self._pool.submit(self._copy, on_cpu)
 
     def reserve(self, tensors: Mapping[str, Tensor]) -> None:
         """Make room for tensors of these names, shapes and dtypes, unless it is there already."""

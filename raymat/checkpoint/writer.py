@@ -1,10 +1,10 @@
-"""Checkpoints written beside training: a step pays for a copy of this rank's share and for nothing
-else.
+"""Checkpoints written beside training: a step pays for putting this rank's share out of the way and
+for nothing else.
 
-    load = Load.agree(every rank's writer.load())     the loop lets the ranks agree, by its own
-    collectives writer.confirm(load.durable)                      what all ranks have written is
-    committed writer.save(step, tensors, extra, decide(load))   the same decision on every rank, at
-    the same step
+    load = Load.agree(every rank's writer.load())     the loop lets the ranks agree, by its own collective
+    commits = writer.confirm(load.durable)            what all ranks have written is committed
+    writer.save(step, tensors, extra, decide(load))   the same decision on every rank, at the same step
+    writer.settle()                                   before the optimiser changes what is being copied
 
 Ranks write at different speeds, and a checkpoint that only some of them write is never committed.
 Therefore nothing here decides by what this rank alone can see: decisions are pure functions of
@@ -17,7 +17,7 @@ import enum
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
@@ -66,7 +66,7 @@ class Load:
     """Checkpoints whose share is written and that are not confirmed: all ranks', when agreed
     upon."""
     age: float = 0.0
-    """Seconds since the newest commit."""
+    """Seconds since a save was due that is newer than the newest commit; 0 where there is none."""
 
     @classmethod
     def agree(cls, loads: Iterable[Load]) -> Load:
@@ -98,17 +98,25 @@ def decide(load: Load, *, urgent: bool = False) -> Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class WriterEvents:
-    """Whom the writer tells; called in its thread (`on_commit` in the caller's of `confirm`): be
-    quick, raise nothing."""
+    """Whom the writer tells; called in its thread: be quick, raise nothing."""
 
     on_written: Callable[[CheckpointId, int, float], None] = lambda checkpoint, size, seconds: None
     """This rank's share is durable: bytes, and seconds since its snapshot."""
-    on_commit: Callable[[CheckpointId, int, float], None] = lambda checkpoint, size, seconds: None
-    """All ranks' shares are durable: bytes of this rank's, and seconds since its snapshot."""
     on_failure: Callable[[CheckpointId, StorageError, bool], None] = (
         lambda checkpoint, error, final: None
     )
     """A try failed; `final`: the checkpoint was given up. Training goes on."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A checkpoint that all ranks have written."""
+
+    checkpoint: CheckpointId
+    bytes: int
+    """Of this rank's tensors."""
+    seconds: float
+    """From this rank's snapshot until its share was durable."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,7 @@ class _Job:
     share: Mapping[str, Tensor]
     extra: Mapping[str, Any]
     buffer: SnapshotBuffer
+    first: Callable[[], None]
     taken: float
     begun: bool = False
     size: int = field(init=False)
@@ -157,19 +166,21 @@ class AsyncWriter:
         """`run`: its id. `retry`: how long one snapshot is tried again, beyond what the store
         itself tries.
 
-        `max_checkpoint_age`: seconds without any commit after which `require_fresh` raises.
+        `max_checkpoint_age`: seconds that a save may be due without any commit before `require_fresh`
+        raises.
         """
         self._store, self._world, self._run, self._attempt = store, world, run, attempt
         self._events, self._retry, self._max_age = events, retry, max_checkpoint_age
         self._changed = threading.Condition()
         self._jobs: list[_Job] = []
         self._free = [SnapshotBuffer() for _ in range(MAX_ALIVE)]
-        self._durable: dict[CheckpointId, tuple[int, float]] = {}
+        self._durable: dict[CheckpointId, Commit] = {}
+        self._newest_buffer: SnapshotBuffer | None = None
         self._counts = Counts()
         self._last_taken: CheckpointId | None = None
         self._last_written: CheckpointId | None = None
         self._last_error: StorageError | None = None
-        self._committed_at = time.monotonic()
+        self._due: list[tuple[int, float]] = []
         self._closing = False
         self._random = random.Random()
         self._thread = threading.Thread(target=self._work, name="checkpoint-writer", daemon=True)
@@ -188,7 +199,7 @@ class AsyncWriter:
             return Load(len(self._jobs), waiting, frozenset(self._durable), self._age())
 
     def age(self) -> float:
-        """Seconds since the newest commit, or since the writer was made."""
+        """Seconds since the oldest save was due that is newer than the newest commit."""
         with self._changed:
             return self._age()
 
@@ -199,17 +210,23 @@ class AsyncWriter:
         extra: Mapping[str, Any],
         decision: Decision | None = None,
         *,
+        lasting: Container[str] = (),
+        first: Callable[[], None] = lambda: None,
         timeout: float | None = None,
     ) -> Decision:
         """Copy this rank's share of the state after `step` steps, and let it be written; returns
         what was done.
 
         `decision`: the one that all ranks have agreed upon; None decides by this rank alone, which
-        is right for one rank. `extra` matters on rank 0 only. `timeout`: how long WAIT waits at
-        most, in seconds. Raises StorageError if there is no room by then, TypeError for a state
-        that cannot be stored.
+        is right for one rank. `extra` matters on rank 0 only. `lasting`: tensors that the caller
+        leaves as they are until it has called `settle`. `first`: called in the writer's thread,
+        before the share is written and again with each new try; it may raise StorageError.
+        `timeout`: how long WAIT waits at most, in seconds. Raises StorageError if there is no room
+        by then, TypeError for a state that cannot be stored.
         """
         decision = decide(self.load()) if decision is None else decision
+        with self._changed:
+            self._due.append((step, time.monotonic()))
         if decision is Decision.SKIP:
             self._count(skipped=1)
             return decision
@@ -217,36 +234,37 @@ class AsyncWriter:
         share = share_of(tensors, self._world)
         buffer, decision = self._room(decision, timeout)
         try:
-            copies = buffer.copy(share, wait=False)
+            copies = buffer.copy(share, wait=False, lasting=lasting)
             frozen = freeze_extra(extra) if self._world.rank == 0 else {}
         except BaseException:
             with self._changed:
                 self._free.append(buffer)
             raise
         with self._changed:
-            self._jobs.append(_Job(checkpoint, copies, frozen, buffer, time.monotonic()))
-            self._last_taken = checkpoint
+            self._jobs.append(_Job(checkpoint, copies, frozen, buffer, first, time.monotonic()))
+            self._last_taken, self._newest_buffer = checkpoint, buffer
             self._changed.notify_all()
         return decision
 
-    def confirm(self, checkpoints: Iterable[CheckpointId]) -> list[CheckpointId]:
-        """Take note that all ranks have written these (`durable` of the agreed load); returns those
-        that are new.
+    def settle(self) -> None:
+        """Return when the `lasting` tensors of the newest snapshot may be changed."""
+        if self._newest_buffer is not None:
+            self._newest_buffer.settle()
+            self._newest_buffer = None
 
-        With one rank nobody needs to call it.
-        """
+    def confirm(self, checkpoints: Iterable[CheckpointId]) -> list[Commit]:
+        """Take note that all ranks have written these (`durable` of the agreed load); returns those
+        that are new, oldest first."""
         with self._changed:
-            news = sorted(set(checkpoints) & self._durable.keys())
-            told = [(checkpoint, *self._durable[checkpoint]) for checkpoint in news]
-            if news:
-                self._committed_at = time.monotonic()
-                self._durable = {c: v for c, v in self._durable.items() if c > news[-1]}
-        for entry in told:
-            self._events.on_commit(*entry)
-        return news
+            commits = [self._durable[c] for c in sorted(set(checkpoints) & self._durable.keys())]
+            if commits:
+                newest = commits[-1].checkpoint
+                self._due = [(step, when) for step, when in self._due if step > newest.step]
+                self._durable = {c: v for c, v in self._durable.items() if c > newest}
+        return commits
 
     def require_fresh(self, age: float | None = None) -> None:
-        """Raise a StorageError if the newest commit is older than `max_checkpoint_age`.
+        """Raise a StorageError if a save has been due for longer than `max_checkpoint_age` without a commit.
 
         `age`: the one that all ranks have agreed upon, so that all of them raise at the same step;
         default this rank's.
@@ -257,7 +275,7 @@ class AsyncWriter:
         with self._changed:
             why = f"; the last error: {self._last_error.line}" if self._last_error else ""
         raise StorageError(
-            f"no checkpoint was committed to {self._store.url} for {age:.0f} s, more than the "
+            f"no checkpoint could be committed to {self._store.url} for {age:.0f} s, more than the "
             f"{self._max_age:.0f} s of --max-checkpoint-age{why}"
         )
 
@@ -324,6 +342,7 @@ class AsyncWriter:
         began = time.monotonic()
         for pause in self._retry.pauses(self._random.uniform):
             try:
+                job.first()
                 write_files(
                     self._store, job.checkpoint, job.share, job.extra, self._world, self._run
                 )
@@ -354,15 +373,14 @@ class AsyncWriter:
         seconds = time.monotonic() - job.taken
         with self._changed:
             self._last_written, self._last_error = job.checkpoint, None
-            self._durable[job.checkpoint] = (job.size, seconds)
-            self._durable = dict(sorted(self._durable.items())[-_REMEMBERED:])
+            self._durable[job.checkpoint] = Commit(job.checkpoint, job.size, seconds)
+            remembered = sorted(self._durable.items(), key=lambda item: item[0])[-_REMEMBERED:]
+            self._durable = dict(remembered)
             self._count(written=1)
         self._events.on_written(job.checkpoint, job.size, seconds)
-        if self._world.size == 1:
-            self.confirm([job.checkpoint])
 
     def _age(self) -> float:
-        return time.monotonic() - self._committed_at
+        return time.monotonic() - self._due[0][1] if self._due else 0.0
 
     def _alive(self) -> bool:
         return self._thread.is_alive() and not self._closing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,17 +40,34 @@ class RayHost:
     """The training loop's host on Ray: reports commits to Ray Train, progress to the board.
 
     `report` is a barrier over all ranks, so every rank calls it equally often; only rank 0 names a
-    checkpoint. Ray's own ledger is told of every commit but never asked: what is in storage decides
-    where a run resumes.
+    checkpoint. It returns when Ray's controller has looked, up to seconds later: a thread waits for
+    it. Ray's own ledger is told of commits but never asked: what is in storage decides where a run
+    resumes.
     """
 
-    def __init__(self, store: Store, world: World, board: Any) -> None:
-        self._store = store
+    def __init__(self, world: World, board: Any) -> None:
         self._world = world
         self._board = board
+        self._reporter = ThreadPoolExecutor(1, thread_name_prefix="report")
+        self._reporting: Future[None] | None = None
 
     def committed(self, checkpoint: CheckpointId, metrics: dict[str, Any]) -> None:
         """Give Ray a checkpoint that is committed in storage already."""
+        if self._reporting is not None:
+            self._reporting.result()
+        self._reporting = self._reporter.submit(self._report, checkpoint, metrics)
+
+    def busy(self) -> bool:
+        """Whether Ray has not yet taken the report before."""
+        return self._reporting is not None and not self._reporting.done()
+
+    def ended(self) -> None:
+        """Wait until Ray has taken the last report."""
+        if self._reporting is not None:
+            self._reporting.result()
+        self._reporter.shutdown()
+
+    def _report(self, checkpoint: CheckpointId, metrics: dict[str, Any]) -> None:
         ray.train.report(
             metrics,
             checkpoint=self._as_ray(checkpoint) if self._world.rank == 0 else None,
@@ -93,7 +111,7 @@ def train_worker(config: dict[str, Any]) -> None:
         world=world,
         feed=feed,
         store=store,
-        host=RayHost(store, world, spec.board),
+        host=RayHost(world, spec.board),
         order=spec.plan.order,
         device=worker_device(spec.config),
         run_id=spec.run_id,

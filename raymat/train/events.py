@@ -11,6 +11,7 @@ import copy
 import json
 import logging
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -26,6 +27,8 @@ PATIENCE_SECONDS = 2.0
 """Training does not wait longer than this for a storage that will not take an event."""
 SEGMENT_BYTES = 64 * 1024
 """A log starts a new object when its newest has become larger than this."""
+MAX_WAITING_BYTES = 2**20
+"""Events that a failing storage has not taken are kept up to this size; then the oldest go."""
 _ATTEMPT = re.compile(rf"(?:^|/)(?:{FOLDER}/a|checkpoints/step-\d+-a)(\d+)[-/.]")
 
 
@@ -43,6 +46,11 @@ class EventLog:
         self._stem = f"{FOLDER}/{prefix}-{uuid.uuid4().hex[:8]}"
         self._segment = 0
         self._lines: list[bytes] = []
+        self._changed = threading.Condition()
+        self._written = 0
+        """How many of `_lines` storage has."""
+        self._thread: threading.Thread | None = None
+        self._closing = False
         self.listener: Callable[[dict[str, Any]], None] = lambda event: None
         """Told of every event as it is written."""
 
@@ -67,21 +75,69 @@ class EventLog:
         """
         event = {"time": time.time(), "attempt": self._attempt_now(), "writer": self._writer}
         event |= {"kind": kind} | fields
-        self._lines.append(json.dumps(event).encode() + b"\n")
+        with self._changed:
+            self._lines.append(json.dumps(event).encode() + b"\n")
+            self._changed.notify_all()
         self.listener(event)
+        if required or self._thread is None:
+            self._try(required)
+
+    def write_beside(self) -> None:
+        """From now on a thread writes the events (but required ones): `emit` returns at once, until `close`."""
+        self._thread = threading.Thread(target=self._work, name="event-log", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout: float = 2 * PATIENCE_SECONDS) -> None:
+        """End the thread; what it has not written is written, within `timeout` seconds if the storage lets it."""
+        if self._thread is not None:
+            with self._changed:
+                self._closing = True
+                self._changed.notify_all()
+            self._thread.join(timeout)
+            self._thread = None
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or self._written < len(self._lines))
+                if self._written == len(self._lines):
+                    return
+                closing = self._closing
+            if not self._try() and not closing:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing, PATIENCE_SECONDS)
+            elif closing:
+                return
+
+    def _try(self, required: bool = False) -> bool:
+        """Write what storage does not have yet; whether that succeeded."""
         try:
             self._write(self._store if required else self._impatient)
         except StorageError as error:
             if required:
                 raise
-            log.warning("an event (%s) waits for the next one: %s", kind, error.line)
+            log.warning("events wait for storage: %s", error.line)
+            self._forget_oldest()
+            return False
+        return True
 
     def _write(self, store: Store) -> None:
-        data = b"".join(self._lines)
-        store.write(f"{self._stem}-{self._segment:05d}.jsonl", data)
-        if len(data) > SEGMENT_BYTES:
-            self._segment += 1
-            self._lines = []
+        """The newest object again, with all of its lines."""
+        with self._changed:
+            lines, segment = list(self._lines), self._segment
+        data = b"".join(lines)
+        store.write(f"{self._stem}-{segment:05d}.jsonl", data)
+        with self._changed:
+            self._written = len(lines)
+            if len(data) > SEGMENT_BYTES:
+                del self._lines[: len(lines)]
+                self._segment, self._written = segment + 1, 0
+
+    def _forget_oldest(self) -> None:
+        with self._changed:
+            waiting = sum(map(len, self._lines))
+            while waiting > MAX_WAITING_BYTES:
+                waiting -= len(self._lines.pop(self._written))
 
     def _attempt_now(self) -> int | None:
         if self._attempt is not None:

@@ -33,13 +33,16 @@ from raymat.train.precision import settled
 from raymat.train.replaced import ReplacementReport
 from raymat.train.report import Report
 from raymat.train.restore import restore
-from raymat.train.saving import BlockingSaver, retain
+from raymat.train.saving import AsyncSaver, Retainer, Saved
 from raymat.train.schedule import Schedule, rates
 from raymat.train.seams import Feed, Host
 from raymat.train.state import Promise, Record, Validation
 from raymat.train.step import StepResult, TrainStep
 from raymat.train.validation import finite, validate
 from raymat.world import World
+
+PARTING_SECONDS = 30.0
+"""How long a run that fails waits for a checkpoint that is on its way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,7 @@ def run(
         store, group, stage=config.stage, total_steps=schedule.total_steps, device=device.type
     )
     attempt.events.listener = host.event
+    attempt.events.write_beside()
     with _TellFailure(attempt.events):
         promise = Promise(config, listing_digest)
         training = _Training(config, schedule, order, group, feed, store, host, attempt)
@@ -96,7 +100,7 @@ def run(
 
 
 class _TellFailure:
-    """Writes an `end` event for whatever ends the block before its time; raises it on."""
+    """Writes an `end` event for whatever ends the block before its time and raises it on; closes the log."""
 
     def __init__(self, events: EventLog) -> None:
         self._events = events
@@ -113,6 +117,7 @@ class _TellFailure:
         if error is not None:
             text = error.line if isinstance(error, RaymatError) else str(error).split("\n")[0]
             self._events.emit("end", outcome="failed", error=f"{type(error).__name__}: {text}")
+        self._events.close()
 
 
 class _Training:
@@ -150,14 +155,16 @@ class _Training:
         self.watch = HealthWatch(self.config.optim.max_bad_steps, device)
         self.step = self._build(device)
         self._restore(run_id, promise)
-        self.saver = BlockingSaver(
-            self.store,
-            self.group,
-            run_id=run_id,
-            attempt=self.attempt.number,
-            promise=promise,
-            loggers=self.report.loggers,
-        )
+        self.saver = self._saver(run_id, promise)
+        self.step.before_update = self.saver.settle
+        try:
+            return self._to_the_end()
+        except TrainingError:
+            # All workers raise it together, and nobody waits for their places: what is on its way may arrive.
+            self.saver.abandon(PARTING_SECONDS)
+            raise
+
+    def _to_the_end(self) -> Outcome:
         if self.newest is None and self.schedule.valid_examples:
             # What the first weights are worth; and a validation set that cannot be read shows now,
             # not hours later.
@@ -168,6 +175,21 @@ class _Training:
         return self._end(complete)
 
     # Before the first step.
+
+    def _saver(self, run_id: str, promise: Promise) -> AsyncSaver:
+        policy = RetentionPolicy(keep=self.config.checkpoint.keep, best="min")
+        number = self.attempt.number
+        self.retainer = Retainer(self.store, policy, number) if self.group.leads else None
+        return AsyncSaver(
+            self.store,
+            self.group,
+            self.host,
+            self.events,
+            run_id=run_id,
+            attempt=number,
+            promise=promise,
+            loggers=self.report.loggers,
+        )
 
     def _build(self, device: torch.device) -> TrainStep:
         config = self.config
@@ -257,11 +279,12 @@ class _Training:
         self.trained = True
 
     def _log_row(self, batch: MicroBatch, result: StepResult, rate: dict[str, float]) -> None:
-        """A training row: the one collective of a logged step."""
+        """A training row; and a look at what is committed by now, since the workers talk to each other anyway."""
         lanes = digest_lanes(batch.examples).tolist()
         total, count, *summed = self.group.sums([result.loss_sum, float(result.count), *lanes])
         digest = digest_text(summed)
         self.report.row("train", self.record.step, finite(total / count), digest=digest, lr=rate)
+        self._committed(self.saver.poll())
         self.report.progress(self.record)
 
     # Between steps: validation, then the checkpoint that holds its result.
@@ -284,21 +307,36 @@ class _Training:
     def _commit(self) -> None:
         self._check_health(self.watch.drain())
         self.record.bad_steps = self.watch.in_a_row
-        commit = self.saver.save(self.step, self.record)
-        self.newest = commit.checkpoint
-        self.report.committed(commit.checkpoint)
-        self._tell_checkpoint(
-            "commit", commit.checkpoint, seconds=commit.seconds, bytes=commit.bytes
-        )
-        self.host.committed(commit.checkpoint, self.report.metrics(self.record))
-        if self.group.leads:
-            policy = RetentionPolicy(keep=self.config.checkpoint.keep, best="min")
-            retain(self.store, policy, self.record, self.attempt.number, self.damaged)
-        self.report.progress(self.record)
+        last = self.record.step == self.schedule.total_steps
+        metrics = self.report.metrics(self.record)
+        found = self.saver.save(self.step, self.record, metrics, urgent=last)
+        if last:
+            found += self.saver.finish(self.step, self.record, metrics)
+        if found:
+            self._committed(found)
+            self.report.progress(self.record)
+
+    def _committed(self, found: list[Saved]) -> None:
+        for saved in found:
+            self.newest = saved.checkpoint
+            self._tell_checkpoint(
+                "commit",
+                saved.checkpoint,
+                seconds=saved.seconds,
+                stall=saved.stall,
+                bytes=saved.bytes,
+            )
+        if found:
+            self.report.committed(found[-1].checkpoint)
+            if self.retainer is not None:
+                self.retainer.committed(self.record, self.damaged)
 
     def _end(self, already_complete: bool) -> Outcome:
+        if self.retainer is not None:
+            self.retainer.finish(self.record, self.damaged)
         (replaced,) = self.group.sums([float(self.replaced.count)])
         self._tell("end", outcome="complete", step=self.record.step, replaced=int(replaced))
+        self.host.ended()
         assert self.newest is not None
         return Outcome(
             step=self.record.step,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from raymat.checkpoint.store import Store
 from raymat.train.events import read_lines
-from raymat.train.logger import Row
+from raymat.train.logger import Row, Spans
 
 FOLDER = "metrics"
 _NAME = re.compile(r"(?:^|/)(\d+)-(\d+)-a(\d+)\.jsonl$")
@@ -31,6 +31,7 @@ class MetricsLog:
         self._attempt = attempt
         self._first = 1
         self._rows: list[Row] = []
+        self._spans = Spans()
 
     def resumed(self, step: int) -> None:
         self._first = step + 1
@@ -41,15 +42,21 @@ class MetricsLog:
     def images(self, step: int, grids: Mapping[str, NDArray[np.uint8]]) -> None:
         return
 
-    def flush(self, step: int) -> None:
-        """Write the rows up to `step`; also where there is none, since the span itself replaces older rows."""
+    def cut(self, step: int) -> None:
+        """Also where there is no row, since the span itself replaces older rows."""
         if step < self._first:
             return
         name = f"{FOLDER}/{self._first:09d}-{step:09d}-a{self._attempt:03d}.jsonl"
-        lines = [json.dumps(row, allow_nan=False) + "\n" for row in self._rows]
-        self._store.write(name, "".join(lines).encode())
+        self._spans.add(step, name, self._rows)
         self._first = step + 1
         self._rows = []
+
+    def flush(self, step: int) -> None:
+        self._spans.flush(step, self._write)
+
+    def _write(self, name: str, rows: list[Row]) -> None:
+        lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
+        self._store.write(name, "".join(lines).encode())
 
 
 @dataclass(frozen=True)

@@ -1,48 +1,71 @@
-"""Making a checkpoint, and clearing away those that are no longer needed."""
+"""Checkpoints beside training: what the loop calls, and what it is told when one is committed.
+
+A save puts the state out of the way and returns. When all workers' shares are durable is found out at the next logged
+step or save, by one exchange of a few bytes; there a failing storage is noticed too, by all workers at the same step.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from raymat.checkpoint.find import scan
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.retention import RetentionPolicy, plan, prune
-from raymat.checkpoint.shards import write_share
-from raymat.checkpoint.snapshot import Snapshot, SnapshotBuffer
 from raymat.checkpoint.store import Store
+from raymat.checkpoint.writer import AsyncWriter, Decision, Load, WriterEvents, decide
 from raymat.errors import StorageError
+from raymat.train.events import EventLog
 from raymat.train.group import Group
 from raymat.train.logger import Logger
-from raymat.train.state import Promise, Record, capture
+from raymat.train.seams import Host
+from raymat.train.state import Promise, Record, capture, lasting
 from raymat.train.step import TrainStep
 
 log = logging.getLogger(__name__)
 
+POLL_SECONDS = 0.5
+"""How often the workers look at the end of a run whether its last checkpoint is durable."""
+
 
 @dataclass(frozen=True)
-class Commit:
+class Saved:
     """A checkpoint that is committed."""
 
     checkpoint: CheckpointId
+    metrics: dict[str, Any]
+    """What the host is told with it: as of its step."""
+    stall: float
+    """Seconds that training stood still for it."""
     seconds: float
-    """What training lost to it."""
+    """From the snapshot until this worker's share was durable."""
     bytes: int
     """Of the tensors, over all workers."""
 
 
-class BlockingSaver:
-    """Writes checkpoints while training waits.
+@dataclass(frozen=True)
+class _Taken:
+    """What a worker remembers of a snapshot until it is committed."""
 
-    The one seam between training and saving: what saves beside training takes a snapshot here and commits it later.
-    """
+    checkpoint: CheckpointId
+    metrics: dict[str, Any]
+    stall: float
+    bytes: int
+
+
+class AsyncSaver:
+    """One worker's part in saving. Every method but `settle` is called by all workers, at the same steps."""
 
     def __init__(
         self,
         store: Store,
         group: Group,
+        host: Host,
+        events: EventLog,
         *,
         run_id: str,
         attempt: int,
@@ -50,50 +73,176 @@ class BlockingSaver:
         loggers: Sequence[Logger],
     ) -> None:
         """`loggers` are flushed before each commit: a curve must not end before its checkpoint."""
-        self._store, self._group = store, group
-        self._run_id, self._attempt, self._promise = run_id, attempt, promise
-        self._loggers = loggers
-        self._buffer = SnapshotBuffer()
+        self._group, self._host, self._events = group, host, events
+        self._attempt, self._promise, self._loggers = attempt, promise, loggers
+        self._writer = AsyncWriter(
+            store,
+            group.world,
+            run_id,
+            attempt,
+            events=WriterEvents(on_failure=self._tell_failure),
+            max_checkpoint_age=promise.config.checkpoint.max_checkpoint_age.seconds,
+        )
+        self._taken: list[_Taken] = []
+        self._unreported: Saved | None = None
+        self._failing: CheckpointId | None = None
 
-    def save(self, step: TrainStep, record: Record) -> Commit:
-        """Commit the state. Called by all workers; returns when all shares are durable, raises on all of them.
+    def save(
+        self, step: TrainStep, record: Record, metrics: dict[str, Any], *, urgent: bool = False
+    ) -> list[Saved]:
+        """Take a snapshot, unless storage is too far behind and it is not `urgent`; returns what is committed by now.
 
         Raises:
-            StorageError: a worker could not write its share, or rank 0 the curves.
+            StorageError: no save could be committed for longer than --max-checkpoint-age.
         """
+        load, saved = self._agree()
+        decision = decide(load, urgent=urgent)
+        if decision is Decision.SKIP:
+            self._events_of_lead("save_skipped", step=record.step)
+        if decision is Decision.WAIT:
+            saved += self._wait_for_room()
         began = time.monotonic()
-        checkpoint = CheckpointId(record.step, self._attempt)
         tensors, extra = capture(step, record, self._promise)
-        snapshot = Snapshot.take(record.step, tensors, extra, self._buffer)
-        error = None
-        try:
+        if decision is not Decision.SKIP:
             for logger in self._loggers:
-                logger.flush(record.step)
-            write_share(self._store, checkpoint, snapshot, self._group.world, self._run_id)
-        except StorageError as raised:
-            error = raised
-        self._group.raise_together(error)
-        size = sum(t.numel() * t.element_size() for t in snapshot.tensors.values())
-        return Commit(checkpoint, time.monotonic() - began, size)
+                logger.cut(record.step)
+        self._writer.save(
+            record.step,
+            tensors,
+            extra,
+            decision,
+            lasting=lasting(step),
+            first=lambda at=record.step: self._flush(at),  # type: ignore[misc]
+        )
+        if decision is not Decision.SKIP:
+            size = sum(t.numel() * t.element_size() for t in tensors.values())
+            checkpoint = CheckpointId(record.step, self._attempt)
+            stall = time.monotonic() - began
+            self._taken = [taken for taken in self._taken if taken.checkpoint != checkpoint]
+            self._taken.append(_Taken(checkpoint, metrics, stall, size))
+        return saved
+
+    def settle(self) -> None:
+        """Return when the optimiser may change what is being copied. Not a collective."""
+        self._writer.settle()
+
+    def poll(self) -> list[Saved]:
+        """What was committed since the last look.
+
+        Raises:
+            StorageError: no save could be committed for longer than --max-checkpoint-age.
+        """
+        return self._agree()[1]
+
+    def finish(self, step: TrainStep, record: Record, metrics: dict[str, Any]) -> list[Saved]:
+        """Wait until the state after the last step is committed, and taken again if it was given up.
+
+        Raises:
+            StorageError: that took longer than --max-checkpoint-age.
+        """
+        last = CheckpointId(record.step, self._attempt)
+        found: list[Saved] = []
+        # The host is told of the last one too, however long it still deals with one before.
+        while self._unreported or last not in [saved.checkpoint for saved in found]:
+            self._writer.drain(POLL_SECONDS)
+            load, saved = self._agree()
+            found += saved
+            if load.alive == 0 and last not in [saved.checkpoint for saved in found]:
+                found += self.save(step, record, metrics, urgent=True)
+        self._writer.close()
+        return found
+
+    def abandon(self, timeout: float) -> None:
+        """Training ends with an error: let what is on its way arrive, `timeout` seconds at most. Not a collective."""
+        try:
+            self._writer.drain(timeout)
+        except RuntimeError:  # the writer's own fault, whose traceback is told already
+            return
+        self._writer.close(0.0)
+
+    def _agree(self) -> tuple[Load, list[Saved]]:
+        """What all workers know of each other now; the host is told of what is newly committed."""
+        pairs = self._group.gather((self._writer.load(), self._host.busy()))
+        load = Load.agree(load for load, _ in pairs)
+        saved = [self._saved(c.checkpoint, c.seconds) for c in self._writer.confirm(load.durable)]
+        if saved:
+            newest = saved[-1].checkpoint
+            self._taken = [taken for taken in self._taken if taken.checkpoint > newest]
+            self._unreported = saved[-1]
+        if self._unreported is not None and not any(busy for _, busy in pairs):
+            self._host.committed(self._unreported.checkpoint, self._unreported.metrics)
+            self._unreported = None
+        if not saved:
+            self._writer.require_fresh(load.age)
+        return load, saved
+
+    def _saved(self, checkpoint: CheckpointId, seconds: float) -> Saved:
+        (taken,) = (taken for taken in self._taken if taken.checkpoint == checkpoint)
+        return Saved(checkpoint, taken.metrics, taken.stall, seconds, taken.bytes)
+
+    def _wait_for_room(self) -> list[Saved]:
+        """Training stands until a snapshot fits, as long as the newest commit is fresh enough."""
+        found: list[Saved] = []
+        while True:
+            load, saved = self._agree()
+            found += saved
+            if decide(load, urgent=True) is not Decision.WAIT:
+                return found
+            time.sleep(POLL_SECONDS / 5)
+
+    def _flush(self, step: int) -> None:
+        for logger in self._loggers:
+            logger.flush(step)
+
+    def _tell_failure(self, checkpoint: CheckpointId, error: StorageError, final: bool) -> None:
+        """In the writer's thread. The first fault of a checkpoint, and that it was given up; not each try between."""
+        if final or checkpoint != self._failing:
+            self._failing = checkpoint
+            self._events.emit(
+                "save_failed", checkpoint=str(checkpoint), given_up=final, error=error.line
+            )
+
+    def _events_of_lead(self, kind: str, **fields: Any) -> None:
+        if self._group.leads:
+            self._events.emit(kind, **fields)
 
 
-def retain(
-    store: Store,
-    policy: RetentionPolicy,
-    record: Record,
-    attempt: int,
-    damaged: Collection[CheckpointId],
-) -> None:
-    """Delete the checkpoints that `policy` does not keep; best is the lowest validation loss. By rank 0 alone.
+class Retainer:
+    """Clears away, beside training, the checkpoints that are no longer needed. For rank 0 alone."""
 
-    Storage that fails is logged: what is left lying is deleted after the next commit.
-    """
-    losses = {v.step: v.loss for v in record.validations if v.loss is not None}
-    try:
-        statuses = scan(store)
-        metrics = {s.id: losses[s.id.step] for s in statuses if s.id.step in losses}
-        doomed = plan(statuses, policy, attempt=attempt, metrics=metrics, damaged=damaged).delete
-        if doomed:
-            prune(store, doomed)
-    except StorageError as error:
-        log.warning("old checkpoints are left for later: %s", error.line)
+    def __init__(self, store: Store, policy: RetentionPolicy, attempt: int) -> None:
+        """Best is the lowest validation loss, unless `policy` says otherwise."""
+        self._store, self._policy, self._attempt = store, policy, attempt
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="retention")
+        self._running: Future[None] | None = None
+        self._again = False
+
+    def committed(self, record: Record, damaged: Collection[CheckpointId]) -> None:
+        """Something was committed. Where the clearing from before is still under way this waits for the next commit."""
+        if self._running is not None and not self._running.done():
+            self._again = True
+            return
+        losses = {v.step: v.loss for v in record.validations if v.loss is not None}
+        self._again = False
+        self._running = self._pool.submit(self._retain, losses, frozenset(damaged))
+
+    def finish(self, record: Record, damaged: Collection[CheckpointId]) -> None:
+        """Return when all is cleared that the newest commit made needless."""
+        if self._running is not None:
+            self._running.result()
+        if self._again:
+            self.committed(record, damaged)
+        self._pool.shutdown()
+
+    def _retain(self, losses: dict[int, float], damaged: Collection[CheckpointId]) -> None:
+        """Storage that fails is logged: what is left lying is deleted after the next commit."""
+        try:
+            statuses = scan(self._store)
+            metrics = {s.id: losses[s.id.step] for s in statuses if s.id.step in losses}
+            doomed = plan(
+                statuses, self._policy, attempt=self._attempt, metrics=metrics, damaged=damaged
+            ).delete
+            if doomed:
+                prune(self._store, doomed)
+        except StorageError as error:
+            log.warning("old checkpoints are left for later: %s", error.line)

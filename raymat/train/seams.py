@@ -27,13 +27,21 @@ class Host(Protocol):
         """Training goes on from `checkpoint`, or begins. Called once by every worker."""
 
     def committed(self, checkpoint: CheckpointId, metrics: dict[str, Any]) -> None:
-        """`checkpoint` is committed. Called by every worker at every save: it may be a barrier."""
+        """`checkpoint` is committed. Called by every worker at the same step, when none of them is busy; must return at
+        once. Of several that were committed while one was busy only the newest is told.
+        """
+
+    def busy(self) -> bool:
+        """Whether this worker still deals with what `committed` told it."""
 
     def progress(self, progress: Progress) -> None:
         """Called by rank 0 after logged steps and commits; must return at once."""
 
     def event(self, event: dict[str, Any]) -> None:
         """An event that this worker writes to the run's log; must return at once."""
+
+    def ended(self) -> None:
+        """Training is over, by every worker's own account: wait for what `committed` began."""
 
 
 class NullHost:
@@ -45,8 +53,14 @@ class NullHost:
     def committed(self, checkpoint: CheckpointId, metrics: dict[str, Any]) -> None:
         return
 
+    def busy(self) -> bool:
+        return False
+
     def progress(self, progress: Progress) -> None:
         return
 
     def event(self, event: dict[str, Any]) -> None:
+        return
+
+    def ended(self) -> None:
         return

@@ -113,6 +113,12 @@ def capture(
     return tensors, extra
 
 
+def lasting(step: TrainStep) -> frozenset[str]:
+    """The tensors of `capture` that only the optimiser changes: a forward and a backward pass leave them as they are."""
+    parameters = {f"{MODEL}{name}" for name, _ in step.network.named_parameters()}
+    return frozenset(parameters | {f"{OPTIMIZER}{name}" for name in step.optimiser.state_dict()})
+
+
 def install(step: TrainStep, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> Record:
     """Put a captured state into a fresh `step`, to the bit; returns what the run remembers.
 

@@ -103,6 +103,8 @@ class TrainStep:
         self._statistics = RunningStatistics(network)
         self.optimiser = PartAdam(network)
         self.scale = LossScale(precision, device)
+        self.before_update: Callable[[], None] = lambda: None
+        """Called in every step before the optimiser changes anything."""
         self._objective = _Objective(network, stage, precision, device)
         self._gradients = GradientSum(network.parameters(), self._objective.probe, world.size)
 
@@ -152,6 +154,7 @@ class TrainStep:
         norm = torch.nn.utils.get_total_norm(self._gradients.flats) / self.scale.value
         bad = ~(torch.isfinite(norm) & torch.isfinite(loss))
         failed = bad & (~torch.isfinite(loss) | self.scale.at_floor())
+        self.before_update()
         self.optimiser.step(rates, bad, self.scale.value if self.scale.used else None)
         self._statistics.undo(before, bad)
         self.scale.update(bad)

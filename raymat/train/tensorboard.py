@@ -20,7 +20,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from raymat.checkpoint.store import Store
-from raymat.train.logger import Row
+from raymat.train.logger import Row, Spans
 
 FOLDER = "tensorboard"
 _NAME = re.compile(r"events\.out\.tfevents\.(\d+)\.a(\d+)$")
@@ -33,6 +33,7 @@ class TensorBoardLog:
         self._store = store
         self._attempt = attempt
         self._events: list[Any] = []
+        self._spans = Spans()
 
     def resumed(self, step: int) -> None:
         """Remove what other attempts wrote of steps that come again."""
@@ -57,17 +58,22 @@ class TensorBoardLog:
         values = [Summary.Value(tag=name, image=_image(pixels)) for name, pixels in grids.items()]
         self._add(step, time.time(), values)
 
+    def cut(self, step: int) -> None:
+        if self._events:
+            name = f"{FOLDER}/events.out.tfevents.{step:09d}.a{self._attempt:03d}"
+            self._spans.add(step, name, self._events)
+            self._events = []
+
     def flush(self, step: int) -> None:
-        if not self._events:
-            return
-        header = Event(wall_time=self._events[0].wall_time, file_version="brain.Event:2")
+        self._spans.flush(step, self._write)
+
+    def _write(self, name: str, events: list[Any]) -> None:
+        header = Event(wall_time=events[0].wall_time, file_version="brain.Event:2")
         buffer = io.BytesIO()
         writer = RecordWriter(buffer)
-        for event in (header, *self._events):
+        for event in (header, *events):
             writer.write(event.SerializeToString())
-        name = f"{FOLDER}/events.out.tfevents.{step:09d}.a{self._attempt:03d}"
         self._store.write(name, buffer.getvalue())
-        self._events = []
 
     def _add(self, step: int, when: float, values: list[Any]) -> None:
         if values:

@@ -178,15 +178,78 @@ def test_waiting_takes_the_snapshot_as_soon_as_there_is_room(
     assert writer.counts.waited == 1
 
 
-def test_commits_are_told_with_their_size_and_time(storage: Store, make_writer: Any) -> None:
-    told: list[tuple[CheckpointId, int, float]] = []
-    writer = make_writer(storage, events=WriterEvents(on_commit=lambda *entry: told.append(entry)))
+def test_commits_come_with_their_size_and_time(storage: Store, make_writer: Any) -> None:
+    writer = make_writer(storage)
     writer.save(1, _state(1), {})
     assert writer.drain(timeout=10)
-    ((checkpoint, size, seconds),) = told
-    assert (checkpoint, size) == (CheckpointId(1, 1), 4 * (100 + 101 + 102 + 103 + 104))
-    assert 0 < seconds < 5
-    assert writer.age() < 5
+    (commit,) = writer.confirm(writer.load().durable)
+    assert (commit.checkpoint, commit.bytes) == (
+        CheckpointId(1, 1),
+        4 * (100 + 101 + 102 + 103 + 104),
+    )
+    assert 0 < commit.seconds < 5
+    assert writer.confirm([commit.checkpoint]) == []
+
+
+def test_the_age_counts_from_the_first_save_that_is_not_committed(
+    storage: Store, faulty: Any, make_writer: Any
+) -> None:
+    writer = make_writer(storage)
+    assert writer.age() == 0.0
+    writer.save(1, _state(1), {})
+    assert writer.drain(timeout=10)
+    assert writer.age() > 0.0
+    gate = Gate(faulty)
+    began = time.monotonic()
+    writer.save(2, _state(2), {})
+    assert [c.checkpoint.step for c in writer.confirm(writer.load().durable)] == [1]
+    writer.save(3, _state(3), {}, SKIP)
+    time.sleep(0.05)
+    assert 0.05 <= writer.age() <= time.monotonic() - began
+    gate.open.set()
+    assert writer.drain(timeout=10)
+    writer.confirm(writer.load().durable)
+    # Step 3 was due and left out: it is what storage owes now.
+    assert 0.0 < writer.age() < time.monotonic() - began
+    writer.save(4, _state(4), {})
+    assert writer.drain(timeout=10)
+    writer.confirm(writer.load().durable)
+    assert writer.age() == 0.0
+
+
+def test_what_lasts_may_be_changed_after_settling_and_the_rest_at_once(
+    storage: Store, make_writer: Any
+) -> None:
+    writer = make_writer(storage)
+    weights, statistics = torch.arange(2**20).float(), torch.arange(2**20).float()
+    for step in (1, 2, 3):
+        tensors = {"weights": weights, "statistics": statistics}
+        before = weights.clone()
+        writer.save(step, tensors, {}, lasting={"weights"})
+        statistics += 1
+        writer.settle()
+        weights += 1
+        assert writer.drain(timeout=10)
+        found = read_checkpoint(storage, CheckpointId(step, 1), "r").tensors
+        assert torch.equal(found["weights"], before)
+        assert torch.equal(found["statistics"], before)
+
+
+def test_what_belongs_before_a_commit_is_written_first_and_tried_again_with_it(
+    storage: Store, make_writer: Any
+) -> None:
+    calls: list[bool] = []
+
+    def first() -> None:
+        calls.append(bool(scan(storage)))
+        if len(calls) < 3:
+            raise StorageError("not yet")
+
+    writer = make_writer(storage)
+    writer.save(1, _state(1), {}, first=first)
+    assert writer.drain(timeout=10)
+    assert calls == [False, False, False]
+    assert [s.state for s in scan(storage)] == ["committed"]
 
 
 def test_a_write_that_fails_is_tried_again_and_told(
@@ -226,13 +289,14 @@ def test_storage_that_stays_away_ends_nothing_until_the_age_is_too_great(
     assert finals == [1, 2]
     assert writer.counts.given_up == 2
     time.sleep(max(0.0, 1.01 - writer.age()))
-    with pytest.raises(StorageError, match=r"no checkpoint was committed to faulty://runs/run for .*"
+    with pytest.raises(StorageError, match=r"no checkpoint could be committed to faulty://runs/run for .*"
                        r"--max-checkpoint-age; the last error: cannot write .* no space left"):  # fmt: skip
         writer.require_fresh()
     writer.require_fresh(age=0.1)
     faulty.before_write = staticmethod(lambda path: None)
     writer.save(3, _state(3), {})
     assert writer.drain(timeout=10)
+    writer.confirm(writer.load().durable)
     writer.require_fresh()
     assert newest(storage, "r")[0].step == 3  # type: ignore[index]
 
@@ -293,7 +357,7 @@ def test_a_fault_in_the_program_is_not_swallowed(storage: Store, make_writer: An
     def broken(*args: Any) -> None:
         raise ZeroDivisionError
 
-    writer = make_writer(storage, events=WriterEvents(on_commit=broken))
+    writer = make_writer(storage, events=WriterEvents(on_written=broken))
     writer.save(1, _state(1), {})
     with pytest.raises(RuntimeError, match="has ended"):
         writer.drain(timeout=10)
@@ -323,7 +387,7 @@ def test_ranks_of_different_speed_decide_alike_and_lose_no_announced_commit(
     taken: set[int] = set()
     for step in range(1, 81):
         load = Load.agree(writer.load() for writer in writers)
-        new = [writer.confirm(load.durable) for writer in writers]
+        new = [[c.checkpoint for c in writer.confirm(load.durable)] for writer in writers]
         assert new[0] == new[1] == new[2]
         announced += new[0]
         decision = decide(load, urgent=step == 80)
@@ -332,7 +396,8 @@ def test_ranks_of_different_speed_decide_alike_and_lose_no_announced_commit(
         taken |= {step} if SKIP not in done else set()
         time.sleep(0.001)
     assert all(writer.drain(timeout=10) for writer in writers)
-    announced += writers[0].confirm(Load.agree(writer.load() for writer in writers).durable)
+    load = Load.agree(writer.load() for writer in writers)
+    announced += [commit.checkpoint for commit in writers[0].confirm(load.durable)]
     assert announced == sorted(set(announced))
     assert {checkpoint.step for checkpoint in announced} <= taken
     assert announced[-1].step == 80

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -67,9 +68,14 @@ def order_of(config: RunConfig) -> SampleOrder:
 
 
 class Feed:
-    """LocalFeed, which can kill this process when it is asked for a step."""
+    """LocalFeed, which can kill this process when it is asked for a step.
 
-    def __init__(self, config: RunConfig, world: World, kill: Mapping[int, int]) -> None:
+    A `patient` one holds each step back until the checkpoint that was due before it is committed: no save is left out.
+    """
+
+    def __init__(
+        self, config: RunConfig, world: World, kill: Mapping[int, int], patient: bool = False
+    ) -> None:
         source = SourceSpec.synthetic(
             count=PAIRS,
             seed=config.data.seed,
@@ -79,15 +85,25 @@ class Feed:
         geometry = Geometry(config.stage, config.data.resolution)
         self._feed = LocalFeed(source.open(), order_of(config), geometry, world)
         self._kill_at = kill.get(world.rank)
+        self._interval = config.checkpoint.checkpoint_interval if patient else 0
+        self._store = store_of(config)
 
     def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
         for batch in self._feed.train(first_step, end_step):
             if batch.step == self._kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self._interval and batch.step and batch.step % self._interval == 0:
+                self._wait_for(batch.step)
             yield batch
 
     def valid(self) -> Iterator[MicroBatch]:
         return self._feed.valid()
+
+    def _wait_for(self, step: int) -> None:
+        deadline = time.monotonic() + 60
+        while not any(s.id.step == step and s.state == "committed" for s in scan(self._store)):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
 
 
 def train(
@@ -96,6 +112,7 @@ def train(
     kill: Mapping[int, int] | None = None,
     *,
     feed: Any = None,
+    patient: bool = False,
     host: Host | None = None,
     listing_digest: str = "synthetic",
 ) -> Outcome:
@@ -104,7 +121,7 @@ def train(
     return run(
         config,
         world=world,
-        feed=feed or Feed(config, world, kill or {}),
+        feed=feed or Feed(config, world, kill or {}, patient),
         store=store_of(config),
         host=host or NullHost(),
         order=order_of(config),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +135,39 @@ def test_an_event_that_cannot_be_written_comes_with_the_next_one(
     log = EventLog.for_rank(store, 1, 0)
     (tmp_path / "run").write_text("a file where the run's folder should be")
     log.emit("first")
-    assert "an event (first) waits" in caplog.text
+    assert "events wait for storage" in caplog.text
     with pytest.raises(StorageError):
         log.emit("second", required=True)
     (tmp_path / "run").unlink()
     log.emit("third")
     assert [event["kind"] for event in read_events(store)] == ["first", "second", "third"]
+
+
+def test_events_written_beside_come_in_order_and_survive_storage_that_was_away(
+    store: Store, tmp_path: Path
+) -> None:
+    log = EventLog.for_rank(store, 1, 0)
+    log.write_beside()
+    (tmp_path / "run").write_text("a file where the run's folder should be")
+    log.emit("first")
+    log.emit("second")
+    time.sleep(0.1)
+    (tmp_path / "run").unlink()
+    log.emit("third")
+    log.close()
+    assert [event["kind"] for event in read_events(store)] == ["first", "second", "third"]
+
+
+def test_events_that_storage_never_takes_do_not_fill_memory(store: Store, tmp_path: Path) -> None:
+    log = EventLog.for_rank(store, 1, 0)
+    (tmp_path / "run").write_text("a file where the run's folder should be")
+    for number in range(40):
+        log.emit("note", number=number, text="x" * 100_000)
+    assert sum(map(len, log._lines)) <= 2**20
+    (tmp_path / "run").unlink()
+    log.emit("end")
+    kept = read_events(store)
+    assert [event.get("number") for event in kept[-3:]] == [38, 39, None]
 
 
 def test_damaged_lines_are_left_out(store: Store) -> None:
@@ -165,6 +193,7 @@ def write_spans(log: Any, resumed: int, spans: list[list[int]], loss: float) -> 
     for span in spans:
         for step in span:
             log.row(row(step, loss))
+        log.cut(span[-1])
         log.flush(span[-1])
 
 
@@ -196,6 +225,7 @@ def test_training_and_validation_rows_of_a_step_both_stay_and_losses_come_back_e
     log.resumed(0)
     log.row(row(1, 0.1 + 0.2))
     log.row(row(1, None, "valid"))
+    log.cut(1)
     log.flush(1)
     assert [(r["kind"], r["loss"]) for r in read_metrics(store)] == [
         ("train", 0.30000000000000004),
@@ -225,6 +255,7 @@ def test_tensorboard_shows_one_curve_however_often_a_run_restarts(
     log.images(
         6, {"train_pred_pha": np.zeros((8, 12), np.uint8), "x": np.ones((4, 4, 3), np.uint8)}
     )
+    log.cut(6)
     log.flush(6)
     log.row(row(7, 0.3))  # never committed
     folder = tmp_path / "run" / "tensorboard"
@@ -245,6 +276,7 @@ def test_tensorboard_shows_the_pictures(store: Store, tmp_path: Path) -> None:
     pixels = np.zeros((20, 30, 3), np.uint8)
     pixels[:, 15:, 0] = 200
     log.images(4, {"train_true_src": pixels})
+    log.cut(4)
     log.flush(4)
     found = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     (image,) = found.Images("train_true_src")
