@@ -14,6 +14,7 @@ import heapq
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -47,6 +48,9 @@ _READERS = 8
 """Requests at the same time; each holds up to `_RANGE` bytes beside the checkpoint itself."""
 
 _RANGE = 16 * 2**20
+
+_LEAST_RANGE = 2**16
+"""Below this a request costs more than its bytes."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -109,6 +113,82 @@ def write_files(
     return manifest
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint's manifests vouch for, held against its listing; nothing of it is read yet."""
+
+    checkpoint: CheckpointId
+    files: tuple[FileEntry, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.size for entry in self.files)
+
+    def chunks(self, readers: int = 1) -> list[list[Chunk]]:
+        """All bytes in pieces of one request each: those of each of `readers`, who get about equally many bytes."""
+        smallest = _RANGE if readers == 1 else -(-self.bytes // (4 * readers))
+        size = max(_LEAST_RANGE, min(_RANGE, smallest))
+        chunks = {
+            f"{entry.name} {start:015d}": Chunk(entry.name, start, min(size, entry.size - start))
+            for entry in self.files
+            for start in range(0, entry.size, size)
+        }
+        parts = assign({key: chunk.size for key, chunk in chunks.items()}, readers)
+        return [[chunks[key] for key in part] for part in parts]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The bytes start..start+size-1 of a file."""
+
+    name: str
+    start: int
+    size: int
+
+
+class Reading:
+    """A checkpoint on its way into memory: one buffer for each file, filled in chunks by whoever reads them."""
+
+    def __init__(self, contents: Contents) -> None:
+        self.contents = contents
+        self._data = {e.name: torch.empty(e.size, dtype=torch.uint8) for e in contents.files}
+
+    def place(self, chunk: Chunk) -> Tensor:
+        """Where the chunk's bytes belong: uint8 (size,), a view."""
+        return self._data[chunk.name][chunk.start : chunk.start + chunk.size]
+
+    def read(self, store: Store, chunks: Sequence[Chunk]) -> None:
+        """Read chunks, several at the same time. Raises CheckpointError if a file is missing or short, StorageError."""
+        checkpoint = self.contents.checkpoint
+
+        def read(chunk: Chunk) -> None:
+            view = tensorfile.memory_of(self.place(chunk))
+            try:
+                store.read_into(_path(checkpoint, chunk.name), chunk.start, view)
+            except MissingFileError as error:
+                raise CheckpointError(
+                    f"{checkpoint} is torn: {chunk.name} is missing or short"
+                ) from error
+
+        _parallel(read, chunks)
+
+    def finish(self) -> Snapshot:
+        """The state, once every digest is right. Raises CheckpointError, naming the file that is damaged."""
+        checkpoint, files = self.contents.checkpoint, self.contents.files
+
+        def verify(entry: FileEntry) -> bool:
+            return matches(entry.digest, [tensorfile.memory_of(self._data[entry.name])])
+
+        for entry, good in zip(files, _parallel(verify, files), strict=True):
+            if not good:
+                raise CheckpointError(
+                    f"{checkpoint} is damaged: {entry.name} has another digest than its manifest"
+                )
+        extra = _decode_state(checkpoint, self._data[STATE])
+        shards = {name: data for name, data in self._data.items() if name != STATE}
+        return Snapshot(checkpoint.step, _merge(checkpoint, shards), extra)
+
+
 def read_checkpoint(
     store: Store,
     checkpoint: CheckpointId,
@@ -119,22 +199,37 @@ def read_checkpoint(
 ) -> Snapshot:
     """The state in `checkpoint`, whatever world wrote it, every digest checked first.
 
+    The arguments and errors are `read_contents`'s. The tensors are views of one buffer per shard:
+    what is alive is one copy of the checkpoint.
+    """
+    contents = read_contents(store, checkpoint, run, files=files, max_bytes=max_bytes)
+    reading = Reading(contents)
+    reading.read(store, *contents.chunks())
+    return reading.finish()
+
+
+def read_contents(
+    store: Store,
+    checkpoint: CheckpointId,
+    run: str | None = None,
+    *,
+    files: Mapping[str, int] | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Contents:
+    """What to read of `checkpoint`: one request for each rank that wrote it.
+
     `run`: the run id that its manifests must carry (default: any one). `files`: its file names and
-    sizes, where a listing is at hand. The tensors are views of one buffer per shard: what is alive
-    is one copy of the checkpoint. Raises CheckpointError if it is torn, damaged, foreign or larger
-    than `max_bytes`, naming the file; StorageError if the storage fails.
+    sizes, where a listing is at hand. Raises CheckpointError if it is torn, foreign or larger than
+    `max_bytes`, naming the file; StorageError if the storage fails.
     """
     sizes = list_files(store, checkpoint) if files is None else files
     manifests = read_manifests(store, checkpoint, sizes, run)
-    entries = [entry for manifest in manifests for entry in manifest.files]
-    total = sum(entry.size for entry in entries)
-    if total > max_bytes:
+    contents = Contents(checkpoint, tuple(entry for m in manifests for entry in m.files))
+    if contents.bytes > max_bytes:
         raise CheckpointError(
-            f"{checkpoint} claims {total} bytes, more than the {max_bytes} that are allowed"
+            f"{checkpoint} claims {contents.bytes} bytes, more than the {max_bytes} that are allowed"
         )
-    data = _read_files(store, checkpoint, entries)
-    extra = _decode_state(checkpoint, data.pop(STATE))
-    return Snapshot(checkpoint.step, _merge(checkpoint, data), extra)
+    return contents
 
 
 def list_files(store: Store, checkpoint: CheckpointId) -> dict[str, int]:
@@ -213,33 +308,6 @@ def _parse(checkpoint: CheckpointId, name: str, data: bytes) -> Manifest:
         return Manifest.from_json(data)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint} is damaged: {name}: {error}") from error
-
-
-def _read_files(
-    store: Store, checkpoint: CheckpointId, entries: Sequence[FileEntry]
-) -> dict[str, Tensor]:
-    """Each file as uint8 (size,), read in ranges at the same time, its digest checked."""
-    data = {entry.name: torch.empty(entry.size, dtype=torch.uint8) for entry in entries}
-    ranges = [(entry.name, start) for entry in entries for start in range(0, entry.size, _RANGE)]
-
-    def read(place: tuple[str, int]) -> None:
-        name, start = place
-        view = tensorfile.memory_of(data[name])[start : start + _RANGE]
-        try:
-            store.read_into(_path(checkpoint, name), start, view)
-        except MissingFileError as error:
-            raise CheckpointError(f"{checkpoint} is torn: {name} is missing or short") from error
-
-    def verify(entry: FileEntry) -> bool:
-        return matches(entry.digest, [tensorfile.memory_of(data[entry.name])])
-
-    _parallel(read, ranges)
-    for entry, good in zip(entries, _parallel(verify, entries), strict=True):
-        if not good:
-            raise CheckpointError(
-                f"{checkpoint} is damaged: {entry.name} has another digest than its manifest"
-            )
-    return data
 
 
 def _merge(checkpoint: CheckpointId, shards: Mapping[str, Tensor]) -> dict[str, Tensor]:

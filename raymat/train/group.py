@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from raymat.errors import RaymatError
+from raymat.errors import CheckpointError, RaymatError
 from raymat.world import World
 
 
@@ -54,14 +54,17 @@ class Group:
         dist.all_gather_object(found, value, group=self._group)
         return found
 
+    def spread(self, tensor: torch.Tensor, source: int) -> None:
+        """Fill the CPU tensor with that of rank `source`."""
+        if self.world.size > 1:
+            dist.broadcast(tensor, src=source, group=self._group)
+
     def raise_together(self, error: RaymatError | None) -> None:
-        """Raise on every worker if one of them has an error: its own, or else the lowest rank's.
+        """Raise the same error on every worker if any has one: the lowest rank's, a damaged checkpoint only if there is
+        nothing worse.
 
         A worker that raised alone would leave the others waiting in their next collective.
         """
-        errors = self.gather(error)
-        first = next((e for e in errors if e is not None), None)
-        if error is not None:
-            raise error
-        if first is not None:
-            raise first
+        errors = [found for found in self.gather(error) if found is not None]
+        for found in sorted(errors, key=lambda e: isinstance(e, CheckpointError)):
+            raise found

@@ -1,13 +1,17 @@
-"""Where a run goes on: at the newest checkpoint in storage that is whole, whatever anybody else remembers of it."""
+"""Where a run goes on: at the newest checkpoint in storage that is whole, whatever anybody else remembers of it.
+
+Each worker reads an equal part of its bytes, whoever wrote them, and gets the others' from the workers that read
+them; then each checks every digest for itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from raymat.checkpoint.find import newest, scan
+from raymat.checkpoint.find import scan
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.checkpoint.shards import read_checkpoint
+from raymat.checkpoint.shards import Contents, Reading, read_contents
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.checkpoint.store import Store
 from raymat.errors import CheckpointError, RaymatError
@@ -21,9 +25,9 @@ OnSkip = Callable[[CheckpointId, str], None]
 
 @dataclass(frozen=True)
 class Found:
-    """What rank 0 decided for all: the checkpoint to go on from, or none, or why the run cannot go on."""
+    """What rank 0 proposes to all: the checkpoint to go on from, or none, or why the run cannot go on."""
 
-    checkpoint: CheckpointId | None = None
+    contents: Contents | None = None
     error: RaymatError | None = None
 
 
@@ -39,58 +43,90 @@ def restore(
 ) -> tuple[CheckpointId | None, Record]:
     """Put the newest verified checkpoint of the run into `step`, the same one on every worker.
 
-    Rank 0 looks for it and calls `on_skip` for each newer one that is torn or damaged; the others read the one it names.
+    Rank 0 looks for it and calls `on_skip` for each newer one that is torn or damaged, whichever worker found that out.
     Called by all workers; raises on all of them. Without any checkpoint nothing is changed: (None, a new Record).
 
     Raises:
         ConfigError, DataError: the checkpoint was made with another configuration or dataset.
-        StorageError: storage cannot be read.
+        CheckpointError: there are complete checkpoints, but none of them verifies. StorageError: storage cannot be read.
     """
-    snapshot: Snapshot | None = None
-    found = Found()
-    if group.leads:
-        found, snapshot = _look(store, run_id, promise, on_skip)
-    found = group.from_lead(found)
-    if found.error is not None:
-        raise found.error
-    if found.checkpoint is None:
-        return None, Record()
-    record, error = None, None
-    try:
-        snapshot = snapshot or read_checkpoint(store, found.checkpoint, run_id)
+    candidates = _candidates(store, run_id, on_skip)
+    while True:
+        found = group.from_lead(_next(candidates) if group.leads else None)
+        if found.error is not None:
+            raise found.error
+        if found.contents is None:
+            return None, Record()
+        checkpoint = found.contents.checkpoint
+        try:
+            snapshot = read_together(store, group, found.contents)
+        except CheckpointError as error:
+            if group.leads:
+                on_skip(checkpoint, error.line)
+            continue
+        promise.refuse(snapshot.extra)
         record = install(step, snapshot.tensors, snapshot.extra)
         require_place(record, schedule)
+        return checkpoint, record
+
+
+def read_together(store: Store, group: Group, contents: Contents) -> Snapshot:
+    """The state in a checkpoint, on every worker, each byte of it read from storage once.
+
+    Called by all workers; raises on all of them. Memory: one copy of the checkpoint on each.
+
+    Raises:
+        CheckpointError: it is torn or damaged. StorageError: storage cannot be read.
+    """
+    reading, world = Reading(contents), group.world
+    parts = contents.chunks(world.size)
+    error: RaymatError | None = None
+    try:
+        reading.read(store, parts[world.rank])
     except RaymatError as raised:
         error = raised
     group.raise_together(error)
-    assert record is not None
-    return found.checkpoint, record
+    for reader, chunks in enumerate(parts):
+        for chunk in chunks:
+            group.spread(reading.place(chunk), reader)
+    snapshot: Snapshot | None = None
+    try:
+        snapshot = reading.finish()
+    except RaymatError as raised:
+        error = raised
+    group.raise_together(error)
+    assert snapshot is not None
+    return snapshot
 
 
-def _refuse_to_start_over(store: Store) -> None:
-    """Training from the first weights again would hide that whole checkpoints are lost.
+def _candidates(store: Store, run_id: str, on_skip: OnSkip) -> Iterator[Contents]:
+    """For rank 0: what may be worth reading, newest first, until a taker stops asking.
 
     Raises:
-        CheckpointError: there are complete checkpoints, but none of them verifies.
+        CheckpointError: there were complete checkpoints, and nobody took one. Training from the first weights again would
+            hide that they are lost.
     """
-    complete = [status for status in scan(store) if status.state == "committed"]
+    statuses = scan(store)
+    for status in statuses:
+        try:
+            if status.state == "torn":
+                raise CheckpointError(status.reason)
+            contents = read_contents(store, status.id, run_id, files=status.files)
+        except CheckpointError as error:
+            on_skip(status.id, error.line)
+            continue
+        yield contents
+    complete = sum(status.state == "committed" for status in statuses)
     if complete:
         raise CheckpointError(
-            f"none of the {len(complete)} complete checkpoints of {store.url} verifies (its events "
+            f"none of the {complete} complete checkpoints of {store.url} verifies (its events "
             "say why): restore them from a copy, or move checkpoints/ away to start over"
         )
 
 
-def _look(
-    store: Store, run_id: str, promise: Promise, on_skip: OnSkip
-) -> tuple[Found, Snapshot | None]:
-    """Rank 0's part. An error is handed on instead of raised: the others wait for the decision."""
+def _next(candidates: Iterator[Contents]) -> Found:
+    """The next proposal. An error is handed on instead of raised: the others wait for the decision."""
     try:
-        pair = newest(store, run_id, on_skip)
-        if pair is None:
-            _refuse_to_start_over(store)
-            return Found(), None
-        promise.refuse(pair[1].extra)
-        return Found(pair[0]), pair[1]
+        return Found(next(candidates, None))
     except RaymatError as error:
-        return Found(error=error), None
+        return Found(error=error)

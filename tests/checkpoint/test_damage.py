@@ -17,7 +17,7 @@ from raymat.checkpoint.snapshot import Snapshot
 from raymat.checkpoint.store import Store
 from raymat.world import World
 
-CASES_PER_KIND = 50
+CASES_PER_KIND = 112
 OLD, MIDDLE, NEW = CheckpointId(10, 1), CheckpointId(20, 1), CheckpointId(30, 2)
 WORLD = 2
 
