@@ -5,9 +5,11 @@ Paths here are absolute in the backend's own notation ("/runs/name/x", "bucket/r
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import datetime
 import errno
+import itertools
 import os
 import secrets
 import stat
@@ -127,10 +129,14 @@ class FsspecBackend:
         return len(data)
 
     def write(self, path: str, chunks: Sequence[Buffer]) -> None:
-        """See `Backend`. Holds a copy of the file meanwhile: providers want it in one piece."""
-        data = bytes(chunks[0]) if len(chunks) == 1 else b"".join(chunks)
-        options = {"chunksize": _PART, "max_concurrency": 4} if self._is("s3", "s3a") else {}
-        self.filesystem.pipe_file(path, data, **options)
+        """See `Backend`. Holds a copy of the file meanwhile, as providers want it in one piece, but on S3 of 4 parts."""
+        if self._is("s3", "s3a"):
+            pieces = Pieces(chunks)
+            # From two parts on the upload is a multipart one, which takes the parts as slices.
+            data = pieces if len(pieces) >= 2 * _PART else pieces[: len(pieces)]
+            self.filesystem.pipe_file(path, data, chunksize=_PART, max_concurrency=4)
+        else:
+            self.filesystem.pipe_file(path, b"".join(chunks))
 
     def list(self, folder: str) -> Iterator[tuple[str, int, float]]:
         """See `Backend`: one recursive listing, past every cache, since others write there too."""
@@ -154,6 +160,32 @@ class FsspecBackend:
 
     def _is(self, *protocols: str) -> bool:
         return bool(self._protocols & set(protocols))
+
+
+class Pieces:
+    """Buffers one after another as if they were one: joined only where they are sliced.
+
+    Joining all of a large file would hold the GIL, and with it the training thread, for as long as its copying takes.
+    """
+
+    def __init__(self, pieces: Sequence[Buffer]) -> None:
+        self._pieces = [memoryview(piece).cast("B") for piece in pieces]
+        self._starts = [0, *itertools.accumulate(map(len, self._pieces))]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, span: slice) -> bytes:
+        start, stop, step = span.indices(len(self))
+        if step != 1:
+            raise ValueError("only consecutive bytes can be taken")
+        first = max(0, bisect.bisect_right(self._starts, start) - 1)
+        found = []
+        for begin, piece in zip(self._starts[first:], self._pieces[first:], strict=False):
+            if begin >= stop:
+                break
+            found.append(piece[max(0, start - begin) : stop - begin])
+        return b"".join(found)
 
 
 def _create(path: str) -> BinaryIO:

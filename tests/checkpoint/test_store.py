@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from raymat.checkpoint.backends import LocalBackend
+from raymat.checkpoint.backends import LocalBackend, Pieces
 from raymat.checkpoint.faults import classify, scrub
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.store import MissingFileError, RetryPolicy, Store, split_run_url
@@ -339,3 +339,14 @@ def test_urls_that_name_no_run_are_refused(url: str) -> None:
 def test_secrets_are_taken_out_of_texts() -> None:
     text = "GET https://me:pw1@host/x?X-Amz-Signature=abc&token=t failed\n secret_key=hunter2 Sig = zzz"
     assert scrub(text) == "GET https://host/x?... failed secret_key=... Sig = ..."
+
+
+def test_pieces_are_sliced_as_if_they_were_joined() -> None:
+    whole = bytes(range(100))
+    pieces = Pieces([whole[:1], b"", memoryview(whole)[1:40], bytearray(whole[40:41]), whole[41:]])
+    assert len(pieces) == 100
+    for start in range(0, 101, 7):
+        for stop in (0, start, start + 1, start + 33, 100, 200):
+            assert pieces[start:stop] == whole[start:stop]
+    with pytest.raises(ValueError, match="consecutive"):
+        pieces[::2]
