@@ -198,7 +198,7 @@ def whole_run(training: Training, savers: Savers) -> None:
         f"writing took {beside:.2f} CPU s beside the training thread: "
         f"{100 * (saved - plain - beside) / plain:+.2f}% beyond those"
     )
-    print(f"saves: {savers.saver._writer.counts}")
+    print(f"saves: {savers.saver.counts}")
 
 
 def main() -> None:

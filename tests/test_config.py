@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raymat.config import Range, RunConfig, build, from_dict, promise_changes, to_dict
+from raymat.config import Duration, Range, RunConfig, build, from_dict, promise_changes, to_dict
 from raymat.errors import ClusterError, ConfigError, RaymatError
 from raymat.world import World
 
@@ -178,3 +178,17 @@ def test_shares_follow_each_other_and_differ_by_one_at_most() -> None:
 def test_a_rank_outside_of_the_world_is_refused(rank: int, size: int) -> None:
     with pytest.raises(ValueError, match="world"):
         World(rank, size)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("30m", 1800), ("1.5h", 5400), (2.5, 2.5)]
+)
+def test_a_time_is_read_with_its_unit(text: str, seconds: float) -> None:
+    assert Duration.parse(text).seconds == seconds
+    assert Duration.parse(str(Duration.parse(text))) == Duration.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "m", "-5s", "0", "1d", "5 minutes", "inf", "1e3"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        Duration.parse(text)

@@ -98,11 +98,11 @@ class SnapshotBuffer:
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> list[torch.cuda.Event]:
         """Copy on the current streams; what to wait for where a tensor lies on a GPU."""
-        devices = set()
-        for name, tensor in tensors.items():
-            self._views[name].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
-            if tensor.is_cuda:
-                devices.add(tensor.device)
+        if tensors:
+            sources = [tensor.detach() for tensor in tensors.values()]
+            # One call for all: a thread that copies takes the GIL once, not a thousand times from the step's launches.
+            torch._foreach_copy_([self._views[name] for name in tensors], sources, True)
+        devices = {tensor.device for tensor in tensors.values() if tensor.is_cuda}
         return [torch.cuda.current_stream(device).record_event() for device in devices]
 
     def _copy_beside(self, tensors: Mapping[str, Tensor]) -> None:

@@ -335,7 +335,13 @@ class _Training:
         if self.retainer is not None:
             self.retainer.finish(self.record, self.damaged)
         (replaced,) = self.group.sums([float(self.replaced.count)])
-        self._tell("end", outcome="complete", step=self.record.step, replaced=int(replaced))
+        self._tell(
+            "end",
+            outcome="complete",
+            step=self.record.step,
+            replaced=int(replaced),
+            saves=dataclasses.asdict(self.saver.counts),
+        )
         self.host.ended()
         assert self.newest is not None
         return Outcome(

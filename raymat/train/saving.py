@@ -17,7 +17,7 @@ from raymat.checkpoint.find import scan
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.retention import RetentionPolicy, plan, prune
 from raymat.checkpoint.store import Store
-from raymat.checkpoint.writer import AsyncWriter, Decision, Load, WriterEvents, decide
+from raymat.checkpoint.writer import AsyncWriter, Counts, Decision, Load, WriterEvents, decide
 from raymat.errors import StorageError
 from raymat.train.events import EventLog
 from raymat.train.group import Group
@@ -121,6 +121,11 @@ class AsyncSaver:
             self._taken = [taken for taken in self._taken if taken.checkpoint != checkpoint]
             self._taken.append(_Taken(checkpoint, metrics, stall, size))
         return saved
+
+    @property
+    def counts(self) -> Counts:
+        """What became of this worker's saves."""
+        return self._writer.counts
 
     def settle(self) -> None:
         """Return when the optimiser may change what is being copied. Not a collective."""
