@@ -34,6 +34,8 @@ class Kill:
     point: str
     rank: int = 0
     passing: int = 1
+    lingers: float = 0.0
+    """Seconds for which its thread is stuck there before; what else goes on in the worker gets further."""
 
 
 class Journal:
@@ -66,16 +68,18 @@ class Injector:
         self._lock = threading.Lock()
 
     def passes(self, point: str, *, within: float = 0.0) -> None:
-        """This process is at `point`. Where it is to die there it does so now, or `within` so many seconds."""
+        """This process is at `point`. Where it is to die there it does so now, or beside and `within` so many seconds."""
         with self._lock:
             self.passed[point] += 1
-            if Kill(point, self._rank, self.passed[point]) != self._kill:
-                return
-            self.journal.note("killed", **asdict(self._kill))
-            if within:
-                threading.Thread(target=_die, args=(within,), daemon=True).start()
-            else:
-                _die(0.0)
+            place = (point, self._rank, self.passed[point])
+        kill = self._kill
+        if kill is None or place != (kill.point, kill.rank, kill.passing):
+            return
+        self.journal.note("killed", **asdict(kill))
+        if within:
+            threading.Thread(target=_die, args=(within,), daemon=True).start()
+        else:
+            _die(kill.lingers)
 
 
 def _die(seconds: float) -> None:
@@ -314,3 +318,21 @@ def _places(injector: Injector) -> None:
 
     _around(loop._Training, "_committed", committed)
     _between(passes, loop._Training, "_end", before="end/begun")
+
+
+def train_worker_to_kill(config: dict[str, Any]) -> None:
+    """Ray Train's training function, in the place of raymat's own: which of the kills beside the run is next, happens."""
+    import ray.train
+
+    from raymat.cluster import worker
+
+    run = config["spec"].config
+    journal = Journal(Path(run.storage) / f"{run.name}.journal")
+    kills = json.loads((Path(run.storage) / f"{run.name}.kills").read_text())
+    # All workers read it before the first of them can be at any point.
+    left = kills[len(journal.read("killed")) :]
+    rank = ray.train.get_context().get_world_rank()
+    injector = Injector(rank, Kill(**left[0]) if left else None, journal)
+    install(injector)
+    worker.train_worker(config)
+    journal.note("passed", rank=rank, counts=dict(injector.passed))

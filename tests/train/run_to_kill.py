@@ -47,6 +47,7 @@ class PacedFeed(runs.Feed):
         super().__init__(config, world, {})
         self._every, self._lag = config.checkpoint.checkpoint_interval, lag
         self._journal = journal
+        self._pause = 0.05 if "://" in config.storage else 0.002
         self._deaths = len(journal.read("killed"))
 
     def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
@@ -58,7 +59,7 @@ class PacedFeed(runs.Feed):
         while due > 0 and len(self._journal.read("killed")) == self._deaths:
             if any(s.id.step >= due and s.state == "committed" for s in scan(self._store)):
                 return
-            time.sleep(0.002)
+            time.sleep(self._pause)
 
 
 def work(world: World, order: dict[str, Any], meeting: Path) -> None:
