@@ -1,8 +1,9 @@
 """The board: one small actor beside the driver, where rank 0 pins what others must read.
 
 It holds the window of the stream that the read tasks are to make, the newest progress for the
-driver's line, and what else the driver should print. Nothing on it is state of the run: a board
-that is restarted is empty, and the next window or progress fills it again.
+driver's line, what else the driver should print, and the driver's wish that the workers leave.
+Nothing on it is state of the run: a board that is restarted is empty, and the next window or
+progress fills it again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class _Board:
         self._window: Window | None = None
         self._progress: Any = None
         self._lines: list[str] = []
+        self._wish: Any = None
 
     def set_window(self, window: Window) -> None:
         self._window = window
@@ -43,6 +45,12 @@ class _Board:
 
     def set_progress(self, progress: Any) -> None:
         self._progress = progress
+
+    def set_wish(self, wish: Any) -> None:
+        self._wish = wish
+
+    def wish(self) -> Any:
+        return self._wish
 
     def say(self, line: str) -> None:
         if len(self._lines) < MAX_LINES:

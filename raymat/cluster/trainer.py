@@ -21,6 +21,7 @@ from ray.train.v2._internal.execution.failure_handling import (
 )
 
 from raymat.errors import CheckpointError, ClusterError, RaymatError, StorageError
+from raymat.train.notice import LeavingError
 
 TESTED_RAY = (2, 60)
 MAX_FRUITLESS = 3  # the same failure this often without a commit between: it is no accident
@@ -83,7 +84,9 @@ def is_fatal(error: BaseException) -> bool:
     """Whether trying again would end the same way: raymat's own errors, but for storage that
     fails."""
     found = raymat_error(error)
-    may_pass = isinstance(found, StorageError) and not isinstance(found, CheckpointError)
+    may_pass = isinstance(found, LeavingError) or (
+        isinstance(found, StorageError) and not isinstance(found, CheckpointError)
+    )
     return found is not None and not may_pass
 
 
@@ -115,6 +118,8 @@ class RaymatFailurePolicy(DefaultFailurePolicy):
         self._fruitless = 0
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        if isinstance(raymat_error(training_failed_error), LeavingError):
+            return FailureDecision.RETRY  # as often as machines come and go: it is no failure
         if is_fatal(training_failed_error) or self._is_stuck(training_failed_error):
             return FailureDecision.RAISE
         return super().make_decision(training_failed_error)

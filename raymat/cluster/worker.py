@@ -16,9 +16,11 @@ from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.store import Store
 from raymat.cluster.feed import RayFeed
 from raymat.cluster.ingest import StreamPlan
+from raymat.cluster.notices import Listener
 from raymat.cluster.progress import told
 from raymat.config import RunConfig
 from raymat.train import loop
+from raymat.train.notice import Notice
 from raymat.train.progress import Progress
 from raymat.world import World
 
@@ -50,6 +52,7 @@ class RayHost:
         self._board = board
         self._reporter = ThreadPoolExecutor(1, thread_name_prefix="report")
         self._reporting: Future[None] | None = None
+        self._listener = Listener(board, leads=world.rank == 0)
 
     def committed(self, checkpoint: CheckpointId, metrics: dict[str, Any]) -> None:
         """Give Ray a checkpoint that is committed in storage already."""
@@ -61,8 +64,13 @@ class RayHost:
         """Whether Ray has not yet taken the report before."""
         return self._reporting is not None and not self._reporting.done()
 
+    def notice(self) -> Notice | None:
+        """The drain of this worker's node, or the driver's wish."""
+        return self._listener.notice()
+
     def ended(self) -> None:
         """Wait until Ray has taken the last report."""
+        self._listener.stop()
         if self._reporting is not None:
             self._reporting.result()
         self._reporter.shutdown()

@@ -43,6 +43,8 @@ class HealthWatch:
 
     def __init__(self, limit: int, device: torch.device) -> None:
         self.in_a_row = 0
+        self.heard = False
+        """Whether any worker has heard of something in the newest step read."""
         self._limit = limit
         self._lag = 0 if device.type == "cpu" else 1
         self._waiting: deque[tuple[int, range, Health]] = deque()
@@ -72,7 +74,7 @@ class HealthWatch:
         found = []
         while len(self._waiting) > keep:
             step, numbers, health = self._waiting.popleft()
-            loss, norm, skipped, failed = health.read()
+            loss, norm, skipped, failed, self.heard = health.read()
             if failed:
                 found.append(BadStep(step, numbers[0], numbers[-1], loss, norm))
                 self.in_a_row += 1

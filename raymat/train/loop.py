@@ -7,6 +7,7 @@ It is handed batches (Feed), a store, and somebody to tell (Host). What must be 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -29,6 +30,7 @@ from raymat.train.health import BadStep, HealthWatch
 from raymat.train.initial import initialise_from
 from raymat.train.logger import Logger
 from raymat.train.metrics import MetricsLog
+from raymat.train.notice import Action, LeavingError, Notice, decide, merge
 from raymat.train.precision import settled
 from raymat.train.replaced import ReplacementReport
 from raymat.train.report import Report
@@ -114,7 +116,9 @@ class _TellFailure:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None:
+        if isinstance(error, LeavingError):
+            self._events.emit("end", outcome="left", error=error.line)
+        elif error is not None:
             text = error.line if isinstance(error, RaymatError) else str(error).split("\n")[0]
             self._events.emit("end", outcome="failed", error=f"{type(error).__name__}: {text}")
         self._events.close()
@@ -150,6 +154,8 @@ class _Training:
         self.newest: CheckpointId | None = None
         self.record = Record()
         self.began, self.trained = time.monotonic(), False
+        self.notice: Notice | None = None
+        self.step_ended, self.step_seconds = time.monotonic(), 0.0
 
     def run(self, run_id: str, promise: Promise, device: torch.device) -> Outcome:
         self.watch = HealthWatch(self.config.optim.max_bad_steps, device)
@@ -168,6 +174,8 @@ class _Training:
         if self.newest is None and self.schedule.valid_examples:
             # What the first weights are worth; and a validation set that cannot be read shows now,
             # not hours later.
+            self._validate()
+        elif self._owes_validation():
             self._validate()
         complete = self.record.step >= self.schedule.total_steps
         while self.record.step < self.schedule.total_steps:
@@ -243,11 +251,13 @@ class _Training:
             self._train(batch)
             if self.record.step < end:
                 self._boundary()
+                self._heed(self.watch.heard)
         if self.record.step != end:
             raise TrainingError(
                 f"the feed ended before step {self.record.step}, expected it up to step {end - 1}"
             )
         self._boundary()
+        self._heed(self.watch.heard)
 
     def _train(self, batch: MicroBatch) -> None:
         if batch.step != self.record.step:
@@ -257,10 +267,12 @@ class _Training:
         rate = rates(self.config, self.record.cursor.next_example)
         done = batch.step + 1
         pictures = self.group.leads and self.schedule.draws_images(done)
-        result = self.step(batch, len(numbers), rate, pictures)
+        heard = self.host.notice() is not None
+        result = self.step(batch, len(numbers), rate, pictures, heard)
         self.record.step, self.record.cursor = done, Cursor(self.schedule.examples(done))
         self._check_health(self.watch.push(done, numbers, result.health))
         self._tell_first_step()
+        self._measure_step()
         if result.pictures is not None:
             self.report.images(done, result.pictures)
         if self.schedule.logs(done):
@@ -277,6 +289,11 @@ class _Training:
             seconds = time.monotonic() - self.began
             self._tell("first_step", step=self.record.step, seconds=seconds)
         self.trained = True
+
+    def _measure_step(self) -> None:
+        now = time.monotonic()
+        seconds, self.step_ended = now - self.step_ended, now
+        self.step_seconds = max(seconds, 0.9 * self.step_seconds)
 
     def _log_row(self, batch: MicroBatch, result: StepResult, rate: dict[str, float]) -> None:
         """A training row; and a look at what is committed by now, since the workers talk to each other anyway."""
@@ -297,21 +314,30 @@ class _Training:
 
     def _validate(self) -> None:
         began, step = time.monotonic(), self.record.step
-        found = validate(self.step, self.feed, self.group, self.replaced.see)
+        found = validate(self.step, self.feed, self.group, self.replaced.see, self._listen)
         if step:  # of the first weights there is no checkpoint that could be the best
             self.record.validations.append(Validation(step, found.loss))
         self.report.row("valid", step, found.loss, digest=found.digest, count=found.count)
         seconds = time.monotonic() - began
         self._tell("validation", step=step, loss=found.loss, seconds=seconds)
 
-    def _commit(self) -> None:
+    def _owes_validation(self) -> bool:
+        """Whether a notice came in the middle of the validation that is due after the step resumed from."""
+        done = (validation.step for validation in self.record.validations)
+        return self.schedule.validates(self.record.step) and self.record.step not in done
+
+    def _commit(self, until: float | None = None) -> None:
+        """Save; at the run's end, or with `until` (Unix seconds), also wait until it is committed."""
         self._check_health(self.watch.drain())
         self.record.bad_steps = self.watch.in_a_row
         last = self.record.step == self.schedule.total_steps
-        metrics = self.report.metrics(self.record)
-        found = self.saver.save(self.step, self.record, metrics, urgent=last)
-        if last:
-            found += self.saver.finish(self.step, self.record, metrics)
+        metrics, found = self.report.metrics(self.record), []
+        if self.saver.newest_step != self.record.step:
+            urgent = last or until is not None
+            found += self.saver.save(self.step, self.record, metrics, urgent=urgent)
+        if last or until is not None:
+            until = math.inf if last or until is None else until
+            found += self.saver.finish(self.step, self.record, metrics, until=until)
         if found:
             self._committed(found)
             self.report.progress(self.record)
@@ -330,6 +356,64 @@ class _Training:
             self.report.committed(found[-1].checkpoint)
             if self.retainer is not None:
                 self.retainer.committed(self.record, self.damaged)
+
+    # Notices.
+
+    def _listen(self) -> None:
+        """Between the batches of a validation: there the workers share no gradients to hear by."""
+        self._heed(any(self.group.gather(self.host.notice() is not None)), steps=False)
+
+    def _heed(self, heard: bool, steps: bool = True) -> None:
+        """Deal with what a worker has `heard`; all workers come here at the same step, or none.
+
+        `steps`: whether this is between two steps, where a save may be taken.
+
+        Raises:
+            LeavingError: the workers are to leave.
+        """
+        over = self.record.step in (0, self.schedule.total_steps)
+        if over or not (heard or self.notice):
+            return
+        views = self.group.gather(
+            (self.host.notice(), self.saver.save_seconds, self.step_seconds, time.time(), self.saver.since_save())
+        )  # fmt: skip
+        notices, saves, paces, times, since = zip(*views, strict=True)
+        notice = merge(notices)
+        self._tell_notice(notice)
+        self.notice = notice
+        if notice is None:
+            return
+        action = decide(
+            notice,
+            times[0],
+            save_seconds=max((s for s in saves if s is not None), default=None),
+            step_seconds=max(paces),
+            since_save=since[0] if times[0] - since[0] >= notice.heard else None,
+        )
+        if action is Action.LEAVE:
+            self._leave(notice)
+        elif action is Action.COMMIT and steps:
+            self._commit()
+
+    def _tell_notice(self, notice: Notice | None) -> None:
+        if notice is None and self.notice is not None:
+            self._tell("notice_withdrawn", reason=self.notice.reason, step=self.record.step)
+        elif notice is not None and (
+            self.notice is None
+            or (notice.reason, notice.deadline) != (self.notice.reason, self.notice.deadline)
+        ):
+            self._tell(
+                "notice", reason=notice.reason, deadline=notice.deadline, step=self.record.step
+            )
+
+    def _leave(self, notice: Notice) -> None:
+        """Commit what can be committed before the deadline, and go."""
+        self._commit(until=math.inf if notice.deadline is None else notice.deadline)
+        committed = self.newest.step if self.newest else 0
+        self._tell("leave", reason=notice.reason, step=self.record.step, committed=committed)
+        raise LeavingError(
+            f"{notice.reason}: the workers left after step {self.record.step}, step {committed} is committed"
+        )
 
     def _end(self, already_complete: bool) -> Outcome:
         if self.retainer is not None:

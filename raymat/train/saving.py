@@ -7,6 +7,7 @@ step or save, by one exchange of a few bytes; there a failing storage is noticed
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -85,6 +86,12 @@ class AsyncSaver:
         )
         self._taken: list[_Taken] = []
         self._unreported: Saved | None = None
+        self._committed_step = -1
+        self.newest_step = -1
+        """Of the newest snapshot; -1: none yet."""
+        self.save_seconds: float | None = None
+        """From a snapshot until this worker's share was durable, the newest measured."""
+        self._newest_at = -math.inf
         self._failing: CheckpointId | None = None
 
     def save(
@@ -120,7 +127,12 @@ class AsyncSaver:
             stall = time.monotonic() - began
             self._taken = [taken for taken in self._taken if taken.checkpoint != checkpoint]
             self._taken.append(_Taken(checkpoint, metrics, stall, size))
+            self.newest_step, self._newest_at = record.step, began
         return saved
+
+    def since_save(self) -> float:
+        """Seconds since the newest snapshot; infinite before the first. Not a collective."""
+        return time.monotonic() - self._newest_at
 
     @property
     def counts(self) -> Counts:
@@ -139,22 +151,27 @@ class AsyncSaver:
         """
         return self._agree()[1]
 
-    def finish(self, step: TrainStep, record: Record, metrics: dict[str, Any]) -> list[Saved]:
-        """Wait until the state after the last step is committed, and taken again if it was given up.
+    def finish(
+        self, step: TrainStep, record: Record, metrics: dict[str, Any], *, until: float = math.inf
+    ) -> list[Saved]:
+        """Wait until the state, saved before, is committed; it is taken again if it was given up.
+
+        `until`: Unix seconds; then the workers stop waiting, all of them. Without it the host is told too.
 
         Raises:
             StorageError: that took longer than --max-checkpoint-age.
         """
-        last = CheckpointId(record.step, self._attempt)
         found: list[Saved] = []
-        # The host is told of the last one too, however long it still deals with one before.
-        while self._unreported or last not in [saved.checkpoint for saved in found]:
+        while self._committed_step < record.step or (self._unreported and until == math.inf):
+            if until < math.inf and any(self._group.gather(time.time() > until)):
+                return found
             self._writer.drain(POLL_SECONDS)
             load, saved = self._agree()
             found += saved
-            if load.alive == 0 and last not in [saved.checkpoint for saved in found]:
+            if load.alive == 0 and self._committed_step < record.step:
                 found += self.save(step, record, metrics, urgent=True)
-        self._writer.close()
+        if until == math.inf:
+            self._writer.close()
         return found
 
     def abandon(self, timeout: float) -> None:
@@ -171,7 +188,8 @@ class AsyncSaver:
         load = Load.agree(load for load, _ in pairs)
         saved = [self._saved(c.checkpoint, c.seconds) for c in self._writer.confirm(load.durable)]
         if saved:
-            newest = saved[-1].checkpoint
+            newest, self.save_seconds = saved[-1].checkpoint, saved[-1].seconds
+            self._committed_step = newest.step
             self._taken = [taken for taken in self._taken if taken.checkpoint > newest]
             self._unreported = saved[-1]
         if self._unreported is not None and not any(busy for _, busy in pairs):

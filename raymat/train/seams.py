@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.data.batch import MicroBatch
+from raymat.train.notice import Notice
 from raymat.train.progress import Progress
 
 
@@ -34,6 +35,9 @@ class Host(Protocol):
     def busy(self) -> bool:
         """Whether this worker still deals with what `committed` told it."""
 
+    def notice(self) -> Notice | None:
+        """What this worker has heard and that still holds; asked in every step, must return at once."""
+
     def progress(self, progress: Progress) -> None:
         """Called by rank 0 after logged steps and commits; must return at once."""
 
@@ -55,6 +59,9 @@ class NullHost:
 
     def busy(self) -> bool:
         return False
+
+    def notice(self) -> Notice | None:
+        return None
 
     def progress(self, progress: Progress) -> None:
         return

@@ -5,8 +5,8 @@ step's N examples; so the gradient is that of the mean over the global batch for
 
 A step whose loss or gradient is not finite leaves the whole state as it was, batch-norm statistics included; only the loss
 scale and the cursor go on. All workers find that out from the reduced gradients, which they share: the loss itself is made
-the gradient of one more parameter, so that it needs no collective of its own. Nothing in a step makes the host wait for the
-device; who wants to know reads the result later.
+the gradient of one more parameter, so that it needs no collective of its own; and so is what one worker wants all to hear.
+Nothing in a step makes the host wait for the device; who wants to know reads the result later.
 """
 
 from __future__ import annotations
@@ -36,11 +36,14 @@ from raymat.world import World
 class Health:
     """What became of a step, on its way from the device to the host."""
 
-    def __init__(self, loss: Tensor, norm: Tensor, skipped: Tensor, failed: Tensor) -> None:
-        """Scalars: the loss as the mean over the global batch, the gradient's norm, whether the step was skipped, and whether
-        that counts as a failure (in fp16 an overflow does not while the loss scale can still go lower).
+    def __init__(
+        self, loss: Tensor, norm: Tensor, skipped: Tensor, failed: Tensor, heard: Tensor
+    ) -> None:
+        """Scalars: the loss as the mean over the global batch, the gradient's norm, whether the step was skipped, whether
+        that counts as a failure (in fp16 an overflow does not while the loss scale can still go lower), and whether
+        any worker has heard of something.
         """
-        values = torch.stack([value.double() for value in (loss, norm, skipped, failed)])
+        values = torch.stack([value.double() for value in (loss, norm, skipped, failed, heard)])
         self._done: torch.cuda.Event | None = None
         if values.is_cuda:
             # Copied now: a copy asked for later would wait for all that was queued until then.
@@ -50,12 +53,12 @@ class Health:
             self._done.record()
         self._values = values
 
-    def read(self) -> tuple[float, float, bool, bool]:
-        """(loss, norm, skipped, failed); waits for the step's end."""
+    def read(self) -> tuple[float, float, bool, bool, bool]:
+        """(loss, norm, skipped, failed, heard); waits for the step's end."""
         if self._done is not None:
             self._done.synchronize()
-        loss, norm, skipped, failed = self._values.tolist()
-        return loss, norm, bool(skipped), bool(failed)
+        loss, norm, skipped, failed, heard = self._values.tolist()
+        return loss, norm, bool(skipped), bool(failed), bool(heard)
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,24 @@ class TrainStep:
         self._gradients = GradientSum(network.parameters(), self._objective.probe, world.size)
 
     def __call__(
-        self, batch: MicroBatch, total: int, rates: Mapping[str, float], pictures: bool = False
+        self,
+        batch: MicroBatch,
+        total: int,
+        rates: Mapping[str, float],
+        pictures: bool = False,
+        heard: bool = False,
     ) -> StepResult:
-        """Train on this worker's share `batch` of a step of `total` examples; called by all workers, for the same step."""
+        """Train on this worker's share `batch` of a step of `total` examples; called by all workers, for the same step.
+
+        `heard`: this worker wants all of them to hear of something; the result's health says whether any one did.
+        """
         self.network.train()
         composed = self._compose(batch)
         set_dropout_seeds(self.network, self._dropout_seeds(batch))
         before = self._statistics.save()
         self._gradients.clear()
+        if heard:
+            self._objective.heard.fill_(1.0)
         weight = len(batch.examples) / total
         scaled, loss, outputs = self._objective(composed, weight, self.scale.value)
         scaled.backward()
@@ -148,9 +161,7 @@ class TrainStep:
     @torch.no_grad()
     def _apply(self, rates: Mapping[str, float], before: list[Tensor]) -> Health:
         """Let the optimiser step unless something is not finite; see the module's text."""
-        probe = self._objective.probe.grad
-        assert probe is not None
-        loss = probe / self.scale.value
+        loss = self._objective.loss_sum / self.scale.value
         norm = torch.nn.utils.get_total_norm(self._gradients.flats) / self.scale.value
         bad = ~(torch.isfinite(norm) & torch.isfinite(loss))
         failed = bad & (~torch.isfinite(loss) | self.scale.at_floor())
@@ -158,7 +169,7 @@ class TrainStep:
         self.optimiser.step(rates, bad, self.scale.value if self.scale.used else None)
         self._statistics.undo(before, bad)
         self.scale.update(bad)
-        return Health(loss, norm, bad, failed)
+        return Health(loss, norm, bad, failed, self._objective.heard > 0)
 
     def _compose(self, batch: MicroBatch) -> Composed:
         pixels = [_to_device(array, self.device) for array in (batch.fgr, batch.pha, batch.bgr)]
@@ -186,11 +197,24 @@ class _Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        # Always 0; its gradient is the weighted loss, which is summed over the workers like all others.
-        self.probe = nn.Parameter(torch.zeros((), dtype=parameter_dtype(precision), device=device))
+        # Always 0. The gradient of its first element is the weighted loss, that of the second what a worker puts there;
+        # both are summed over the workers like all others.
+        self.probe = nn.Parameter(torch.zeros(2, dtype=parameter_dtype(precision), device=device))
         self._loss = _base if stage == "base" else _refine
         self._precision: Precision = precision
         self._device = device
+
+    @property
+    def loss_sum(self) -> Tensor:
+        """The scaled loss as the mean over the global batch, after the backward pass ()."""
+        assert self.probe.grad is not None
+        return self.probe.grad[0]
+
+    @property
+    def heard(self) -> Tensor:
+        """How many workers have heard of something, after the backward pass; this one's word before it ()."""
+        assert self.probe.grad is not None
+        return self.probe.grad[1]
 
     def forward(
         self, composed: Composed, weight: float, scale: Tensor
@@ -200,7 +224,7 @@ class _Objective(nn.Module):
             outputs = self.network(composed.src, composed.bgr)
         loss = self._loss(outputs, composed)
         weighted = loss * weight
-        probed = weighted + self.probe * weighted.detach()
+        probed = weighted + self.probe[0] * weighted.detach()
         return probed * scale, loss.detach(), tuple(x.detach() for x in outputs)
 
 

@@ -25,16 +25,21 @@ class ValidationResult:
 
 
 def validate(
-    step: TrainStep, feed: Feed, group: Group, see: Callable[[MicroBatch], None]
+    step: TrainStep,
+    feed: Feed,
+    group: Group,
+    see: Callable[[MicroBatch], None],
+    between: Callable[[], None] = lambda: None,
 ) -> ValidationResult:
     """The loss of the validation examples in evaluation mode. Called by all workers.
 
     Sums of losses go over the workers in float64, so that the number is the same for any number of them, up to rounding.
-    `see` is shown each batch.
+    `see` is shown each batch. `between` is called before each, on all workers equally often; what it raises ends this.
     """
     loss = torch.zeros((), dtype=torch.float64, device=step.device)
     count, lanes = 0, digest_lanes(())
     for batch in feed.valid():
+        between()
         see(batch)
         count += len(batch.examples)
         lanes = lanes + digest_lanes(batch.examples)

@@ -125,7 +125,7 @@ def test_every_precision_learns(config: RunConfig, batches: list[Any], precision
     losses = []
     for _ in range(12):
         (result,) = take(step, batches[:1])
-        loss, _, skipped, failed = result.health.read()
+        loss, _, skipped, failed, _ = result.health.read()
         assert (skipped, failed) == (False, False)
         losses.append(loss)
     assert losses[-1] < 0.7 * losses[0]
@@ -139,7 +139,7 @@ def test_a_loss_scale_that_overflows_is_lowered_and_no_failure(
     step.scale.load_state_dict({"scale": 2.0**126, "good_steps": 5})
     before = tensors_of(step)
     (result,) = take(step, batches[:1])
-    loss, _, skipped, failed = result.health.read()
+    loss, _, skipped, failed, _ = result.health.read()
     assert (skipped, failed) == (True, False)
     assert 0 < loss < 5
     assert changed(step, before) == []
@@ -168,14 +168,14 @@ def test_a_gradient_that_is_not_finite_fails_although_the_loss_is(
     before = tensors_of(step)
     hook = step.network.decoder.conv4.weight.register_hook(lambda g: g * float("inf"))
     (result,) = take(step, batches[:1])
-    loss, norm, skipped, failed = result.health.read()
+    loss, norm, skipped, failed, _ = result.health.read()
     assert 0 < loss < 5
     assert not norm < float("inf")
     assert (skipped, failed) == (True, True)
     assert changed(step, before) == []
     hook.remove()
     (result,) = take(step, batches[:1])
-    assert result.health.read()[2:] == (False, False)
+    assert result.health.read()[2:] == (False, False, False)
     after = changed(step, before)
     assert "backbone.features.0.1.running_mean" in after
     assert len(after) > 800
@@ -193,8 +193,8 @@ def test_an_undone_step_is_as_if_it_had_never_been(config: RunConfig, batches: l
 
 def test_one_failure_in_a_row_too_many_is_an_error() -> None:
     class Failed:
-        def read(self) -> tuple[float, float, bool, bool]:
-            return float("nan"), 1.0, True, True
+        def read(self) -> tuple[float, float, bool, bool, bool]:
+            return float("nan"), 1.0, True, True, False
 
     watch = HealthWatch(2, CPU)
     for step in (1, 2):

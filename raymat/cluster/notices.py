@@ -1,0 +1,74 @@
+"""What a worker hears of its machine's end, and of the driver's wishes, by a thread that asks twice a second.
+
+Ray's own word for it is the drain of a node, with a deadline. Ray Train tells a training function of it too, but by a
+round trip through an actor in which all ranks must take part, and not when it is withdrawn; so this asks the cluster's
+state itself, which is a private interface: `draining_nodes` is all that knows it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from raymat.train.notice import Notice
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+
+
+def draining_nodes() -> dict[str, float | None]:
+    """The nodes that are being drained, by id in hex, each with its deadline in Unix seconds (None: none was given)."""
+    found = ray._private.state.state.get_draining_nodes()
+    return {node: deadline / 1000 if deadline else None for node, deadline in found.items()}
+
+
+class Listener:
+    """One rank's ears. Rank 0 also hears what the driver wishes."""
+
+    def __init__(self, board: Any, leads: bool) -> None:
+        self._board, self._leads = board, leads
+        self._node = ray.get_runtime_context().get_node_id()
+        self._notice: Notice | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._listen, name="notices", daemon=True)
+        self._thread.start()
+
+    def notice(self) -> Notice | None:
+        """What holds now."""
+        return self._notice
+
+    def stop(self) -> None:
+        """Hear no more."""
+        self._ended.set()
+
+    def _listen(self) -> None:
+        while not self._ended.wait(POLL_SECONDS):
+            try:
+                self._notice = self._drain() or (self._wish() if self._leads else None)
+            except (RayError, ConnectionError, TimeoutError, RuntimeError) as error:
+                # A head that restarts does not answer for some seconds; what was heard still holds.
+                log.warning("cannot ask for notices: %s", error)
+
+    def _drain(self) -> Notice | None:
+        nodes = draining_nodes()
+        if self._node not in nodes:
+            return None
+        reason = f"node {self._node[:8]} is drained"
+        return self._dated(Notice(reason, nodes[self._node]))
+
+    def _wish(self) -> Notice | None:
+        wish: Notice | None = ray.get(self._board.wish.remote(), timeout=5)
+        return self._dated(wish) if wish else None
+
+    def _dated(self, new: Notice) -> Notice:
+        """`new` with the time at which it was first heard."""
+        old = self._notice
+        known = old is not None and (old.reason, old.deadline) == (new.reason, new.deadline)
+        heard = old.heard if old is not None and known else time.time()
+        return Notice(new.reason, new.deadline, heard)
