@@ -18,6 +18,7 @@ from raymat.checkpoint.store import Store
 from raymat.tools import diff
 from tests.injector import Journal, Kill, train_worker_to_kill
 from tests.train.killcases import (
+    UNSTEADY,
     Kitchen,
     Tally,
     draw,
@@ -40,12 +41,16 @@ def seed() -> int:
     return seed
 
 
-def kill_everywhere(kitchen: Kitchen, worlds: tuple[int, ...], count: int, seed: int) -> Tally:
-    """At least `count` cases that strike, and every place that there is, or as many of them."""
+def kill_everywhere(
+    kitchen: Kitchen, worlds: tuple[int, ...], count: int, seed: int, first: str = ""
+) -> Tally:
+    """At least `count` cases that strike, at every place that there is; or so many, whose points end with `first` before
+    all others."""
     wholes = {world: undisturbed(kitchen, world) for world in worlds}
     draws, tally = random.Random(seed), Tally()
     everywhere = places(wholes)
-    chosen = spread(everywhere, count, draws)
+    chosen = [place for place in everywhere if first and place[2].endswith(first)]
+    chosen += spread(everywhere, count - len(chosen), draws)
     if count >= len(everywhere):
         chosen += [place for place in everywhere if place not in chosen]
     for turn in range(5):
@@ -75,10 +80,12 @@ def test_kills_at_the_points_of_a_run_in_a_bucket_change_no_bit(
     s3_server.store("injected")
     kitchen = Kitchen(tmp_path, "s3://injected/runs", **s3_server.options)
     try:
-        tally = kill_everywhere(kitchen, (2,), CASES_IN_A_BUCKET, seed)
+        tally = kill_everywhere(kitchen, (2,), CASES_IN_A_BUCKET, seed, first="/sent")
     finally:
         kitchen.stop()
-    assert {point.partition("/")[2] for _, _, point in tally.killed} >= {"sent"}
+    uploads = {point for _, _, point in tally.killed if point.endswith("/sent")}
+    kinds = ("shard", "state", "manifest", "metrics", "tensorboard", "events")
+    assert uploads == {f"{kind}/sent" for kind in kinds}
 
 
 # With Ray.
@@ -126,7 +133,8 @@ def drawn(passed: dict[int, Counter[str]], number: int) -> Kill:
         if point.partition("/")[0].partition("-")[0] == group
     ]
     rank, point = draws.choice(chosen)
-    return Kill(point, rank, draws.randint(1, max(1, passed[rank][point] // 2)))
+    often = 1 if point.startswith(UNSTEADY) else max(1, passed[rank][point] // 2)
+    return Kill(point, rank, draws.randint(1, often))
 
 
 @pytest.mark.chaos
