@@ -24,13 +24,14 @@ from raymat.data.order import Cursor, SampleOrder, digest_lanes, digest_text
 from raymat.errors import RaymatError, TrainingError
 from raymat.model.matting import build
 from raymat.train.attempt import Attempt, begin_attempt
+from raymat.train.departure import Departure
 from raymat.train.events import EventLog
 from raymat.train.group import Group
 from raymat.train.health import BadStep, HealthWatch
 from raymat.train.initial import initialise_from
 from raymat.train.logger import Logger
 from raymat.train.metrics import MetricsLog
-from raymat.train.notice import Action, LeavingError, Notice, decide, merge
+from raymat.train.notice import LeavingError
 from raymat.train.precision import settled
 from raymat.train.replaced import ReplacementReport
 from raymat.train.report import Report
@@ -154,8 +155,6 @@ class _Training:
         self.newest: CheckpointId | None = None
         self.record = Record()
         self.began, self.trained = time.monotonic(), False
-        self.notice: Notice | None = None
-        self.step_ended, self.step_seconds = time.monotonic(), 0.0
 
     def run(self, run_id: str, promise: Promise, device: torch.device) -> Outcome:
         self.watch = HealthWatch(self.config.optim.max_bad_steps, device)
@@ -163,6 +162,9 @@ class _Training:
         self._restore(run_id, promise)
         self.saver = self._saver(run_id, promise)
         self.step.before_update = self.saver.settle
+        self.departure = Departure(
+            self.group, self.host, self.saver, tell=self._tell, commit=self._commit
+        )
         try:
             return self._to_the_end()
         except TrainingError:
@@ -197,6 +199,7 @@ class _Training:
             attempt=number,
             promise=promise,
             loggers=self.report.loggers,
+            resumed=self.record.step,
         )
 
     def _build(self, device: torch.device) -> TrainStep:
@@ -251,13 +254,14 @@ class _Training:
             self._train(batch)
             if self.record.step < end:
                 self._boundary()
-                self._heed(self.watch.heard)
+                self.departure.heed(self.record.step, self.watch.heard)
         if self.record.step != end:
             raise TrainingError(
                 f"the feed ended before step {self.record.step}, expected it up to step {end - 1}"
             )
         self._boundary()
-        self._heed(self.watch.heard)
+        if end < self.schedule.total_steps:
+            self.departure.heed(end, self.watch.heard)
 
     def _train(self, batch: MicroBatch) -> None:
         if batch.step != self.record.step:
@@ -267,12 +271,11 @@ class _Training:
         rate = rates(self.config, self.record.cursor.next_example)
         done = batch.step + 1
         pictures = self.group.leads and self.schedule.draws_images(done)
-        heard = self.host.notice() is not None
-        result = self.step(batch, len(numbers), rate, pictures, heard)
+        result = self.step(batch, len(numbers), rate, pictures, self.departure.heard())
         self.record.step, self.record.cursor = done, Cursor(self.schedule.examples(done))
         self._check_health(self.watch.push(done, numbers, result.health))
         self._tell_first_step()
-        self._measure_step()
+        self.departure.step_ended()
         if result.pictures is not None:
             self.report.images(done, result.pictures)
         if self.schedule.logs(done):
@@ -289,11 +292,6 @@ class _Training:
             seconds = time.monotonic() - self.began
             self._tell("first_step", step=self.record.step, seconds=seconds)
         self.trained = True
-
-    def _measure_step(self) -> None:
-        now = time.monotonic()
-        seconds, self.step_ended = now - self.step_ended, now
-        self.step_seconds = max(seconds, 0.9 * self.step_seconds)
 
     def _log_row(self, batch: MicroBatch, result: StepResult, rate: dict[str, float]) -> None:
         """A training row; and a look at what is committed by now, since the workers talk to each other anyway."""
@@ -314,12 +312,17 @@ class _Training:
 
     def _validate(self) -> None:
         began, step = time.monotonic(), self.record.step
-        found = validate(self.step, self.feed, self.group, self.replaced.see, self._listen)
+        found = validate(self.step, self.feed, self.group, self.replaced.see, self._between_batches)
         if step:  # of the first weights there is no checkpoint that could be the best
             self.record.validations.append(Validation(step, found.loss))
         self.report.row("valid", step, found.loss, digest=found.digest, count=found.count)
         seconds = time.monotonic() - began
         self._tell("validation", step=step, loss=found.loss, seconds=seconds)
+
+    def _between_batches(self) -> None:
+        # Before the first step there is nothing to lose, after the last nothing left to do.
+        if 0 < self.record.step < self.schedule.total_steps:
+            self.departure.listen(self.record.step)
 
     def _owes_validation(self) -> bool:
         """Whether a notice came in the middle of the validation that is due after the step resumed from."""
@@ -356,64 +359,6 @@ class _Training:
             self.report.committed(found[-1].checkpoint)
             if self.retainer is not None:
                 self.retainer.committed(self.record, self.damaged)
-
-    # Notices.
-
-    def _listen(self) -> None:
-        """Between the batches of a validation: there the workers share no gradients to hear by."""
-        self._heed(any(self.group.gather(self.host.notice() is not None)), steps=False)
-
-    def _heed(self, heard: bool, steps: bool = True) -> None:
-        """Deal with what a worker has `heard`; all workers come here at the same step, or none.
-
-        `steps`: whether this is between two steps, where a save may be taken.
-
-        Raises:
-            LeavingError: the workers are to leave.
-        """
-        over = self.record.step in (0, self.schedule.total_steps)
-        if over or not (heard or self.notice):
-            return
-        views = self.group.gather(
-            (self.host.notice(), self.saver.save_seconds, self.step_seconds, time.time(), self.saver.since_save())
-        )  # fmt: skip
-        notices, saves, paces, times, since = zip(*views, strict=True)
-        notice = merge(notices)
-        self._tell_notice(notice)
-        self.notice = notice
-        if notice is None:
-            return
-        action = decide(
-            notice,
-            times[0],
-            save_seconds=max((s for s in saves if s is not None), default=None),
-            step_seconds=max(paces),
-            since_save=since[0] if times[0] - since[0] >= notice.heard else None,
-        )
-        if action is Action.LEAVE:
-            self._leave(notice)
-        elif action is Action.COMMIT and steps:
-            self._commit()
-
-    def _tell_notice(self, notice: Notice | None) -> None:
-        if notice is None and self.notice is not None:
-            self._tell("notice_withdrawn", reason=self.notice.reason, step=self.record.step)
-        elif notice is not None and (
-            self.notice is None
-            or (notice.reason, notice.deadline) != (self.notice.reason, self.notice.deadline)
-        ):
-            self._tell(
-                "notice", reason=notice.reason, deadline=notice.deadline, step=self.record.step
-            )
-
-    def _leave(self, notice: Notice) -> None:
-        """Commit what can be committed before the deadline, and go."""
-        self._commit(until=math.inf if notice.deadline is None else notice.deadline)
-        committed = self.newest.step if self.newest else 0
-        self._tell("leave", reason=notice.reason, step=self.record.step, committed=committed)
-        raise LeavingError(
-            f"{notice.reason}: the workers left after step {self.record.step}, step {committed} is committed"
-        )
 
     def _end(self, already_complete: bool) -> Outcome:
         if self.retainer is not None:

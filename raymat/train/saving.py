@@ -72,8 +72,12 @@ class AsyncSaver:
         attempt: int,
         promise: Promise,
         loggers: Sequence[Logger],
+        resumed: int = 0,
     ) -> None:
-        """`loggers` are flushed before each commit: a curve must not end before its checkpoint."""
+        """`loggers` are flushed before each commit: a curve must not end before its checkpoint.
+
+        `resumed`: the step of the checkpoint that the run goes on from; 0: none.
+        """
         self._group, self._host, self._events = group, host, events
         self._attempt, self._promise, self._loggers = attempt, promise, loggers
         self._writer = AsyncWriter(
@@ -86,9 +90,10 @@ class AsyncSaver:
         )
         self._taken: list[_Taken] = []
         self._unreported: Saved | None = None
-        self._committed_step = -1
-        self.newest_step = -1
-        """Of the newest snapshot; -1: none yet."""
+        self.committed_step = resumed
+        """Of the newest checkpoint that is known to be committed; 0: none."""
+        self.newest_step = resumed
+        """Of the newest snapshot; 0: none."""
         self.save_seconds: float | None = None
         """From a snapshot until this worker's share was durable, the newest measured."""
         self._newest_at = -math.inf
@@ -162,13 +167,13 @@ class AsyncSaver:
             StorageError: that took longer than --max-checkpoint-age.
         """
         found: list[Saved] = []
-        while self._committed_step < record.step or (self._unreported and until == math.inf):
+        while self.committed_step < record.step or (self._unreported and until == math.inf):
             if until < math.inf and any(self._group.gather(time.time() > until)):
                 return found
             self._writer.drain(POLL_SECONDS)
             load, saved = self._agree()
             found += saved
-            if load.alive == 0 and self._committed_step < record.step:
+            if load.alive == 0 and self.committed_step < record.step:
                 found += self.save(step, record, metrics, urgent=True)
         if until == math.inf:
             self._writer.close()
@@ -189,7 +194,7 @@ class AsyncSaver:
         saved = [self._saved(c.checkpoint, c.seconds) for c in self._writer.confirm(load.durable)]
         if saved:
             newest, self.save_seconds = saved[-1].checkpoint, saved[-1].seconds
-            self._committed_step = newest.step
+            self.committed_step = newest.step
             self._taken = [taken for taken in self._taken if taken.checkpoint > newest]
             self._unreported = saved[-1]
         if self._unreported is not None and not any(busy for _, busy in pairs):

@@ -119,8 +119,8 @@ def test_all_leave_after_the_step_in_which_one_heard_and_nothing_is_lost(
 
 
 def test_a_validation_that_a_notice_breaks_off_is_made_up_for(tmp_path: Path) -> None:
-    # Before step 1 a batch of validation asks once, then four steps, then validation again: the sixth question.
-    config = leave_and_go_on(tmp_path, 1, 6, checkpoint_interval=8, valid_interval=4)
+    # Four steps ask, then the one batch of validation: the fifth question.
+    config = leave_and_go_on(tmp_path, 1, 5, checkpoint_interval=8, valid_interval=4)
     (leave,) = events(config, "leave")
     assert (leave["step"], leave["committed"]) == (4, 4)
     assert [e["step"] for e in events(config, "validation")] == [0, 4, 8]
