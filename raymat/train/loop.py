@@ -362,6 +362,8 @@ class _Training:
 
     def _end(self, already_complete: bool) -> Outcome:
         if self.retainer is not None:
+            if already_complete:  # who made it complete may have been killed before it cleared up
+                self.retainer.committed(self.record, self.damaged)
             self.retainer.finish(self.record, self.damaged)
         (replaced,) = self.group.sums([float(self.replaced.count)])
         self._tell(
