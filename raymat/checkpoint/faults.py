@@ -13,7 +13,8 @@ from typing import Literal
 from raymat.errors import StorageError
 
 Kind = Literal[
-    "missing", "bucket", "denied", "credentials", "full", "readonly", "clash", "unreachable", "other"
+    "missing", "bucket", "denied", "credentials", "full", "readonly", "clash", "unreachable", "busy",
+    "other",
 ]  # fmt: skip
 
 
@@ -44,6 +45,7 @@ _ADVICE: dict[Kind, str] = {
     "readonly": "it is read-only; use another storage URL",
     "clash": "a file lies where a folder should be, or the other way round ({}); use another name or storage URL",
     "unreachable": "the storage does not answer ({}); check the network and the endpoint",
+    "busy": "the storage is overloaded or fails ({}); wait, or look at the provider's state",
     "other": "{}",
 }
 
@@ -70,6 +72,8 @@ _UNREACHABLE = (
     "ConnectionClosedError",
     "HTTPClientError",
     "ClientConnectionError",
+    "ClientPayloadError",
+    "IncompleteReadError",
     "ServiceRequestError",
     "ServiceResponseError",
 )
@@ -77,6 +81,7 @@ _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "InvalidBucketName")
 _FULL_CODES = ("QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "AccountBeingCreated")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLASH = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
+_BUSY = {429, 500, 502, 503, 504}
 _PERMANENT = {errno.ENAMETOOLONG, errno.ENOTSUP, errno.ENODEV}
 
 
@@ -108,10 +113,11 @@ def classify(error: BaseException, action: str = "read") -> Fault:
         return Fault("missing" if action == "read" else "other", False, detail)
     if names & {*_CREDENTIALS, *_REFRESH}:
         return Fault("credentials", bool(names & set(_REFRESH)), detail)
+    # Before permissions: a quota comes as 403. A status that has no code is in its place.
+    if number in _FULL or code in _FULL_CODES or "507" in (code, str(status)):
+        return Fault("full", False, detail)
     if isinstance(error, PermissionError) or status in (401, 403):
         return Fault("denied", False, code or detail)
-    if number in _FULL or code in _FULL_CODES or status == 507:
-        return Fault("full", False, detail)
     if number == errno.EROFS:
         return Fault("readonly", False, detail)
     if number in _CLASH or isinstance(error, (FileExistsError, NotADirectoryError)):
@@ -120,6 +126,8 @@ def classify(error: BaseException, action: str = "read") -> Fault:
         return Fault("unreachable", True, detail)
     if names & set(_UNREACHABLE):
         return Fault("unreachable", True, detail)
+    if (status or _status(error.__cause__) or 0) in _BUSY:
+        return Fault("busy", True, detail)
     permanent = number in _PERMANENT or "ParamValidationError" in names
     return Fault("other", not permanent, f"{type(error).__name__}: {detail}")
 
@@ -147,7 +155,7 @@ def _code(error: BaseException) -> str:
     return ""
 
 
-def _status(error: BaseException) -> int | None:
+def _status(error: BaseException | None) -> int | None:
     """The HTTP status, where the exception has one."""
     response = getattr(error, "response", None)
     metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}

@@ -40,6 +40,13 @@ _S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
+        # Seconds. Each counts a silence, not a whole transfer: a large part over a slow link goes on
+        # as long as bytes move. With the tries, a storage that hangs holds a request for 50 s.
+        "connect_timeout": 5,
+        "read_timeout": 15,
+        # Tries after the first, for a single request or part; then it is the store's turn, which
+        # says what happened.
+        "retries": {"max_attempts": 2},
     },
 }
 _OPTIONS: dict[str, dict[str, Any]] = {"s3": _S3_OPTIONS, "s3a": _S3_OPTIONS}
@@ -251,9 +258,9 @@ def _filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     protocol = urlsplit(url).scheme if "://" in url else "file"
     chosen = {"use_listings_cache": False, "skip_instance_cache": True}
     chosen |= _OPTIONS.get(protocol, {}) | options
-    if protocol in _OPTIONS:
-        chosen["config_kwargs"] = _S3_OPTIONS["config_kwargs"] | options.get("config_kwargs", {})
     try:
+        if protocol in _OPTIONS:
+            chosen["config_kwargs"] = _s3_config() | options.get("config_kwargs", {})
         filesystem, base = fsspec.core.url_to_fs(url, **chosen)
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
@@ -266,7 +273,14 @@ def _filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     except backend_errors() as error:
         raise classify(error, "open").error("open", redact(url)) from error
     if protocol in _OPTIONS:
-        # s3fs repeats each request 5 times over botocore's own 5: a storage that hangs would hold
-        # us for 6 minutes before we hear of it. botocore's tries stay, the store's come on top.
+        # s3fs repeats each request 5 times over botocore's tries: a storage that hangs would hold
+        # us for minutes before we hear of it. botocore's stay, the store's come on top.
         filesystem.retries = 1
     return filesystem, str(base)
+
+
+def _s3_config() -> dict[str, Any]:
+    """botocore's settings. Its packages are loaded only where they are needed: they take a second."""
+    from raymat.checkpoint.s3session import WatchedSession
+
+    return _S3_OPTIONS["config_kwargs"] | {"http_session_cls": WatchedSession}
