@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import math
 import random
@@ -105,7 +106,8 @@ class FaultProxy:
         self._listener.close()
         with self._lock:
             for client in self._open:
-                client.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):  # the client was quicker
+                    client.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join(5)
 
