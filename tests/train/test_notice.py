@@ -62,7 +62,8 @@ def test_several_notices_are_one_with_the_earliest_deadline() -> None:
 class Warned(NullHost):
     """A host of one rank that hears of a drain from the first-th question on, and no more from the end-th on.
 
-    `seconds`: from hearing to the deadline; None: there is none. A step asks once, and once more when something was heard; each batch of validation asks once.
+    `seconds`: from hearing to the deadline; None: there is none. A step asks once, and once more when something was
+    heard; each batch of validation asks once.
     """
 
     def __init__(self, first: int, end: int = 10**9, seconds: float | None = 0.0) -> None:
