@@ -21,7 +21,7 @@ from raymat.checkpoint.store import Store
 from raymat.config import RunConfig
 from raymat.data.batch import MicroBatch
 from raymat.data.order import Cursor, SampleOrder, digest_lanes, digest_text
-from raymat.errors import RaymatError, TrainingError
+from raymat.errors import RaymatError, StorageError, TrainingError
 from raymat.model.matting import build
 from raymat.train.attempt import Attempt, begin_attempt
 from raymat.train.departure import Departure
@@ -170,6 +170,9 @@ class _Training:
         except TrainingError:
             # All workers raise it together, and nobody waits for their places: what is on its way may arrive.
             self.saver.abandon(PARTING_SECONDS)
+            raise
+        except StorageError:
+            self.saver.abandon(0.0)
             raise
 
     def _to_the_end(self) -> Outcome:
