@@ -91,6 +91,9 @@ COMMANDS: dict[str, Command] = {
         "write a checkpoint's network as a .pth file", _later("raymat.tools.export:main")
     ),
     "prune": Command("delete old checkpoints", _later("raymat.tools.prune:main")),
+    "spot-watch": Command(
+        "drain this machine's node when its cloud takes it", _later("raymat.cluster.spot:main")
+    ),
 }
 
 
