@@ -9,6 +9,7 @@ It never answers the cloud: an acknowledgement (Azure's StartRequests) would onl
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import http.client
 import json
@@ -583,7 +584,9 @@ def _node_id(text: str | None) -> str | None:
 
 
 def _say(line: str) -> None:
-    print(f"{_utc(time.time())} {line}", flush=True)
+    # A log that cannot be written, for instance on a full disk, is no reason to miss a notice.
+    with contextlib.suppress(OSError):
+        print(f"{_utc(time.time())} {line}", flush=True)
 
 
 def _end(number: int, frame: object) -> NoReturn:

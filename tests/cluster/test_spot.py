@@ -651,6 +651,15 @@ def test_it_ends_at_once_by_sigterm_while_it_waits_for_an_answer(metadata: Metad
     assert end_watch(process) == ("", "")
 
 
+def test_a_log_that_cannot_be_written_ends_no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = open("/dev/full", "w")  # noqa: SIM115  (what it could not write makes its end fail, too)
+    monkeypatch.setattr(sys, "stdout", full)
+    spot._say("a line")
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="No space"):
+        full.close()
+
+
 @pytest.mark.slow
 def test_the_command_drains_its_node_with_the_deadline(metadata: Metadata) -> None:
     import ray
