@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,9 @@ from raymat.train.progress import Progress
 from raymat.world import World
 
 log = logging.getLogger(__name__)
+
+REPORT_SECONDS = 30.0
+"""How long a worker waits at its end for Ray to take what it reported."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,14 @@ class RayHost:
         return self._listener.notice()
 
     def ended(self) -> None:
-        """Wait until Ray has taken the last report."""
+        """Wait until Ray has taken the last report, but not for ever: nothing depends on it."""
         self._listener.stop()
-        if self._reporting is not None:
-            self._reporting.result()
-        self._reporter.shutdown()
+        try:
+            if self._reporting is not None:
+                self._reporting.result(timeout=REPORT_SECONDS)
+        except TimeoutError:
+            log.warning("Ray did not take the last report within %.0f s", REPORT_SECONDS)
+        self._reporter.shutdown(wait=False)
 
     def _report(self, checkpoint: CheckpointId, metrics: dict[str, Any]) -> None:
         ray.train.report(

@@ -29,8 +29,11 @@ from raymat.train.step import TrainStep
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.2
 """How often the workers look at the end of a run whether its last checkpoint is durable."""
+
+TELLING_POLLS = 150
+"""So often they look at most whether the host can be told of it."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ class AsyncSaver:
             StorageError: that took longer than --max-checkpoint-age.
         """
         found: list[Saved] = []
-        while self.committed_step < record.step or (self._unreported and until == math.inf):
+        while self.committed_step < record.step:
             if until < math.inf and any(self._group.gather(time.time() > until)):
                 return found
             self._writer.drain(POLL_SECONDS)
@@ -176,6 +179,7 @@ class AsyncSaver:
             if load.alive == 0 and self.committed_step < record.step:
                 found += self.save(step, record, metrics, urgent=True)
         if until == math.inf:
+            self._tell_host()
             self._writer.close()
         return found
 
@@ -208,6 +212,15 @@ class AsyncSaver:
         (taken,) = (taken for taken in self._taken if taken.checkpoint == checkpoint)
         return Saved(checkpoint, taken.metrics, taken.stall, seconds, taken.bytes)
 
+    def _tell_host(self) -> None:
+        """Tell the host of the last checkpoint too, unless it deals for too long with one before."""
+        for _ in range(TELLING_POLLS):
+            if self._unreported is None:
+                return
+            time.sleep(POLL_SECONDS)
+            self._agree()
+        log.warning("the host was not told of %s", self._unreported and self._unreported.checkpoint)
+
     def _wait_for_room(self) -> list[Saved]:
         """Training stands until a snapshot fits, as long as the newest commit is fresh enough."""
         found: list[Saved] = []
@@ -216,7 +229,7 @@ class AsyncSaver:
             found += saved
             if decide(load, urgent=True) is not Decision.WAIT:
                 return found
-            time.sleep(POLL_SECONDS / 5)
+            time.sleep(POLL_SECONDS / 2)
 
     def _flush(self, step: int) -> None:
         for logger in self._loggers:
