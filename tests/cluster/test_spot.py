@@ -660,27 +660,66 @@ def test_a_log_that_cannot_be_written_ends_no_watch(monkeypatch: pytest.MonkeyPa
         full.close()
 
 
+DRIVER = """
+import json, sys
+import ray
+from raymat.cluster.notices import draining_nodes
+
+ray.init(address=sys.argv[1], log_to_driver=False)
+
+@ray.remote(num_cpus=1)
+class Busy:  # a node with nothing to do would go as soon as it is drained
+    def ping(self):
+        return True
+
+busy = Busy.remote()
+ray.get(busy.ping.remote())
+print(json.dumps(draining_nodes()), flush=True)
+for line in sys.stdin:
+    print(json.dumps(draining_nodes()), flush=True)
+"""
+
+
+class Driver:
+    """A process that keeps a node of a cluster busy and says which nodes are drained.
+
+    Of its own, since a process has but one Ray, and the tests of this one share theirs.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._answer() == {}
+
+    def draining_nodes(self) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+
 @pytest.mark.slow
 def test_the_command_drains_its_node_with_the_deadline(metadata: Metadata) -> None:
-    import ray
     from ray.cluster_utils import Cluster
 
-    from raymat.cluster.notices import draining_nodes
-
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    process = None
+    process = driver = None
     try:
         assert spot._node(spot._client(cluster.address), None) == cluster.head_node.node_id
         node = cluster.add_node(num_cpus=1).node_id
-        ray.init(address=cluster.address, log_to_driver=False)
-
-        @ray.remote(num_cpus=1)
-        class Busy:  # a node with nothing to do would go as soon as it is drained
-            def ping(self) -> bool:
-                return True
-
-        busy = Busy.remote()
-        assert ray.get(busy.ping.remote())
+        driver = Driver(cluster.address)
         metadata.be_aws()
         metadata.recommendation = (200, '{"noticeTime": "2017-09-18T08:10:00Z"}')
         process = start_watch(
@@ -688,14 +727,14 @@ def test_the_command_drains_its_node_with_the_deadline(metadata: Metadata) -> No
             *("--address", cluster.address, "--node-id", node),
         )
         line_with(process, f"Ray drains node {node[:8]}")
-        assert draining_nodes() == {node: None}
+        assert driver.draining_nodes() == {node: None}
         deadline = int(time.time()) + 120
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(deadline))
         metadata.action = (200, json.dumps({"action": "terminate", "time": when}))
         line_with(process, f"Ray drains node {node[:8]}")
-        assert draining_nodes() == {node: float(deadline)}
-        # Two nodes run on this machine: without its id none is drained.
-        with pytest.raises(ClusterError, match=r"found 2: give --node-id"):
+        assert driver.draining_nodes() == {node: float(deadline)}
+        # More than one node runs on this machine: without its id none is drained.
+        with pytest.raises(ClusterError, match=r"give --node-id"):
             spot.drain_by_process(cluster.address, None)(Interruption("r"))
         with pytest.raises(ClusterError, match=r"node cdcdcdcd is not alive"):
             spot.drain_by_process(cluster.address, "cd" * 28)(Interruption("r"))
@@ -705,5 +744,6 @@ def test_the_command_drains_its_node_with_the_deadline(metadata: Metadata) -> No
         if process:
             process.kill()
             process.communicate()
-        ray.shutdown()
+        if driver:
+            driver.stop()
         cluster.shutdown()

@@ -18,7 +18,7 @@ from tests.train.killcases import (
     undisturbed,
 )
 
-CASES = 24
+CASES = 18
 SEED = 20
 
 
