@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raymat.checkpoint.find import scan
@@ -38,27 +38,17 @@ TELLING_POLLS = 150
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that is committed."""
+    """A checkpoint that was taken, and by now is committed."""
 
     checkpoint: CheckpointId
     metrics: dict[str, Any]
     """What the host is told with it: as of its step."""
     stall: float
     """Seconds that training stood still for it."""
-    seconds: float
-    """From the snapshot until this worker's share was durable."""
     bytes: int
     """Of the tensors, over all workers."""
-
-
-@dataclass(frozen=True)
-class _Taken:
-    """What a worker remembers of a snapshot until it is committed."""
-
-    checkpoint: CheckpointId
-    metrics: dict[str, Any]
-    stall: float
-    bytes: int
+    seconds: float = math.nan
+    """From the snapshot until this worker's share was durable."""
 
 
 class AsyncSaver:
@@ -91,7 +81,8 @@ class AsyncSaver:
             events=WriterEvents(on_failure=self._tell_failure),
             max_checkpoint_age=promise.config.checkpoint.max_checkpoint_age.seconds,
         )
-        self._taken: list[_Taken] = []
+        self._taken: dict[CheckpointId, Saved] = {}
+        """Snapshots that are not committed yet."""
         self._unreported: Saved | None = None
         self.committed_step = resumed
         """Of the newest checkpoint that is known to be committed; 0: none."""
@@ -133,8 +124,7 @@ class AsyncSaver:
             size = sum(t.numel() * t.element_size() for t in tensors.values())
             checkpoint = CheckpointId(record.step, self._attempt)
             stall = time.monotonic() - began
-            self._taken = [taken for taken in self._taken if taken.checkpoint != checkpoint]
-            self._taken.append(_Taken(checkpoint, metrics, stall, size))
+            self._taken[checkpoint] = Saved(checkpoint, metrics, stall, size)
             self.newest_step, self._newest_at = record.step, began
         return saved
 
@@ -195,11 +185,12 @@ class AsyncSaver:
         """What all workers know of each other now; the host is told of what is newly committed."""
         pairs = self._group.gather((self._writer.load(), self._host.busy()))
         load = Load.agree(load for load, _ in pairs)
-        saved = [self._saved(c.checkpoint, c.seconds) for c in self._writer.confirm(load.durable)]
+        commits = self._writer.confirm(load.durable)
+        saved = [replace(self._taken[c.checkpoint], seconds=c.seconds) for c in commits]
         if saved:
             newest, self.save_seconds = saved[-1].checkpoint, saved[-1].seconds
             self.committed_step = newest.step
-            self._taken = [taken for taken in self._taken if taken.checkpoint > newest]
+            self._taken = {c: taken for c, taken in self._taken.items() if c > newest}
             self._unreported = saved[-1]
         if self._unreported is not None and not any(busy for _, busy in pairs):
             self._host.committed(self._unreported.checkpoint, self._unreported.metrics)
@@ -207,10 +198,6 @@ class AsyncSaver:
         if not saved:
             self._writer.require_fresh(load.age)
         return load, saved
-
-    def _saved(self, checkpoint: CheckpointId, seconds: float) -> Saved:
-        (taken,) = (taken for taken in self._taken if taken.checkpoint == checkpoint)
-        return Saved(checkpoint, taken.metrics, taken.stall, seconds, taken.bytes)
 
     def _tell_host(self) -> None:
         """Tell the host of the last checkpoint too, unless it deals for too long with one before."""
