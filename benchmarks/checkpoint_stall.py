@@ -2,16 +2,18 @@
 
 The state is that of refine with resnet50 and Adam (about 483 MB in 991 tensors), the steps are real
 ones. In each round every way takes its turn in the same process: one save, then some steps; what it
-costs is the time of that window less the time of the same steps without a save. So whatever runs
-beside the steps and takes their processor or their memory's bandwidth is counted too.
+costs is the time of that window less the mean of the windows without a save before and after it. So
+whatever runs beside the steps and takes their processor or their memory's bandwidth is counted too.
+"no save" is a window without a save treated alike: how far the machine's own unrest reaches.
 
-Then two runs of 60 steps, without saving and saving every 10 steps: how much longer the second takes,
+Then runs of 60 steps, without saving and saving every 10 steps, in turns: how much longer the second take,
 and how many CPU seconds the writing took beside the training thread.
 
     python benchmarks/checkpoint_stall.py [--device cuda] [--rounds 20] [--folder DIR]
 
 On the CPU training has --threads of the machine's cores; give it all of them and the writing must
-take its share from the steps.
+take its share from the steps. malloc is told to keep what is freed: steps that fault their memory in
+again and again vary by more than a save costs.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import argparse
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -166,17 +169,16 @@ def per_save(training: Training, savers: Savers, rounds: int, steps: int) -> Non
         "dcp.save": savers.dcp,
     }
     lost: dict[str, list[float]] = {name: [] for name in ways}
+    plain = [window(training, steps, savers.none)]
     for number in range(rounds + 1):
-        seconds = {}
         for name, save in ways.items():
+            seconds = window(training, steps, save)
             savers.finish()
-            seconds[name] = window(training, steps, save)
-        if number:  # the first round pays for buffers and warm-up
-            for name in ways:
-                lost[name].append(seconds[name] - seconds["no save"])
-            lost["no save"][-1] = seconds["no save"] / steps
+            plain.append(window(training, steps, savers.none))
+            if number:  # the first round pays for buffers and warm-up
+                lost[name].append(seconds - statistics.mean(plain[-2:]))
     print(
-        f"a step takes {1e3 * statistics.median(lost.pop('no save')):.1f} ms; a save costs the steps, of {rounds}:"
+        f"a step takes {1e3 * statistics.median(plain) / steps:.1f} ms; a save costs the steps, of {rounds}:"
     )
     base = statistics.median(lost["torch.save"])
     for name, values in lost.items():
@@ -185,20 +187,30 @@ def per_save(training: Training, savers: Savers, rounds: int, steps: int) -> Non
         )
 
 
-def whole_run(training: Training, savers: Savers) -> None:
-    """60 steps without and with a save every 10."""
+def whole_run(training: Training, savers: Savers, times: int = 3) -> None:
+    """60 steps without and with a save every 10, in turns; the median of each."""
+    plain, saved, beside = [], [], []
+    for _ in range(times):
+        savers.finish()
+        plain.append(training.run(60))
+        cpu, own = time.process_time(), time.thread_time()
+        saved.append(training.run(60, lambda step: savers.raymat() if step % 10 == 0 else None))
+        beside.append(time.process_time() - cpu - (time.thread_time() - own))
     savers.finish()
-    plain = training.run(60)
-    cpu, own = time.process_time(), time.thread_time()
-    saved = training.run(60, lambda step: savers.raymat() if step % 10 == 0 else None)
-    beside = time.process_time() - cpu - (time.thread_time() - own)
-    savers.finish()
+    without, with_saves, writing = map(statistics.median, (plain, saved, beside))
     print(
-        f"60 steps: {plain:.2f} s; saving every 10: {saved:.2f} s, {100 * (saved / plain - 1):+.2f}%; "
-        f"writing took {beside:.2f} CPU s beside the training thread: "
-        f"{100 * (saved - plain - beside) / plain:+.2f}% beyond those"
+        f"60 steps: {without:.2f} s; saving every 10: {with_saves:.2f} s, "
+        f"{100 * (with_saves / without - 1):+.2f}%; writing took {writing:.2f} CPU s beside the "
+        f"training thread: {100 * (with_saves - without - writing) / without:+.2f}% beyond those"
     )
     print(f"saves: {savers.saver.counts}")
+
+
+def keep_freed_memory() -> None:
+    """Begin again under a malloc that gives nothing back to the system."""
+    settings = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+    if not settings.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **settings})
 
 
 def main() -> None:
@@ -212,6 +224,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of training on the CPU")
     parser.add_argument("--folder", type=Path, help="on the disk to save to")
     options = parser.parse_args()
+    keep_freed_memory()
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
     cuda = device.type == "cuda"
@@ -230,7 +243,7 @@ def main() -> None:
         state = capture(training.step, Record(), Promise(config, "none"))[0]
         size = sum(t.numel() * t.element_size() for t in state.values())
         print(f"{len(state)} tensors, {size / 1e6:.0f} MB, {device}, {options.threads} threads")
-        training.run(3)
+        training.run(40)  # on the CPU a step takes a quarter longer in the first thirty
         savers = Savers(training, folder)
         per_save(training, savers, options.rounds, options.steps or (40 if cuda else 6))
         whole_run(training, savers)

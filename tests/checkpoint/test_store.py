@@ -350,3 +350,16 @@ def test_pieces_are_sliced_as_if_they_were_joined() -> None:
             assert pieces[start:stop] == whole[start:stop]
     with pytest.raises(ValueError, match="consecutive"):
         pieces[::2]
+
+
+def test_a_local_file_is_the_same_whatever_windows_it_is_written_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = bytes(range(100))
+    chunks = [whole[:1], b"", memoryview(whole)[1:40], bytearray(whole[40:41]), whole[41:]]
+    for window in (1, 7, 40, 41, 99, 100, 101):
+        monkeypatch.setattr("raymat.checkpoint.backends._WINDOW", window)
+        LocalBackend().write(str(tmp_path / f"file-{window}"), chunks)
+        assert (tmp_path / f"file-{window}").read_bytes() == whole
+    LocalBackend().write(str(tmp_path / "empty"), [])
+    assert (tmp_path / "empty").read_bytes() == b""
