@@ -61,6 +61,11 @@ class _Board:
         return self._progress, self._lines[seen:]
 
 
+def set_wish(board: Any, wish: Any) -> None:
+    """Put a wish on the board, or take it away (None); nobody waits for it."""
+    board.set_wish.remote(wish)
+
+
 def create() -> Any:
     """Start a board on the driver's own node, where no spot machine takes it away; returns its
     handle."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 import os
 import socket
 import sys
@@ -139,7 +140,7 @@ def worker_resources(config: RunConfig, resources: dict[str, float]) -> dict[str
     if config.workers.device == "cuda":
         return {"CPU": 1, "GPU": 1}
     share = resources.get("CPU", 1) / (2 * config.workers.workers.high)
-    return {"CPU": max(0.01, min(1.0, round(share, 2)))}
+    return {"CPU": max(0.01, min(1.0, math.floor(share * 100) / 100))}
 
 
 def _absolute(config: RunConfig) -> RunConfig:
@@ -201,6 +202,8 @@ def _train(run: PreparedRun, store: Store) -> Result:
             num_workers=workers.low if workers.low == workers.high else (workers.low, workers.high),
             use_gpu=config.workers.device == "cuda",
             resources_per_worker=per_worker,
+            # Without GPUs, workers on one node would take the cores that its read tasks need.
+            placement_strategy="PACK" if config.workers.device == "cuda" else "SPREAD",
         ),
         run_config=ray.train.RunConfig(
             name="checkpoints",
@@ -212,6 +215,7 @@ def _train(run: PreparedRun, store: Store) -> Result:
         datasets={"train": dataset_factory(plan, board, config.workers.decode_tasks)},
         dataset_config=_data_config(),
         newest_step=functools.partial(completed_step, store),
+        wish=functools.partial(boards.set_wish, board),
     )
     try:
         with ProgressLine(board):

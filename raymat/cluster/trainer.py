@@ -20,8 +20,9 @@ from ray.train.v2._internal.execution.failure_handling import (
     FailureDecision,
 )
 
+from raymat.cluster.scaling import RaymatScalingPolicy
 from raymat.errors import CheckpointError, ClusterError, RaymatError, StorageError
-from raymat.train.notice import LeavingError
+from raymat.train.notice import LeavingError, Notice
 
 TESTED_RAY = (2, 60)
 MAX_FRUITLESS = 3  # the same failure this often without a commit between: it is no accident
@@ -136,17 +137,26 @@ class RaymatFailurePolicy(DefaultFailurePolicy):
 
 
 class RaymatTrainer(TorchTrainer):
-    """TorchTrainer with raymat's failure policy.
+    """TorchTrainer with raymat's policies.
 
     Args:
         newest_step: asked by the controller, in its own process, for the newest commit's step.
+        wish: called there to tell the workers that they should leave, or no longer (None).
     """
 
-    def __init__(self, *args: Any, newest_step: Callable[[], int], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        newest_step: Callable[[], int],
+        wish: Callable[[Notice | None], None],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._newest_step = newest_step
+        self._wish = wish
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
         config = self.run_config.failure_config or FailureConfig()
         kwargs["failure_policy"] = RaymatFailurePolicy(config, self._newest_step)
+        kwargs["scaling_policy"] = RaymatScalingPolicy(self.scaling_config, self._wish)
         return super()._initialize_and_run_controller(**kwargs)

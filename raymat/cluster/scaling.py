@@ -1,0 +1,169 @@
+"""How many workers to start, and when others are worth a restart: Ray's elastic policy with eyes of its own.
+
+Ray's policy takes draining nodes, and nodes that died within the last half minute, for alive; asks for places there, and waits
+the start time-out out. And while training runs it restarts the workers as soon as there is room for more, without
+a word to them: all since the newest commit is lost. Here a start counts on machines that answer now; and a running
+group is never stopped: it is told, commits, and leaves by itself (`raymat.train.notice`).
+
+Developer interfaces of Ray, as in `raymat.cluster.trainer`.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+)
+
+from raymat.cluster.notices import draining_nodes
+from raymat.train.notice import Notice
+
+ANSWER_SECONDS = 5.0
+"""A node that runs no task of no size within this time is taken for frozen."""
+CONNECT_SECONDS = 1.0
+GROWTH_SECONDS = 5.0
+"""How often a running group is compared with what the cluster could hold."""
+SETTLE_SECONDS = 10.0
+"""Machines come in groups: room for more workers must have stood so long before it is worth a restart."""
+
+
+def growth_pays(
+    workers: int, possible: int, *, restart_seconds: float, expected_seconds: float
+) -> bool:
+    """Whether to restart `workers` workers as `possible` ones.
+
+    The restart costs `restart_seconds` of all workers' time; then the work goes `possible / workers` times as fast, for
+    the `expected_seconds` until the number is likely to change again. It pays if more is done by then.
+    """
+    if possible <= workers:
+        return False
+    return possible * (expected_seconds - restart_seconds) > workers * expected_seconds
+
+
+def fit(has: Mapping[str, float], each: Mapping[str, float], share: float = 1.0) -> int:
+    """How many workers that need `each` fit in a `share` (0..1) of what a node `has`. `each` must need something."""
+    return min(
+        int((has.get(name, 0.0) * share + 1e-6) / need) for name, need in each.items() if need > 0
+    )
+
+
+class RaymatScalingPolicy(ElasticScalingPolicy):
+    """See the module's text.
+
+    Args:
+        wish: tells the workers that others should take their places, or no longer (None).
+    """
+
+    def __init__(self, scaling_config: Any, wish: Callable[[Notice | None], None]) -> None:
+        super().__init__(scaling_config)
+        self._wish = wish
+        self._looked = float("-inf")
+        self._room_since: tuple[int, float] | None = None
+        self._started = time.monotonic()
+        self._restart_seconds = 15.0
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        self._wish(None)
+        self._maybe_send_resource_request()
+        possible = self._possible(fresh=True)
+        if possible < self.scaling_config.min_workers:
+            time.sleep(0.5)  # Ray's controller asks again at once, and would burn a core
+            return NoopDecision()
+        self._started, self._room_since = time.monotonic(), None
+        return ResizeDecision(possible, self.scaling_config._resources_per_worker_not_none)
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> ScalingDecision:
+        self._maybe_send_resource_request()
+        now = time.monotonic()
+        if now - self._looked >= GROWTH_SECONDS:
+            self._looked = now
+            self._consider(worker_group_state.num_workers, now)
+        return NoopDecision()
+
+    def _consider(self, workers: int, now: float) -> None:
+        """Ask the workers to make way for more of them, once the room for more has stood for a while."""
+        possible = self._possible(fresh=False)
+        if possible <= workers:
+            self._room_since = None
+            return
+        if self._room_since is None or self._room_since[0] != possible:
+            self._room_since = (possible, now)
+        expected = max(60.0, now - self._started)
+        pays = growth_pays(
+            workers, possible, restart_seconds=self._restart_seconds, expected_seconds=expected
+        )
+        if pays and now - self._room_since[1] >= SETTLE_SECONDS:
+            self._wish(Notice(f"there is room for {possible} workers instead of {workers}"))
+
+    def _possible(self, fresh: bool) -> int:
+        """How many workers the cluster could hold, had it nothing else to do; `fresh`: on nodes that answer now.
+
+        Ray's coordinator is not asked: it hands out places on nodes that are being drained, and on nodes that died within
+        the last 20 s.
+        """
+        draining = draining_nodes().keys()
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        usable = {node: nodes[node] for node in nodes.keys() - draining}
+        if fresh:
+            usable = {node: usable[node] for node in answering_nodes(usable)}
+        each = self.scaling_config._resources_per_worker_not_none
+        # Without GPUs, workers that fill a node would leave no core to decode with.
+        share = 1.0 if self.scaling_config.use_gpu else 0.5
+        possible = sum(fit(node["Resources"], each, share) for node in usable.values())
+        return min(possible, self.scaling_config.max_workers)
+
+
+def answering_nodes(nodes: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Those of `nodes` (as Ray describes them, by id) that answer: a port that refuses tells of a dead one at once, a
+    task that does not run of a frozen one. This process's own node is not asked."""
+    here = {ray.get_runtime_context().get_node_id()} & nodes.keys()
+    asked = [node for name, node in nodes.items() if name not in here]
+    if not asked:
+        return here
+    with ThreadPoolExecutor(max_workers=min(32, len(asked))) as pool:
+        listening = [
+            node["NodeID"] for node, up in zip(asked, pool.map(_listens, asked), strict=True) if up
+        ]
+    tasks = {_ping(node): node for node in listening}
+    done, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=ANSWER_SECONDS)
+    return here | {tasks[task] for task in done if _ran(task)}
+
+
+def _ran(task: Any) -> bool:
+    try:
+        ray.get(task)
+    except RayError:
+        return False
+    return True
+
+
+def _listens(node: Mapping[str, Any]) -> bool:
+    try:
+        address = (node["NodeManagerAddress"], node["NodeManagerPort"])
+        socket.create_connection(address, timeout=CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _ping(node: str) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0, max_retries=0)(_pong).options(scheduling_strategy=there).remote()
+
+
+def _pong() -> None:
+    """What a node is asked to do."""
