@@ -93,5 +93,6 @@ class Departure:
         committed = self._saver.committed_step
         self._tell("leave", reason=notice.reason, step=step, committed=committed)
         raise LeavingError(
-            f"{notice.reason}: the workers left after step {step}, step {committed} is committed"
+            f"{notice.reason}: the workers left after step {step}, step {committed} is committed",
+            final=notice.final,
         )

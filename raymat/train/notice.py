@@ -23,7 +23,14 @@ CALM_SECONDS = 2.0
 
 
 class LeavingError(RaymatError):
-    """The workers leave on purpose, with everything committed that could be: start them again where there is room."""
+    """The workers leave on purpose, with everything committed that could be: start them again where there is room.
+
+    `final`: they are not to be started again. It survives pickling, as all that crosses from a worker must.
+    """
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,8 @@ class Notice:
     """Unix seconds at which machines are taken away; None: no haste."""
     heard: float = 0.0
     """Unix seconds."""
+    final: bool = False
+    """The workers are not to be started again: the run is stopped, or goes on under another driver."""
 
 
 class Action(enum.Enum):
@@ -50,7 +59,7 @@ class Action(enum.Enum):
 
 
 def merge(notices: Iterable[Notice | None]) -> Notice | None:
-    """One notice for all: the earliest deadline, every reason once, heard when the newest was."""
+    """One notice for all: the earliest deadline, every reason once, heard when the newest was, final if one is."""
     found = [notice for notice in notices if notice is not None]
     if not found:
         return None
@@ -60,6 +69,7 @@ def merge(notices: Iterable[Notice | None]) -> Notice | None:
         "; ".join(sorted(reasons)),
         min(deadlines, default=None),
         max(notice.heard for notice in found),
+        any(notice.final for notice in found),
     )
 
 
@@ -78,7 +88,10 @@ def decide(
 
     The last moment to leave is when a save, twice as slow as usual, and the step that is begun would still end before
     the deadline. Until then training goes on, and saves again whenever a save's time has passed since the one before.
+    A final notice waits for nothing: whoever gave it wants the workers gone.
     """
+    if notice.final:
+        return Action.LEAVE
     save = FIRST_SAVE_SECONDS if save_seconds is None else save_seconds
     if notice.deadline is None:
         calm = now - notice.heard >= CALM_SECONDS

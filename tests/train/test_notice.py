@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,20 @@ def test_several_notices_are_one_with_the_earliest_deadline() -> None:
     assert merge([None, None]) is None
     found = merge([Notice("b", None, 5.0), None, Notice("a", 70.0, 3.0), Notice("b", 60.0, 4.0)])
     assert found == Notice("a; b", 60.0, 5.0)
+    assert merge([Notice("c", final=True), found]) == Notice("a; b; c", 60.0, 5.0, final=True)
+
+
+def test_who_is_not_to_be_started_again_leaves_at_once() -> None:
+    for deadline in (None, NOW + 100.0):
+        notice = Notice("x", deadline, NOW, final=True)
+        found = decide(notice, NOW, save_seconds=1.0, step_seconds=0.1, since_save=None)
+        assert found is LEAVE
+
+
+def test_that_leaving_is_final_is_known_on_the_other_side_of_a_pickle() -> None:
+    for final in (True, False):
+        error = pickle.loads(pickle.dumps(LeavingError("stopped", final=final)))
+        assert (error.line, error.final) == ("stopped", final)
 
 
 class Warned(NullHost):
