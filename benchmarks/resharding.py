@@ -80,7 +80,7 @@ def read(rank: int, world: int, storage: str, folder: str, results: Any) -> None
     group = Group(World(rank, world), torch.device("cpu"))
     group.gather(rank)
     before, began = peak(), time.perf_counter()
-    snapshot = read_together(counting, group, contents)
+    snapshot, _ = read_together(counting, group, contents)
     seconds = time.perf_counter() - began
     assert len(snapshot.tensors) > 900
     results.put((rank, counting.bytes, counting.requests, peak() - before, seconds))

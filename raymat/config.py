@@ -274,6 +274,10 @@ class CheckpointConfig:
     max_checkpoint_age: Duration = Duration(1800.0)
     """A time (90s, 30m, 1.5h): end the attempt when storage has taken no checkpoint for so long since
     one was due. Until then failed uploads are tried again while training goes on."""
+    nearby: str = "auto"
+    """A folder on each worker's own disk for copies of its newest shards, which a restart reads instead
+    of the storage's; off: none; auto: in the temporary folder, if --storage is not itself a
+    folder."""
 
     def __post_init__(self) -> None:
         _check_kinds(self)
@@ -282,6 +286,10 @@ class CheckpointConfig:
             f"--checkpoint-interval must be at least 1, got {self.checkpoint_interval}",
         )
         _require(self.keep > 0, f"--keep must be at least 1, got {self.keep}")
+        _require(
+            self.nearby in ("auto", "off") or self.nearby.startswith("/"),
+            f"--nearby must be auto, off or an absolute path, got {self.nearby!r}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ from raymat.checkpoint.manifest import (
     parse_manifest_name,
     shard_name,
 )
+from raymat.checkpoint.nearby import Nearby
 from raymat.checkpoint.snapshot import Snapshot, dump_extra
 from raymat.checkpoint.store import CHECKPOINTS, Store
 from raymat.errors import CheckpointError
@@ -124,6 +125,10 @@ class Contents:
     def bytes(self) -> int:
         return sum(entry.size for entry in self.files)
 
+    def only(self, names: Collection[str]) -> Contents:
+        """The files with these names."""
+        return Contents(self.checkpoint, tuple(e for e in self.files if e.name in names))
+
     def chunks(self, readers: int = 1) -> list[list[Chunk]]:
         """All bytes in pieces of one request each: those of each of `readers`, who get about equally many bytes."""
         smallest = _RANGE if readers == 1 else -(-self.bytes // (4 * readers))
@@ -152,6 +157,7 @@ class Reading:
     def __init__(self, contents: Contents) -> None:
         self.contents = contents
         self._data = {e.name: torch.empty(e.size, dtype=torch.uint8) for e in contents.files}
+        self._verified: set[str] = set()
 
     def place(self, chunk: Chunk) -> Tensor:
         """Where the chunk's bytes belong: uint8 (size,), a view."""
@@ -172,12 +178,24 @@ class Reading:
 
         _parallel(read, chunks)
 
+    def read_nearby(self, nearby: Nearby, files: Sequence[FileEntry]) -> frozenset[str]:
+        """Read whole files from this machine's disk; the names of those whose digest is right."""
+
+        def read(entry: FileEntry) -> bool:
+            return nearby.read(entry, tensorfile.memory_of(self._data[entry.name]))
+
+        good = _parallel(read, files)
+        self._verified |= {entry.name for entry, right in zip(files, good, strict=True) if right}
+        return frozenset(self._verified)
+
     def finish(self) -> Snapshot:
         """The state, once every digest is right. Raises CheckpointError, naming the file that is damaged."""
         checkpoint, files = self.contents.checkpoint, self.contents.files
 
         def verify(entry: FileEntry) -> bool:
-            return matches(entry.digest, [tensorfile.memory_of(self._data[entry.name])])
+            return entry.name in self._verified or matches(
+                entry.digest, [tensorfile.memory_of(self._data[entry.name])]
+            )
 
         for entry, good in zip(files, _parallel(verify, files), strict=True):
             if not good:

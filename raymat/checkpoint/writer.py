@@ -24,7 +24,9 @@ from typing import Any
 
 from torch import Tensor
 
-from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint import tensorfile
+from raymat.checkpoint.manifest import CheckpointId, Manifest
+from raymat.checkpoint.nearby import Nearby
 from raymat.checkpoint.shards import share_of, write_files
 from raymat.checkpoint.snapshot import SnapshotBuffer, freeze_extra
 from raymat.checkpoint.store import RetryPolicy, Store
@@ -162,15 +164,17 @@ class AsyncWriter:
         events: WriterEvents = WriterEvents(),
         retry: RetryPolicy = PATIENCE,
         max_checkpoint_age: float | None = None,
+        nearby: Nearby | None = None,
     ) -> None:
         """`run`: its id. `retry`: how long one snapshot is tried again, beyond what the store
         itself tries.
 
         `max_checkpoint_age`: seconds that a save may be due without any commit before `require_fresh`
-        raises.
+        raises. `nearby`: what keeps copies of the shards that are durable.
         """
         self._store, self._world, self._run, self._attempt = store, world, run, attempt
         self._events, self._retry, self._max_age = events, retry, max_checkpoint_age
+        self._nearby = nearby
         self._changed = threading.Condition()
         self._jobs: list[_Job] = []
         self._free = [SnapshotBuffer() for _ in range(MAX_ALIVE)]
@@ -317,8 +321,9 @@ class AsyncWriter:
         try:
             while (job := self._next()) is not None:
                 job.buffer.wait()
-                if self._write(job):
+                if (manifest := self._write(job)) is not None:
                     self._wrote(job)
+                    self._keep(job, manifest)
                 with self._changed:
                     self._jobs.remove(job)
                     self._free.append(job.buffer)
@@ -337,13 +342,13 @@ class AsyncWriter:
             self._jobs[0].begun = True
             return self._jobs[0]
 
-    def _write(self, job: _Job) -> bool:
-        """Write a snapshot, again and again; False when it was given up."""
+    def _write(self, job: _Job) -> Manifest | None:
+        """Write a snapshot, again and again; None when it was given up."""
         began = time.monotonic()
         for pause in self._retry.pauses(self._random.uniform):
             try:
                 job.first()
-                write_files(
+                return write_files(
                     self._store, job.checkpoint, job.share, job.extra, self._world, self._run
                 )
             except StorageError as error:
@@ -353,9 +358,7 @@ class AsyncWriter:
                     self._counts = replace(self._counts, given_up=self._counts.given_up + final)
                 self._events.on_failure(job.checkpoint, error, final)
                 if final or self._pause(pause):
-                    return False
-            else:
-                return True
+                    return None
         raise AssertionError("pauses are endless")
 
     def _hopeless(self, spent: float) -> bool:
@@ -378,6 +381,11 @@ class AsyncWriter:
             self._durable = dict(remembered)
             self._count(written=1)
         self._events.on_written(job.checkpoint, job.size, seconds)
+
+    def _keep(self, job: _Job, manifest: Manifest) -> None:
+        """Copy the shard, which all ranks may know to be durable by now, to this machine's disk."""
+        if self._nearby is not None:
+            self._nearby.keep(job.checkpoint, manifest.files[0], tensorfile.encode(job.share))
 
     def _age(self) -> float:
         return time.monotonic() - self._due[0][1] if self._due else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from ray.train import CheckpointUploadMode
 
 from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.nearby import folder_for
 from raymat.checkpoint.store import Store
 from raymat.cluster.feed import RayFeed
 from raymat.cluster.ingest import StreamPlan
@@ -130,6 +132,7 @@ def train_worker(config: dict[str, Any]) -> None:
         device=worker_device(spec.config),
         run_id=spec.run_id,
         listing_digest=spec.listing_digest,
+        nearby=folder_for(spec.config.checkpoint.nearby, store, tempfile.gettempdir()),
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.nearby import Nearby
 from raymat.checkpoint.retention import RetentionPolicy
 from raymat.checkpoint.store import Store
 from raymat.config import RunConfig
@@ -74,8 +75,11 @@ def run(
     device: torch.device,
     run_id: str,
     listing_digest: str,
+    nearby: str | None = None,
 ) -> Outcome:
     """Train to the end of the run, from its newest verified checkpoint or from the start. Called by all workers.
+
+    `nearby`: a folder on this machine's disk for copies of its newest shards.
 
     `torch.distributed` must be initialised if `world` is larger than 1. Sets this process's number of threads, which
     the last bits of every sum depend on.
@@ -99,7 +103,7 @@ def run(
     with _TellFailure(attempt.events):
         promise = Promise(config, listing_digest)
         training = _Training(config, schedule, order, group, feed, store, host, attempt)
-        return training.run(run_id, promise, device)
+        return training.run(run_id, promise, device, nearby)
 
 
 class _TellFailure:
@@ -156,7 +160,10 @@ class _Training:
         self.record = Record()
         self.began, self.trained = time.monotonic(), False
 
-    def run(self, run_id: str, promise: Promise, device: torch.device) -> Outcome:
+    def run(
+        self, run_id: str, promise: Promise, device: torch.device, nearby: str | None
+    ) -> Outcome:
+        self.nearby = Nearby.open(nearby, run_id, self.events.emit) if nearby else None
         self.watch = HealthWatch(self.config.optim.max_bad_steps, device)
         self.step = self._build(device)
         self._restore(run_id, promise)
@@ -203,6 +210,7 @@ class _Training:
             promise=promise,
             loggers=self.report.loggers,
             resumed=self.record.step,
+            nearby=self.nearby,
         )
 
     def _build(self, device: torch.device) -> TrainStep:
@@ -220,7 +228,7 @@ class _Training:
 
     def _restore(self, run_id: str, promise: Promise) -> None:
         began = time.monotonic()
-        self.newest, self.record = restore(
+        found = restore(
             self.step,
             self.store,
             self.group,
@@ -228,11 +236,19 @@ class _Training:
             promise=promise,
             schedule=self.schedule,
             on_skip=self._skipped,
+            nearby=self.nearby,
         )
+        self.newest, self.record = found.checkpoint, found.record
         self.watch.in_a_row = self.record.bad_steps
         if self.newest is not None:
             self.report.committed(self.newest)
-            self._tell_checkpoint("restore", self.newest, seconds=time.monotonic() - began)
+            self._tell_checkpoint(
+                "restore",
+                self.newest,
+                seconds=time.monotonic() - began,
+                nearby_bytes=found.nearby_bytes,
+                storage_bytes=found.storage_bytes,
+            )
         else:
             self._initialise(self.config.model.init)
         self.report.resumed(self.record.step)
@@ -337,6 +353,8 @@ class _Training:
         self._check_health(self.watch.drain())
         self.record.bad_steps = self.watch.in_a_row
         last = self.record.step == self.schedule.total_steps
+        if last and self.nearby is not None:
+            self.nearby.stop()
         metrics, found = self.report.metrics(self.record), []
         if self.saver.newest_step != self.record.step:
             urgent = last or until is not None
@@ -368,6 +386,8 @@ class _Training:
             if already_complete:  # who made it complete may have been killed before it cleared up
                 self.retainer.committed(self.record, self.damaged)
             self.retainer.finish(self.record, self.damaged)
+        if self.nearby is not None:
+            self.nearby.remove()
         (replaced,) = self.group.sums([float(self.replaced.count)])
         self._tell(
             "end",

@@ -1,16 +1,18 @@
 """Where a run goes on: at the newest checkpoint in storage that is whole, whatever anybody else remembers of it.
 
-Each worker reads an equal part of its bytes, whoever wrote them, and gets the others' from the workers that read
-them; then each checks every digest for itself.
+A shard of which a worker's machine has kept a copy is read there. Of the other bytes each worker reads an equal part
+from storage, whoever wrote them. All get what they did not read from the workers that did; then each checks every
+digest for itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from raymat.checkpoint.find import scan
 from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.nearby import Nearby, share_out
 from raymat.checkpoint.shards import Contents, Reading, read_contents
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.checkpoint.store import Store
@@ -31,6 +33,17 @@ class Found:
     error: RaymatError | None = None
 
 
+@dataclass(frozen=True)
+class Restored:
+    """Where the run goes on."""
+
+    checkpoint: CheckpointId | None = None
+    record: Record = field(default_factory=Record)
+    nearby_bytes: int = 0
+    """Of the checkpoint's files: read from the workers' own disks."""
+    storage_bytes: int = 0
+
+
 def restore(
     step: TrainStep,
     store: Store,
@@ -40,11 +53,13 @@ def restore(
     promise: Promise,
     schedule: Schedule,
     on_skip: OnSkip,
-) -> tuple[CheckpointId | None, Record]:
+    nearby: Nearby | None = None,
+) -> Restored:
     """Put the newest verified checkpoint of the run into `step`, the same one on every worker.
 
     Rank 0 looks for it and calls `on_skip` for each newer one that is torn or damaged, whichever worker found that out.
-    Called by all workers; raises on all of them. Without any checkpoint nothing is changed: (None, a new Record).
+    `nearby`: this machine's copies; those of other checkpoints are removed. Called by all workers; raises on all of
+    them. Without any checkpoint nothing is changed.
 
     Raises:
         ConfigError, DataError: the checkpoint was made with another configuration or dataset.
@@ -56,10 +71,12 @@ def restore(
         if found.error is not None:
             raise found.error
         if found.contents is None:
-            return None, Record()
+            if nearby is not None:
+                nearby.forget_all_but(())
+            return Restored()
         checkpoint = found.contents.checkpoint
         try:
-            snapshot = read_together(store, group, found.contents)
+            snapshot, near = read_together(store, group, found.contents, nearby)
         except CheckpointError as error:
             if group.leads:
                 on_skip(checkpoint, error.line)
@@ -67,11 +84,15 @@ def restore(
         promise.refuse(snapshot.extra)
         record = install(step, snapshot.tensors, snapshot.extra)
         require_place(record, schedule)
-        return checkpoint, record
+        if nearby is not None:
+            nearby.forget_all_but(found.contents.files)
+        return Restored(checkpoint, record, near, found.contents.bytes - near)
 
 
-def read_together(store: Store, group: Group, contents: Contents) -> Snapshot:
-    """The state in a checkpoint, on every worker, each byte of it read from storage once.
+def read_together(
+    store: Store, group: Group, contents: Contents, nearby: Nearby | None = None
+) -> tuple[Snapshot, int]:
+    """The state in a checkpoint, on every worker, each byte of it read once; and how many of them were nearby.
 
     Called by all workers; raises on all of them. Memory: one copy of the checkpoint on each.
 
@@ -79,15 +100,18 @@ def read_together(store: Store, group: Group, contents: Contents) -> Snapshot:
         CheckpointError: it is torn or damaged. StorageError: storage cannot be read.
     """
     reading, world = Reading(contents), group.world
-    parts = contents.chunks(world.size)
+    near = _read_nearby(reading, group, nearby)
+    rest = contents.only({entry.name for entry in contents.files}.difference(*near))
+    parts = rest.chunks(world.size)
     error: RaymatError | None = None
     try:
         reading.read(store, parts[world.rank])
     except RaymatError as raised:
         error = raised
     group.raise_together(error)
-    for reader, chunks in enumerate(parts):
-        for chunk in chunks:
+    for reader, (names, chunks) in enumerate(zip(near, parts, strict=True)):
+        (whole,) = contents.only(names).chunks()
+        for chunk in whole + chunks:
             group.spread(reading.place(chunk), reader)
     snapshot: Snapshot | None = None
     try:
@@ -96,7 +120,15 @@ def read_together(store: Store, group: Group, contents: Contents) -> Snapshot:
         error = raised
     group.raise_together(error)
     assert snapshot is not None
-    return snapshot
+    return snapshot, contents.bytes - rest.bytes
+
+
+def _read_nearby(reading: Reading, group: Group, nearby: Nearby | None) -> list[frozenset[str]]:
+    """The files that each rank has read from its disk, the digests being right. Called by all workers."""
+    files = reading.contents.files
+    held = group.gather(nearby.held(files) if nearby is not None else frozenset())
+    mine = share_out(files, held)[group.world.rank]
+    return group.gather(reading.read_nearby(nearby, mine) if nearby is not None else frozenset())
 
 
 def _candidates(store: Store, run_id: str, on_skip: OnSkip) -> Iterator[Contents]:

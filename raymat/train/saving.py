@@ -16,6 +16,7 @@ from typing import Any
 
 from raymat.checkpoint.find import scan
 from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.nearby import Nearby
 from raymat.checkpoint.retention import RetentionPolicy, plan, prune
 from raymat.checkpoint.store import Store
 from raymat.checkpoint.writer import AsyncWriter, Counts, Decision, Load, WriterEvents, decide
@@ -28,6 +29,9 @@ from raymat.train.state import Promise, Record, capture, lasting
 from raymat.train.step import TrainStep
 
 log = logging.getLogger(__name__)
+
+COPY_SECONDS = 5.0
+"""How long the workers wait at most, before they leave, for what a restart can read nearby."""
 
 POLL_SECONDS = 0.2
 """How often the workers look at the end of a run whether its last checkpoint is durable."""
@@ -66,10 +70,11 @@ class AsyncSaver:
         promise: Promise,
         loggers: Sequence[Logger],
         resumed: int = 0,
+        nearby: Nearby | None = None,
     ) -> None:
         """`loggers` are flushed before each commit: a curve must not end before its checkpoint.
 
-        `resumed`: the step of the checkpoint that the run goes on from; 0: none.
+        `resumed`: the step of the checkpoint that the run goes on from; 0: none. `nearby`: what keeps copies of shards.
         """
         self._group, self._host, self._events = group, host, events
         self._attempt, self._promise, self._loggers = attempt, promise, loggers
@@ -80,6 +85,7 @@ class AsyncSaver:
             attempt,
             events=WriterEvents(on_failure=self._tell_failure),
             max_checkpoint_age=promise.config.checkpoint.max_checkpoint_age.seconds,
+            nearby=nearby,
         )
         self._taken: dict[CheckpointId, Saved] = {}
         """Snapshots that are not committed yet."""
@@ -168,6 +174,7 @@ class AsyncSaver:
             found += saved
             if load.alive == 0 and self.committed_step < record.step:
                 found += self.save(step, record, metrics, urgent=True)
+        self._await_copies(until)
         if until == math.inf:
             self._tell_host()
             self._writer.close()
@@ -180,6 +187,11 @@ class AsyncSaver:
         except RuntimeError:  # the writer's own fault, whose traceback is told already
             return
         self._writer.close(0.0)
+
+    def _await_copies(self, until: float) -> None:
+        """Whoever leaves first takes the others with it: let all keep their newest shard nearby before."""
+        self._writer.drain(max(0.0, min(COPY_SECONDS, (until - time.time()) / 2)))
+        self._group.gather(None)
 
     def _agree(self) -> tuple[Load, list[Saved]]:
         """What all workers know of each other now; the host is told of what is newly committed."""

@@ -115,6 +115,7 @@ def train(
     patient: bool = False,
     host: Host | None = None,
     listing_digest: str = "synthetic",
+    nearby: str | None = None,
 ) -> Outcome:
     """One worker of a run; rank r dies when it has the batch of step index kill[r]."""
     torch.set_num_threads(1)
@@ -128,6 +129,7 @@ def train(
         device=torch.device("cpu"),
         run_id=config.name,
         listing_digest=listing_digest,
+        nearby=nearby,
     )
 
 

@@ -53,7 +53,7 @@ def read_newest(world: World, storage: str) -> tuple[int, bool, int, int]:
     store = Store.open(storage, "run")
     contents = read_contents(store, NEW, "r")
     counting: Any = CountingStore(store)
-    snapshot = read_together(counting, Group(world, torch.device("cpu")), contents)
+    snapshot, _ = read_together(counting, Group(world, torch.device("cpu")), contents)
     expected = state(20)
     same = expected.keys() == snapshot.tensors.keys() and all(
         torch.equal(expected[name], tensor) for name, tensor in snapshot.tensors.items()
@@ -85,7 +85,7 @@ def take(world: World, storage: str) -> tuple[int | None, list[tuple[int, str]],
         if found.error is not None or found.contents is None:
             return None, skipped, found.error.line if found.error else ""
         try:
-            return read_together(store, group, found.contents).step, skipped, ""
+            return read_together(store, group, found.contents)[0].step, skipped, ""
         except CheckpointError as error:
             skipped.append((found.contents.checkpoint.step, error.line))
 
