@@ -329,6 +329,9 @@ class WorkersConfig:
     roundings."""
     max_failures: int = 100
     """Restarts after failures of workers (not of preempted nodes) before the run gives up."""
+    stuck_after: Duration = Duration(300.0)
+    """A time: a worker that is at the same thing for so long (a step, a read, a collective) tells its
+    stack, and the workers are started anew."""
     decode_tasks: int | None = None
     """Read tasks at the same time. Default: the cluster's CPUs less the workers', at least 1."""
 
@@ -353,6 +356,8 @@ class RunConfig:
     """Name of the run: its folder below --storage."""
     storage: str = "./runs"
     """Where runs live: any fsspec URL."""
+    take_over: bool = False
+    """If another driver trains this run: have it commit and leave, and go on in its place."""
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -418,7 +423,12 @@ def flat_fields() -> dict[str, tuple[str, dataclasses.Field[Any]]]:
     return found
 
 
-_PARSED: dict[str, Any] = {"crop": Range, "workers": Range, "max_checkpoint_age": Duration}
+_PARSED: dict[str, Any] = {
+    "crop": Range,
+    "workers": Range,
+    "max_checkpoint_age": Duration,
+    "stuck_after": Duration,
+}
 """Options that are written as text and held as a type of their own."""
 
 

@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,19 @@ def rows(store: Store, kind: str = "train") -> list[tuple[Any, ...]]:
         for row in read_metrics(store)
         if row["kind"] == kind
     ]
+
+
+def wait_for(
+    store: Store, kind: str, condition: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """The first event of this kind for which the condition holds, within two minutes."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for event in read_events(store):
+            if event["kind"] == kind and condition(event):
+                return event
+        time.sleep(0.2)
+    raise AssertionError(f"no such {kind} event came within 120 s")
 
 
 class Killer(threading.Thread):

@@ -1,19 +1,26 @@
 """The board: one small actor beside the driver, where rank 0 pins what others must read.
 
 It holds the window of the stream that the read tasks are to make, the newest progress for the
-driver's line, what else the driver should print, and the driver's wish that the workers leave.
+driver's line, what else the driver should print, the driver's wish that the workers leave, their signs
+of life, and why the controller gave up.
 Nothing on it is state of the run: a board that is restarted is empty, and the next window or
 progress fills it again.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+log = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 5.0
 MAX_LINES = 10_000  # of a run that says much; all is in its events
 
 
@@ -36,6 +43,9 @@ class _Board:
         self._progress: Any = None
         self._lines: list[str] = []
         self._wish: Any = None
+        self._heard: dict[int, tuple[float, Any]] = {}
+        self._stuck: list[str] = []
+        self._verdict: str | None = None
 
     def set_window(self, window: Window) -> None:
         self._window = window
@@ -47,10 +57,37 @@ class _Board:
         self._progress = progress
 
     def set_wish(self, wish: Any) -> None:
-        self._wish = wish
+        if self._wish is None or not self._wish.final:  # a final one stays, whatever else is wished
+            self._wish = wish
 
     def wish(self) -> Any:
         return self._wish
+
+    def beat(self, rank: int, sign: Any) -> None:
+        self._heard[rank] = (time.time(), sign)
+
+    def heard(self) -> dict[int, tuple[float, Any]]:
+        """By rank: when it was heard last (Unix seconds), and what it said it did."""
+        return self._heard
+
+    def set_stuck(self, text: str) -> None:
+        self._stuck.append(text)
+
+    def stuck(self) -> list[str]:
+        """What the workers of this start stood still in, the first first."""
+        return self._stuck
+
+    def set_verdict(self, text: str) -> None:
+        self._verdict = text
+
+    def verdict(self) -> str | None:
+        """Why the controller ended the run."""
+        return self._verdict
+
+    def begin(self) -> None:
+        """Workers are about to start: forget those before."""
+        self.set_wish(None)
+        self._heard, self._stuck = {}, []
 
     def say(self, line: str) -> None:
         if len(self._lines) < MAX_LINES:
@@ -61,9 +98,13 @@ class _Board:
         return self._progress, self._lines[seen:]
 
 
-def set_wish(board: Any, wish: Any) -> None:
-    """Put a wish on the board, or take it away (None); nobody waits for it."""
-    board.set_wish.remote(wish)
+def ask(call: Any, otherwise: Any) -> Any:
+    """What a call of the board's gives, or `otherwise` where it does not answer: nothing depends on it."""
+    try:
+        return ray.get(call, timeout=ANSWER_SECONDS)
+    except (RayError, TimeoutError) as error:
+        log.warning("the board does not answer: %s", error)
+        return otherwise
 
 
 def create() -> Any:

@@ -35,7 +35,7 @@ from raymat.cluster.trainer import (
 from raymat.cluster.watch import FailureLog
 from raymat.cluster.worker import WorkerSpec, train_worker
 from raymat.config import RunConfig, from_dict, to_dict
-from raymat.errors import ClusterError, ConfigError
+from raymat.errors import ClusterError, ConfigError, RaymatError
 from raymat.train.events import EventLog
 from raymat.train.prepare import PreparedRun, prepare, read_run
 
@@ -210,18 +210,18 @@ def _train(run: PreparedRun, store: Store) -> Result:
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=config.workers.max_failures),
-            callbacks=[FailureLog(config.storage, config.name)],
+            callbacks=[FailureLog(config.storage, config.name, board)],
         ),
         datasets={"train": dataset_factory(plan, board, config.workers.decode_tasks)},
         dataset_config=_data_config(),
         newest_step=functools.partial(completed_step, store),
-        wish=functools.partial(boards.set_wish, board),
+        board=board,
     )
     try:
         with ProgressLine(board):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise raymat_error(error) or ClusterError(_told(error)) from error
+        raise _end_of(error, board) from error
     finally:
         ray.kill(board)
     return Result(store.url, completed_step(store), run.order.total_steps, False)
@@ -282,9 +282,15 @@ def _ray_storage(store: Store) -> tuple[Any, str]:
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
 
 
-def _told(error: BaseException) -> str:
+def _end_of(error: BaseException, board: Any) -> RaymatError:
+    """Why training ended, for the user: what raymat raised, or why the controller gave up."""
+    raised = raymat_error(error)
+    if raised is not None:
+        return raised
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"training failed after its restarts: {lines[-1] if lines else error!r}"
+    last = lines[-1] if lines else repr(error)
+    verdict = boards.ask(board.verdict.remote(), None)
+    return ClusterError(f"training failed after its restarts: {verdict or last}")
 
 
 def summary(result: Result, seconds: float) -> str:

@@ -7,19 +7,38 @@ state itself, which is a private interface: `draining_nodes` is all that knows i
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
+import socket
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from raymat.train.notice import Notice
+from raymat.train.notice import Notice, merge
+from raymat.train.pulse import Doing, Pulse
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+SHOW_POLLS = 4
+"""So often it hears before it gives a sign of life."""
+HOST = socket.gethostname()
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A worker's sign of life."""
+
+    host: str
+    node: str
+    """Ray's id of it, in hex."""
+    pid: int
+    doing: Doing
 
 
 def draining_nodes() -> dict[str, float | None]:
@@ -29,10 +48,12 @@ def draining_nodes() -> dict[str, float | None]:
 
 
 class Listener:
-    """One rank's ears. Rank 0 also hears what the driver wishes."""
+    """One rank's ears, and its sign of life. Rank 0 also hears what the driver wishes."""
 
-    def __init__(self, board: Any, leads: bool) -> None:
-        self._board, self._leads = board, leads
+    def __init__(self, board: Any, rank: int) -> None:
+        self._board, self._rank = board, rank
+        self._pulse: Pulse | None = None
+        self._polls = 0
         self._node = ray.get_runtime_context().get_node_id()
         self._notice: Notice | None = None
         self._ended = threading.Event()
@@ -43,6 +64,10 @@ class Listener:
         """What holds now."""
         return self._notice
 
+    def attend(self, pulse: Pulse) -> None:
+        """From now on let the board know what the training thread does."""
+        self._pulse = pulse
+
     def stop(self) -> None:
         """Hear no more."""
         self._ended.set()
@@ -50,25 +75,34 @@ class Listener:
     def _listen(self) -> None:
         while not self._ended.wait(POLL_SECONDS):
             try:
-                self._notice = self._drain() or (self._wish() if self._leads else None)
+                found = merge([self._drain(), self._wish() if self._rank == 0 else None])
+                self._notice = self._dated(found) if found else None
             except (RayError, ConnectionError, TimeoutError, RuntimeError) as error:
                 # A head that restarts does not answer for some seconds; what was heard still holds.
                 log.warning("cannot ask for notices: %s", error)
+            self._show()
+
+    def _show(self) -> None:
+        self._polls += 1
+        if self._pulse is not None and self._polls % SHOW_POLLS == 0:
+            self._board.beat.remote(
+                self._rank, Sign(HOST, self._node, os.getpid(), self._pulse.look())
+            )
 
     def _drain(self) -> Notice | None:
         nodes = draining_nodes()
         if self._node not in nodes:
             return None
         reason = f"node {self._node[:8]} is drained"
-        return self._dated(Notice(reason, nodes[self._node]))
+        return Notice(reason, nodes[self._node])
 
     def _wish(self) -> Notice | None:
         wish: Notice | None = ray.get(self._board.wish.remote(), timeout=5)
-        return self._dated(wish) if wish else None
+        return wish
 
     def _dated(self, new: Notice) -> Notice:
         """`new` with the time at which it was first heard."""
         old = self._notice
         known = old is not None and (old.reason, old.deadline) == (new.reason, new.deadline)
         heard = old.heard if old is not None and known else time.time()
-        return Notice(new.reason, new.deadline, heard)
+        return dataclasses.replace(new, heard=heard)

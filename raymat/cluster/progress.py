@@ -54,6 +54,20 @@ def told(event: dict[str, Any]) -> str | None:
             f"cannot use {event['path']}: {event['reason']}; another stands in for it, as for "
             f"example {event['example']}"
         )
+    if kind == "notice":
+        return f"notice after step {event['step']}: {event['reason']}"
+    if kind == "leave":
+        return (
+            f"the workers leave after step {event['step']}, step {event['committed']} is committed"
+        )
+    if kind == "stuck":
+        return (
+            f"rank {event['rank']} stands still {event['what']} after step {event['step']}; "
+            "its stack is in the events"
+        )
+    if kind == "save_failed":
+        what = "was given up" if event["given_up"] else "fails and is tried again"
+        return f"saving {event['checkpoint']} {what}: {event['error']}"
     if kind == "nonfinite":
         return f"step {event['step']} was skipped: loss {event['loss']}, gradient norm {event['gradient_norm']}"
     return str(event["summary"]) if kind == "init" else None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -61,25 +61,25 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
     """See the module's text.
 
     Args:
-        wish: tells the workers that others should take their places, or no longer (None).
+        board: by which the workers hear that others should take their places.
     """
 
-    def __init__(self, scaling_config: Any, wish: Callable[[Notice | None], None]) -> None:
+    def __init__(self, scaling_config: Any, board: Any) -> None:
         super().__init__(scaling_config)
-        self._wish = wish
+        self._board = board
         self._looked = float("-inf")
         self._room_since: tuple[int, float] | None = None
         self._started = time.monotonic()
         self._restart_seconds = 15.0
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        self._wish(None)
         self._maybe_send_resource_request()
         possible = self._possible(fresh=True)
         if possible < self.scaling_config.min_workers:
             time.sleep(0.5)  # Ray's controller asks again at once, and would burn a core
             return NoopDecision()
         self._started, self._room_since = time.monotonic(), None
+        self._board.begin.remote()
         return ResizeDecision(possible, self.scaling_config._resources_per_worker_not_none)
 
     def make_decision_for_running_worker_group(
@@ -105,7 +105,8 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
             workers, possible, restart_seconds=self._restart_seconds, expected_seconds=expected
         )
         if pays and now - self._room_since[1] >= SETTLE_SECONDS:
-            self._wish(Notice(f"there is room for {possible} workers instead of {workers}"))
+            text = f"there is room for {possible} workers instead of {workers}"
+            self._board.set_wish.remote(Notice(text))
 
     def _possible(self, fresh: bool) -> int:
         """How many workers the cluster could hold, had it nothing else to do; `fresh`: on nodes that answer now.

@@ -8,6 +8,7 @@ changes this is noticed.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +21,14 @@ from ray.train.v2._internal.execution.failure_handling import (
     FailureDecision,
 )
 
+from raymat.cluster import board as boards
 from raymat.cluster.scaling import RaymatScalingPolicy
 from raymat.errors import CheckpointError, ClusterError, RaymatError, StorageError
-from raymat.train.notice import LeavingError, Notice
+from raymat.train.notice import LeavingError
 
 TESTED_RAY = (2, 60)
 MAX_FRUITLESS = 3  # the same failure this often without a commit between: it is no accident
+MAX_DEATHS = 10  # workers died this often without a commit between: it comes to nothing
 MAX_WRAPPERS = 8
 # Where Ray's wrappers keep what they wrap: what a training function raised, why a health check
 # failed, what a task raised.
@@ -35,6 +38,11 @@ WRAPPED = ("_base_exc", "health_check_failure", "cause")
 # seconds per report and restart; a user's own values win.
 RAY_TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # A worker that does not answer the poll is frozen (600: Ray's default). Its polls are answered by
+    # a thread of their own: what the training thread hangs in, raymat.train.pulse finds.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10",
+    # Places are only asked for where there are some: longer than this they are on a dead node.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     # An actor more in every start, for what raymat.cluster.notices asks by itself.
@@ -87,7 +95,7 @@ def is_fatal(error: BaseException) -> bool:
     """Whether trying again would end the same way: raymat's own errors, but for storage that
     fails."""
     found = raymat_error(error)
-    may_pass = isinstance(found, LeavingError) or (
+    may_pass = (isinstance(found, LeavingError) and not found.final) or (
         isinstance(found, StorageError) and not isinstance(found, CheckpointError)
     )
     return found is not None and not may_pass
@@ -110,30 +118,53 @@ class RaymatFailurePolicy(DefaultFailurePolicy):
     """Ray's policy, but what would come again ends the run: at once for an error that raymat
     raised on purpose, and when the very same failure came three times without a commit between.
 
-    A killed worker is no such failure, however often: neither its death nor the broken connections
-    of the others, which name another port each time.
+    Killed workers are another matter: neither their deaths nor the broken connections of the others,
+    which name another port each time, tell of a fault. But where even they come to nothing the
+    machines are not worth their money.
     """
 
-    def __init__(self, failure_config: FailureConfig, newest_step: Callable[[], int]) -> None:
+    def __init__(
+        self, failure_config: FailureConfig, newest_step: Callable[[], int], board: Any
+    ) -> None:
         super().__init__(failure_config)
-        self._newest_step = newest_step
-        self._last: tuple[int, str] | None = None
-        self._fruitless = 0
+        self._newest_step, self._board = newest_step, board
+        self._step = -1
+        self._seen: Counter[str] = Counter()
+        """How often each failure came since the newest commit."""
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
-        if isinstance(raymat_error(training_failed_error), LeavingError):
+        found = raymat_error(training_failed_error)
+        if isinstance(found, LeavingError) and not found.final:
             return FailureDecision.RETRY  # as often as machines come and go: it is no failure
-        if is_fatal(training_failed_error) or self._is_stuck(training_failed_error):
+        if is_fatal(training_failed_error) or self._is_fruitless(training_failed_error):
             return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 
-    def _is_stuck(self, error: BaseException) -> bool:
-        if somebody_died(error) or isinstance(raymat_error(error), StorageError):
+    def _is_fruitless(self, error: BaseException) -> bool:
+        """Whether the same has happened too often since the newest commit; the board is told why."""
+        if isinstance(raymat_error(error), StorageError):
             return False
-        seen = (self._newest_step(), signature(error))
-        self._fruitless = self._fruitless + 1 if seen == self._last else 1
-        self._last = seen
-        return self._fruitless >= MAX_FRUITLESS
+        step = self._newest_step()
+        if step != self._step:
+            self._step = step
+            self._seen.clear()
+        kind, allowed = self._kind(error)
+        self._seen[kind] += 1
+        if self._seen[kind] < allowed:
+            return False
+        since = f"since step {step} was committed" if step else "and nothing was committed yet"
+        verdict = f"{kind} ({self._seen[kind]} times {since}); the run's events say more"
+        boards.ask(self._board.set_verdict.remote(verdict), None)
+        return True
+
+    def _kind(self, error: BaseException) -> tuple[str, int]:
+        """What a failure is counted as, and how often it may come."""
+        stuck = boards.ask(self._board.stuck.remote(), [])
+        if stuck:
+            return stuck[0], MAX_FRUITLESS
+        if somebody_died(error):
+            return "workers died or were killed", MAX_DEATHS
+        return signature(error), MAX_FRUITLESS
 
 
 class RaymatTrainer(TorchTrainer):
@@ -141,22 +172,21 @@ class RaymatTrainer(TorchTrainer):
 
     Args:
         newest_step: asked by the controller, in its own process, for the newest commit's step.
-        wish: called there to tell the workers that they should leave, or no longer (None).
+        board: by which it talks to the workers and the driver.
     """
 
     def __init__(
         self,
         *args: Any,
         newest_step: Callable[[], int],
-        wish: Callable[[Notice | None], None],
+        board: Any,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._newest_step = newest_step
-        self._wish = wish
+        self._newest_step, self._board = newest_step, board
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
         config = self.run_config.failure_config or FailureConfig()
-        kwargs["failure_policy"] = RaymatFailurePolicy(config, self._newest_step)
-        kwargs["scaling_policy"] = RaymatScalingPolicy(self.scaling_config, self._wish)
+        kwargs["failure_policy"] = RaymatFailurePolicy(config, self._newest_step, self._board)
+        kwargs["scaling_policy"] = RaymatScalingPolicy(self.scaling_config, self._board)
         return super()._initialize_and_run_controller(**kwargs)

@@ -2,30 +2,87 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
 from typing import Any
 
+import ray
 from ray.train import UserCallback
+from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymat.checkpoint.store import Store
-from raymat.cluster.trainer import signature
+from raymat.cluster import board as boards
+from raymat.cluster.notices import POLL_SECONDS, SHOW_POLLS, Sign
+from raymat.cluster.trainer import cause, signature
 from raymat.train.events import EventLog
+
+SILENCE_SECONDS = 2 * SHOW_POLLS * POLL_SECONDS
+"""A worker that gave no sign of life for so long was not only killed: it stood still before."""
 
 
 class FailureLog(UserCallback):
     """Writes a `failure` event for every worker group that failed: rank, kind and first line of
-    each error."""
+    each error; and of each worker where it was and what it did when it was heard last."""
 
-    def __init__(self, storage: str, name: str) -> None:
+    def __init__(self, storage: str, name: str, board: Any) -> None:
         self._storage = storage
         self._name = name
+        self._board = board
         self._events: EventLog | None = None
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by the controller when workers raised or died."""
+        heard = boards.ask(self._board.heard.remote(), {})
         told = {str(rank): signature(error) for rank, error in sorted(worker_exceptions.items())}
-        self._log().emit("failure", ranks=told)
+        last = {
+            str(rank): last_sign(*heard[rank], now=time.time())
+            for rank in sorted(worker_exceptions)
+            if rank in heard
+        }
+        self._log().emit("failure", ranks=told, last=last)
+        for rank in worker_exceptions.keys() & heard.keys():
+            if isinstance(cause(worker_exceptions[rank]), WorkerHealthCheckTimeoutError):
+                end_frozen(heard[rank][1])
+        self._board.say.remote(
+            "workers failed: " + "; ".join(f"rank {r}: {t}" for r, t in told.items())
+        )
 
     def _log(self) -> EventLog:
         if self._events is None:
             self._events = EventLog.for_driver(Store.open(self._storage, self._name))
         return self._events
+
+
+def end_frozen(sign: Sign) -> None:
+    """Kill a worker that does not answer: Ray waits half a minute and longer for a suspended one to go.
+
+    Nobody waits for it: where the whole machine is frozen nothing runs there.
+    """
+    there = NodeAffinitySchedulingStrategy(sign.node, soft=False)
+    kill = ray.remote(num_cpus=0, max_retries=0)(_kill_worker)
+    kill.options(scheduling_strategy=there).remote(sign.pid)
+
+
+def _kill_worker(pid: int) -> None:
+    """SIGKILL for the process, if by now it is not somebody else's."""
+    with contextlib.suppress(OSError):
+        if b"ray" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+
+
+def last_sign(at: float, sign: Sign, *, now: float) -> dict[str, Any]:
+    """A worker's last sign of life, heard `at` (Unix seconds), for the `failure` event; with its stack if it had fallen silent."""
+    doing, silent = sign.doing, now - at
+    told = {
+        "host": sign.host,
+        "pid": sign.pid,
+        "silent": round(silent, 1),
+        "doing": doing.what,
+        "step": doing.step,
+        "since": doing.since,
+    }
+    return told | ({"stack": doing.stack} if silent > SILENCE_SECONDS else {})

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayError
 from ray.train import CheckpointUploadMode
 
 from raymat.checkpoint.manifest import CheckpointId
@@ -24,10 +27,14 @@ from raymat.config import RunConfig
 from raymat.train import loop
 from raymat.train.notice import Notice
 from raymat.train.progress import Progress
+from raymat.train.pulse import Doing, Pulse
 from raymat.world import World
 
 log = logging.getLogger(__name__)
 
+STUCK_SECONDS = 5.0
+"""How long a worker that hangs waits to be heard before it ends itself."""
+STUCK_EXIT = 70
 REPORT_SECONDS = 30.0
 """How long a worker waits at its end for Ray to take what it reported."""
 
@@ -57,7 +64,7 @@ class RayHost:
         self._board = board
         self._reporter = ThreadPoolExecutor(1, thread_name_prefix="report")
         self._reporting: Future[None] | None = None
-        self._listener = Listener(board, leads=world.rank == 0)
+        self._listener = Listener(board, world.rank)
 
     def committed(self, checkpoint: CheckpointId, metrics: dict[str, Any]) -> None:
         """Give Ray a checkpoint that is committed in storage already."""
@@ -97,6 +104,19 @@ class RayHost:
         if checkpoint is None or (known and known.path.rstrip("/").endswith(str(checkpoint))):
             return
         self.committed(checkpoint, {"step": checkpoint.step})
+
+    def attend(self, pulse: Pulse) -> None:
+        """Let the board know what this worker does."""
+        self._listener.attend(pulse)
+
+    def stuck(self, doing: Doing) -> None:
+        """End this process: the controller then starts all workers anew."""
+        text = f"rank {self._world.rank} stood still {doing.what} after step {doing.step}"
+        try:
+            ray.get(self._board.set_stuck.remote(text), timeout=STUCK_SECONDS)
+        except (RayError, TimeoutError):
+            log.warning("could not tell the driver: %s", text)
+        os._exit(STUCK_EXIT)  # nothing gentler ends a thread that hangs in a system call
 
     def progress(self, progress: Progress) -> None:
         """Put rank 0's progress on the board; nobody waits for it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -34,6 +35,7 @@ from raymat.train.logger import Logger
 from raymat.train.metrics import MetricsLog
 from raymat.train.notice import LeavingError
 from raymat.train.precision import settled
+from raymat.train.pulse import Doing, Pulse, StuckWatch
 from raymat.train.replaced import ReplacementReport
 from raymat.train.report import Report
 from raymat.train.restore import restore
@@ -100,9 +102,18 @@ def run(
     )
     attempt.events.listener = host.event
     attempt.events.write_beside()
-    with _TellFailure(attempt.events):
+    pulse = Pulse()
+    host.attend(pulse)
+
+    def stuck(doing: Doing) -> None:
+        attempt.events.emit("stuck", rank=world.rank, **dataclasses.asdict(doing))
+        attempt.events.close()
+        host.stuck(doing)
+
+    limit = config.workers.stuck_after.seconds
+    with _TellFailure(attempt.events), StuckWatch(pulse, limit, stuck):
         promise = Promise(config, listing_digest)
-        training = _Training(config, schedule, order, group, feed, store, host, attempt)
+        training = _Training(config, schedule, order, group, feed, store, host, attempt, pulse)
         return training.run(run_id, promise, device, nearby)
 
 
@@ -142,10 +153,11 @@ class _Training:
         store: Store,
         host: Host,
         attempt: Attempt,
+        pulse: Pulse,
     ) -> None:
         self.config, self.schedule, self.order = config, schedule, order
         self.group, self.feed, self.store, self.host = group, feed, store, host
-        self.attempt, self.events = attempt, attempt.events
+        self.attempt, self.events, self.pulse = attempt, attempt.events, pulse
         self.report = Report(
             stage=config.stage,
             schedule=schedule,
@@ -165,10 +177,13 @@ class _Training:
     ) -> Outcome:
         self.nearby = Nearby.open(nearby, run_id, self.events.emit) if nearby else None
         self.watch = HealthWatch(self.config.optim.max_bad_steps, device)
+        self.pulse.beat("building the network", 0)
         self.step = self._build(device)
+        self.pulse.beat("reading a checkpoint", 0)
         self._restore(run_id, promise)
         self.saver = self._saver(run_id, promise)
         self.step.before_update = self.saver.settle
+        self.saver.on_look = lambda: self._beat("waiting for storage")
         self.departure = Departure(
             self.group, self.host, self.saver, tell=self._tell, commit=self._commit
         )
@@ -269,7 +284,8 @@ class _Training:
 
     def _segment(self, end: int) -> None:
         """Train up to completed step `end`, where the feed is closed: for a validation, or because the run ends."""
-        for batch in self.feed.train(self.record.step, end):
+        for batch in self._batches(end):
+            self._beat("training")
             self._train(batch)
             if self.record.step < end:
                 self._boundary()
@@ -281,6 +297,15 @@ class _Training:
         self._boundary()
         if end < self.schedule.total_steps:
             self.departure.heed(end, self.watch.heard)
+
+    def _batches(self, end: int) -> Iterator[MicroBatch]:
+        batches = self.feed.train(self.record.step, end)
+        while True:
+            self._beat("waiting for a batch")
+            batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _train(self, batch: MicroBatch) -> None:
         if batch.step != self.record.step:
@@ -331,6 +356,7 @@ class _Training:
 
     def _validate(self) -> None:
         began, step = time.monotonic(), self.record.step
+        self._beat("validating")
         found = validate(self.step, self.feed, self.group, self.replaced.see, self._between_batches)
         if step:  # of the first weights there is no checkpoint that could be the best
             self.record.validations.append(Validation(step, found.loss))
@@ -339,6 +365,7 @@ class _Training:
         self._tell("validation", step=step, loss=found.loss, seconds=seconds)
 
     def _between_batches(self) -> None:
+        self._beat("validating")
         # Before the first step there is nothing to lose, after the last nothing left to do.
         if 0 < self.record.step < self.schedule.total_steps:
             self.departure.listen(self.record.step)
@@ -350,6 +377,7 @@ class _Training:
 
     def _commit(self, until: float | None = None) -> None:
         """Save; at the run's end, or with `until` (Unix seconds), also wait until it is committed."""
+        self._beat("saving")
         self._check_health(self.watch.drain())
         self.record.bad_steps = self.watch.in_a_row
         last = self.record.step == self.schedule.total_steps
@@ -382,6 +410,7 @@ class _Training:
                 self.retainer.committed(self.record, self.damaged)
 
     def _end(self, already_complete: bool) -> Outcome:
+        self._beat("ending")
         if self.retainer is not None:
             if already_complete:  # who made it complete may have been killed before it cleared up
                 self.retainer.committed(self.record, self.damaged)
@@ -405,6 +434,9 @@ class _Training:
             attempt=self.attempt.number,
             already_complete=already_complete,
         )
+
+    def _beat(self, what: str) -> None:
+        self.pulse.beat(what, self.record.step)
 
     def _tell(self, kind: str, **fields: Any) -> None:
         """An event that all workers know of, written by rank 0."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -97,6 +97,8 @@ class AsyncSaver:
         self.save_seconds: float | None = None
         """From a snapshot until this worker's share was durable, the newest measured."""
         self._newest_at = -math.inf
+        self.on_look: Callable[[], None] = lambda: None
+        """Called whenever the workers look at how far storage is: none of them hangs."""
         self._failing: CheckpointId | None = None
 
     def save(
@@ -196,6 +198,7 @@ class AsyncSaver:
     def _agree(self) -> tuple[Load, list[Saved]]:
         """What all workers know of each other now; the host is told of what is newly committed."""
         pairs = self._group.gather((self._writer.load(), self._host.busy()))
+        self.on_look()
         load = Load.agree(load for load, _ in pairs)
         commits = self._writer.confirm(load.durable)
         saved = [replace(self._taken[c.checkpoint], seconds=c.seconds) for c in commits]

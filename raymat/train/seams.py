@@ -9,6 +9,7 @@ from raymat.checkpoint.manifest import CheckpointId
 from raymat.data.batch import MicroBatch
 from raymat.train.notice import Notice
 from raymat.train.progress import Progress
+from raymat.train.pulse import Doing, Pulse
 
 
 class Feed(Protocol):
@@ -44,6 +45,15 @@ class Host(Protocol):
     def event(self, event: dict[str, Any]) -> None:
         """An event that this worker writes to the run's log; must return at once."""
 
+    def attend(self, pulse: Pulse) -> None:
+        """What this worker does can be seen there, at any time. Called once, before anything else."""
+
+    def stuck(self, doing: Doing) -> None:
+        """This worker's training thread stands still, for longer than it may: end the process, if somebody starts it anew.
+
+        Called in a thread of its own.
+        """
+
     def ended(self) -> None:
         """Training is over, by every worker's own account: wait for what `committed` began."""
 
@@ -67,6 +77,12 @@ class NullHost:
         return
 
     def event(self, event: dict[str, Any]) -> None:
+        return
+
+    def attend(self, pulse: Pulse) -> None:
+        return
+
+    def stuck(self, doing: Doing) -> None:
         return
 
     def ended(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import ray
-from kit import rows, starts, tiny
+from kit import rows, starts, tiny, wait_for
 from ray.cluster_utils import Cluster
 
 from raymat.checkpoint.store import Store
@@ -68,18 +68,6 @@ def nodes() -> Iterator[Nodes]:
     nodes.stop()
 
 
-def wait_for(
-    store: Store, kind: str, condition: Callable[[dict[str, Any]], bool]
-) -> dict[str, Any]:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        for event in read_events(store):
-            if event["kind"] == kind and condition(event):
-                return event
-        time.sleep(0.2)
-    raise AssertionError(f"no such {kind} event came within 120 s")
-
-
 def fit_disturbed(config: RunConfig, disturb: Callable[[], None]) -> None:
     """Train while `disturb` runs. That is done here, in the main thread: nodes can be started in no other."""
     with ThreadPoolExecutor(1) as pool:
@@ -124,7 +112,7 @@ def test_a_drained_node_is_left_in_time_and_no_step_is_lost(nodes: Nodes, tmp_pa
 def test_workers_that_come_are_used_and_no_step_is_lost(nodes: Nodes, tmp_path: Path) -> None:
     nodes.add()
     config = tiny(
-        "base", tmp_path, "grown", workers="1:2", steps=400, valid_examples=0,
+        "base", tmp_path, "grown", workers="1:2", steps=200, valid_examples=0,
         checkpoint_interval=1000, precision="fp64",
     )  # fmt: skip
     store = Store.open(config.storage, config.name)
@@ -137,7 +125,7 @@ def test_workers_that_come_are_used_and_no_step_is_lost(nodes: Nodes, tmp_path: 
     (leave,) = [event for event in read_events(store) if event["kind"] == "leave"]
     assert leave["committed"] == leave["step"]
     assert worlds(store) == [1, 2]
-    assert [row[:2] for row in rows(store)] == [(k, 8 * k) for k in range(1, 401)]
+    assert [row[:2] for row in rows(store)] == [(k, 8 * k) for k in range(1, 201)]
 
 
 @pytest.mark.chaos

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from kit import tiny
 from ray.exceptions import ActorDiedError
@@ -17,6 +19,7 @@ from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.checkpoint.store import Store
+from raymat.cluster import board as boards
 from raymat.cluster.board import Window
 from raymat.cluster.ingest import StreamPlan, rows_per_task
 from raymat.cluster.launch import is_complete, settle, worker_resources
@@ -99,6 +102,13 @@ def test_the_driver_tells_of_a_skipped_checkpoint_and_not_of_every_commit() -> N
     assert told({"kind": "commit"}) is None
 
 
+@pytest.fixture
+def board(cluster: None) -> Iterator[Any]:
+    made = boards.create()
+    yield made
+    ray.kill(made)
+
+
 def test_the_error_that_a_worker_raised_is_found_behind_those_it_caused() -> None:
     error = WorkerGroupError("failed", {0: RuntimeError("gloo"), 1: DataError("no such file")})
     assert str(raymat_error(error)) == "no such file"
@@ -130,18 +140,38 @@ def test_a_run_is_complete_only_by_a_last_checkpoint_that_verifies(tmp_path: Pat
     assert not is_complete(store, run)
 
 
-def test_a_killed_worker_that_a_health_check_found_has_died() -> None:
+def test_a_killed_worker_that_a_health_check_found_has_died(board: Any) -> None:
     check = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
     error = WorkerGroupError("failed", {0: check, 1: RuntimeError("gloo, port 1")})
     assert somebody_died(error)
-    policy = RaymatFailurePolicy(FailureConfig(max_failures=10), lambda: 0)
-    decisions = [policy.make_decision(error) for _ in range(5)]
-    assert decisions == [FailureDecision.RETRY] * 5
+    policy = RaymatFailurePolicy(FailureConfig(max_failures=100), lambda: 0, board)
+    decisions = [policy.make_decision(error) for _ in range(9)]
+    assert decisions == [FailureDecision.RETRY] * 9
+    assert policy.make_decision(error) is FailureDecision.RAISE
+    assert ray.get(board.verdict.remote()) == (
+        "workers died or were killed (10 times and nothing was committed yet); "
+        "the run's events say more"
+    )
 
 
-def test_the_same_failure_three_times_without_a_commit_ends_the_run() -> None:
+def test_workers_that_stand_still_at_the_same_place_three_times_end_the_run(board: Any) -> None:
+    error = WorkerGroupError("failed", {0: RuntimeError("gloo"), 1: ActorDiedError()})
+    policy = RaymatFailurePolicy(FailureConfig(max_failures=100), lambda: 7, board)
+    decisions = []
+    for _ in range(3):
+        board.begin.remote()
+        board.set_stuck.remote("rank 1 stood still waiting for a batch after step 9")
+        decisions.append(policy.make_decision(error).name)
+    assert decisions == ["RETRY", "RETRY", "RAISE"]
+    assert ray.get(board.verdict.remote()) == (
+        "rank 1 stood still waiting for a batch after step 9 (3 times since step 7 was committed); "
+        "the run's events say more"
+    )
+
+
+def test_the_same_failure_three_times_without_a_commit_ends_the_run(board: Any) -> None:
     steps = iter([0, 0, 7, 7, 7])
-    policy = RaymatFailurePolicy(FailureConfig(max_failures=10), lambda: next(steps))
+    policy = RaymatFailurePolicy(FailureConfig(max_failures=10), lambda: next(steps), board)
     error = WorkerGroupError("failed", {0: ZeroDivisionError("division by zero")})
     decisions = [policy.make_decision(error).name for _ in range(5)]
     assert decisions == ["RETRY", "RETRY", "RETRY", "RETRY", "RAISE"]
