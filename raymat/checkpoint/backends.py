@@ -13,7 +13,7 @@ import itertools
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -69,7 +69,7 @@ class LocalBackend:
                 done += got
         return done
 
-    def write(self, path: str, chunks: Sequence[Buffer]) -> None:
+    def write(self, path: str, chunks: Iterable[Buffer]) -> None:
         """See `Backend`: a temporary file beside it, synced, renamed, and the folder synced."""
         folder, name = os.path.split(path)
         temporary = os.path.join(folder, f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{name}")
@@ -200,7 +200,7 @@ def _create(path: str) -> BinaryIO:
     return open(path, "xb", buffering=2**20)
 
 
-def _windows(chunks: Sequence[Buffer], size: int) -> Iterator[list[memoryview]]:
+def _windows(chunks: Iterable[Buffer], size: int) -> Iterator[list[memoryview]]:
     """The chunks cut up and grouped into `size` bytes each, the last fewer; at least one group."""
     window: list[memoryview] = []
     room = size

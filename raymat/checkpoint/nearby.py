@@ -18,7 +18,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from raymat.checkpoint.backends import TEMPORARY, LocalBackend
@@ -109,10 +109,17 @@ class Nearby:
             return None
         return nearby
 
-    def keep(self, checkpoint: CheckpointId, entry: FileEntry, pieces: Sequence[Buffer]) -> None:
+    def keep(
+        self,
+        checkpoint: CheckpointId,
+        entry: FileEntry,
+        pieces: Sequence[Buffer],
+        hurries: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Copy a shard that is durable in storage; those of older checkpoints go first, so that KEPT are left.
 
-        A disk that does not take it ends the keeping, which is told once.
+        As soon as the caller `hurries` it goes without. A disk that does not take it ends the keeping, which is told
+        once.
         """
         if self._stopped.is_set():
             return
@@ -122,7 +129,10 @@ class Nearby:
             usage = shutil.disk_usage(self._folder)
             if usage.free - entry.size < LEAST_FREE * usage.total:
                 raise OSError(errno.ENOSPC, "the disk is nearly full", self._folder)
-            self._files.write(os.path.join(self._folder, _name(checkpoint, entry.digest)), pieces)
+            path = os.path.join(self._folder, _name(checkpoint, entry.digest))
+            self._files.write(path, _without_hurry(pieces, hurries))
+        except _HurryError:
+            return
         except OSError as error:
             self._give_up(str(error))
 
@@ -198,6 +208,17 @@ class Nearby:
         self.stop()
         log.warning("no copies of shards are kept on this machine's disk: %s", reason)
         self._tell("nearby_off", reason=reason)
+
+
+class _HurryError(Exception):
+    """The copy is given up for what is more important."""
+
+
+def _without_hurry(pieces: Iterable[Buffer], hurries: Callable[[], bool]) -> Iterator[Buffer]:
+    for piece in pieces:
+        if hurries():
+            raise _HurryError
+        yield piece
 
 
 def _name(checkpoint: CheckpointId, digest: str) -> str:

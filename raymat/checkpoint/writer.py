@@ -385,7 +385,13 @@ class AsyncWriter:
     def _keep(self, job: _Job, manifest: Manifest) -> None:
         """Copy the shard, which all ranks may know to be durable by now, to this machine's disk."""
         if self._nearby is not None:
-            self._nearby.keep(job.checkpoint, manifest.files[0], tensorfile.encode(job.share))
+            shard = manifest.files[0]
+            self._nearby.keep(job.checkpoint, shard, tensorfile.encode(job.share), self._hurries)
+
+    def _hurries(self) -> bool:
+        """Whether this thread has better to do than to copy."""
+        with self._changed:
+            return self._closing or len(self._jobs) > 1
 
     def _age(self) -> float:
         return time.monotonic() - self._due[0][1] if self._due else 0.0

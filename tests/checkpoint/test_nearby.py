@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,11 +31,15 @@ from raymat.config import RunConfig
 from raymat.data.batch import MicroBatch
 from raymat.errors import ConfigError, StorageError
 from raymat.options import parse_run
+from raymat.train import loop
 from raymat.train.events import read_events
 from raymat.train.group import Group
+from raymat.train.notice import LeavingError
 from raymat.train.restore import read_together
+from raymat.train.seams import NullHost
 from raymat.world import World
 from tests.train import runs
+from tests.train.test_notice import Warned
 from tests.train.workers import WorkerError, in_workers
 
 AT = CheckpointId(20, 1)
@@ -126,6 +131,44 @@ def test_nothing_is_kept_before_it_is_durable_in_storage(tmp_path: Path) -> None
     assert len(kept_in(tmp_path)) == 1
 
 
+def test_a_snapshot_that_waits_for_storage_goes_before_a_copy(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "runs"), "run")
+    queued = threading.Event()
+
+    class Waiting:
+        """Takes nothing before the second snapshot is there."""
+
+        url = "waiting"
+
+        def write(self, path: str, data: Any) -> None:
+            assert queued.wait(10)
+            store.write(path, data)
+
+    waiting: Any = Waiting()
+    writer = AsyncWriter(waiting, World(), "r", 1, nearby=opened(tmp_path))
+    writer.save(1, state(1), {})
+    while not writer.load().alive or writer.load().waiting:
+        time.sleep(0.001)  # until the first is begun: else the second takes its place
+    writer.save(2, state(2), {})
+    queued.set()
+    assert writer.drain(30)
+    writer.close()
+    assert [status.state for status in scan(store)] == ["committed"] * 2
+    assert [name.split("-a")[0] for name in kept_in(tmp_path)] == ["step-000000002"]
+
+
+def test_a_copy_is_broken_off_for_what_is_more_important(tmp_path: Path) -> None:
+    pieces, asked = [bytes([n]) * 10 for n in range(8)], iter([False] * 5)
+    data = b"".join(pieces)
+    entry = FileEntry("x", len(data), "sha256:" + hashlib.sha256(data).hexdigest())
+    told = Told()
+    nearby = opened(tmp_path, told)
+    nearby.keep(AT, entry, pieces, lambda: next(asked, True))
+    assert (kept_in(tmp_path), told.events) == ([], [])
+    nearby.keep(AT, entry, pieces)
+    assert nearby.held([entry]) == {"x"}
+
+
 def test_a_machine_keeps_the_newest_two_checkpoints_of_a_run(tmp_path: Path) -> None:
     write_all(Store.open(str(tmp_path / "runs"), "run"), tmp_path, range(1, 6), world=3)
     steps = [name.split("-a")[0] for name in kept_in(tmp_path)]
@@ -161,6 +204,16 @@ def test_the_end_of_a_run_leaves_nothing_whichever_worker_is_last(tmp_path: Path
         assert os.listdir(tmp_path / OWN) == []
     workers[0].keep(AT, FileEntry("x", 1, "sha256:" + "0" * 64), [b"x"])
     assert os.listdir(tmp_path / OWN) == []
+
+
+def test_what_is_no_part_of_the_checkpoint_gone_on_from_is_forgotten(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "runs"), "run")
+    write_all(store, tmp_path, range(20, 22))
+    assert len(kept_in(tmp_path)) == 2
+    opened(tmp_path).forget_all_but(read_contents(store, AT, "r").files)
+    assert [name.split("-a")[0] for name in kept_in(tmp_path)] == ["step-000000020"]
+    opened(tmp_path).forget_all_but(())
+    assert kept_in(tmp_path) == []
 
 
 # Disks and folders that will not do.
@@ -442,15 +495,19 @@ def test_a_bucket_is_asked_for_no_shard_that_is_nearby(
 # A whole run.
 
 
-class KillingFeed(runs.Feed):
+class Feed(runs.Feed):
     """Kills this process at a step, once every machine has kept its shard of the checkpoint before."""
 
-    def __init__(self, config: RunConfig, world: World, folders: list[str], at: int) -> None:
+    def __init__(self, config: RunConfig, world: World, folders: list[str], at: int | None) -> None:
         super().__init__(config, world, {}, patient=True)
         self._folders, self._rank, self._at = folders, world.rank, at
+        self.at_first: list[str] = []
+        """What this machine has kept before the first step."""
 
     def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
         for batch in super().train(first_step, end_step):
+            if batch.step == first_step:
+                self.at_first = kept_in(Path(self._folders[self._rank]), "killed")
             if batch.step == self._at and self._rank == 1:
                 self._wait_for_copies(f"step-{batch.step - 1:09d}-")
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -466,9 +523,12 @@ class KillingFeed(runs.Feed):
             time.sleep(0.005)
 
 
-def train(world: World, config: RunConfig, folders: list[str], kill_at: int | None = None) -> Any:
-    feed = KillingFeed(config, world, folders, kill_at) if kill_at else None
-    return runs.train(world, config, feed=feed, nearby=folders[world.rank])
+def train(
+    world: World, config: RunConfig, folders: list[str], kill_at: int | None = None
+) -> list[str]:
+    feed = Feed(config, world, folders, kill_at)
+    runs.train(world, config, feed=feed, nearby=folders[world.rank])
+    return feed.at_first
 
 
 def test_a_killed_run_goes_on_from_its_machines_disks_and_equals_an_undisturbed_one(
@@ -480,8 +540,17 @@ def test_a_killed_run_goes_on_from_its_machines_disks_and_equals_an_undisturbed_
     folders = [str(tmp_path / "machine-0"), str(tmp_path / "machine-1")]
     with pytest.raises(WorkerError, match="rank 1 died"):
         in_workers(2, train, killed, folders, 3)
-    assert [len(kept_in(Path(folder), "killed")) for folder in folders] == [1, 1]
-    in_workers(2, train, killed, folders)
+    kept = [kept_in(Path(folder), "killed") for folder in folders]
+    assert [[name[:14] for name in names] for names in kept] == [["step-000000002"]] * 2
+    # What a worker has written that no other has: a checkpoint that never was.
+    torn = (
+        Path(folders[0])
+        / OWN
+        / "killed"
+        / ("step-000000004-a001-sha256-" + "0" * 64 + ".safetensors")
+    )
+    torn.write_bytes(b"x")
+    assert in_workers(2, train, killed, folders) == kept
     (restored,) = [e for e in read_events(runs.store_of(killed)) if e["kind"] == "restore"]
     files = read_contents(runs.store_of(killed), CheckpointId(2, 1)).files
     sizes = {file.name: file.size for file in files}
@@ -491,6 +560,31 @@ def test_a_killed_run_goes_on_from_its_machines_disks_and_equals_an_undisturbed_
     ends = [runs.checkpoints(config)[5] for config in (undisturbed, killed)]
     assert runs.differences(*ends) == []
     assert [os.listdir(Path(folder) / OWN) for folder in folders] == [[], []]
+
+
+class SlowDisk(Nearby):
+    def keep(self, *args: Any) -> None:
+        time.sleep(1.0)
+        super().keep(*args)
+
+
+def leave(world: World, config: RunConfig, folders: list[str], seconds: float) -> Any:
+    """A worker that hears of its machine's end in its second step."""
+    loop.Nearby = SlowDisk  # type: ignore[attr-defined,misc]
+    host = Warned(2, seconds=seconds) if world.rank else NullHost()
+    return runs.train(world, config, host=host, nearby=folders[world.rank])
+
+
+def test_who_leaves_by_a_notice_has_kept_the_last_checkpoint(tmp_path: Path) -> None:
+    config = runs.tiny(tmp_path, "warned", checkpoint_interval=100, valid_examples=0)
+    folders = [str(tmp_path / "machine-0"), str(tmp_path / "machine-1")]
+    for error in in_workers(2, leave, config, folders, 20.0):
+        assert isinstance(error, LeavingError)
+    (told,) = [event for event in read_events(runs.store_of(config)) if event["kind"] == "leave"]
+    for folder in folders:
+        assert [name[:14] for name in kept_in(Path(folder), "warned")] == [
+            f"step-{told['committed']:09d}"
+        ]
 
 
 # The flag.
