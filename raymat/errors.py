@@ -7,7 +7,10 @@
     ├── StorageError                  the run's storage cannot be read or written
     │   └── CheckpointError           a checkpoint is torn, damaged or foreign
     ├── TrainingError                 training itself cannot go on (non-finite loss that persists)
-    └── ClusterError                  Ray cannot give what the run needs
+    ├── ClusterError                  Ray cannot give what the run needs
+    ├── StoppedError                  the run was told to stop, and did
+    └── LeaseError                    another driver has the run
+        └── LeaseLostError            another driver has the run that this one had
 
 A message says what was expected, what came instead and what to do, in one line; commands print it
 without a traceback. Every exception keeps its fields when it is pickled, since it may cross from a
@@ -19,6 +22,9 @@ from __future__ import annotations
 
 class RaymatError(Exception):
     """Base of every error that raymat raises on purpose."""
+
+    exit_code = 2
+    """Of a command that it ends."""
 
     @property
     def line(self) -> str:
@@ -52,3 +58,19 @@ class TrainingError(RaymatError):
 
 class ClusterError(RaymatError):
     """A Ray cluster that cannot give what the run needs."""
+
+
+class StoppedError(RaymatError):
+    """A run that was told to stop, and did."""
+
+    def __init__(self, message: str, *, exit_code: int = 143) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class LeaseError(RaymatError):
+    """A run that another driver has."""
+
+
+class LeaseLostError(LeaseError):
+    """A run that another driver has taken, or been given, from this one."""

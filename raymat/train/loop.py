@@ -23,7 +23,7 @@ from raymat.checkpoint.store import Store
 from raymat.config import RunConfig
 from raymat.data.batch import MicroBatch
 from raymat.data.order import Cursor, SampleOrder, digest_lanes, digest_text
-from raymat.errors import RaymatError, StorageError, TrainingError
+from raymat.errors import LeaseLostError, RaymatError, StorageError, TrainingError
 from raymat.model.matting import build
 from raymat.train.attempt import Attempt, begin_attempt
 from raymat.train.departure import Departure
@@ -89,6 +89,7 @@ def run(
     Raises:
         ConfigError, DataError: the run was begun with another configuration or dataset, or cannot be trained.
         WeightsError: `--init` cannot be used. StorageError: storage fails. TrainingError: training diverged.
+        LeaseLostError: another driver has the run, says the host.
     """
     schedule = Schedule.of(config, order)
     optim = dataclasses.replace(config.optim, precision=settled(config.optim.precision, device))
@@ -193,7 +194,7 @@ class _Training:
             # All workers raise it together, and nobody waits for their places: what is on its way may arrive.
             self.saver.abandon(PARTING_SECONDS)
             raise
-        except StorageError:
+        except (StorageError, LeaseLostError):
             self.saver.abandon(0.0)
             raise
 
