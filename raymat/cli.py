@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 from raymat import __version__
 from raymat.config import RunConfig, Stage
-from raymat.errors import ConfigError, RaymatError
+from raymat.errors import ConfigError, RaymatError, StoppedError
 from raymat.options import parse_run
 
 __all__ = ["COMMANDS", "fail", "job_main", "main", "parse_run"]
 
-USER_ERROR = 2
 INTERRUPTED = 130
 
 
@@ -29,7 +28,7 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `raymat ARGV`; returns the exit code: the subcommand's own, 2 for what the user can mend, 130 when interrupted."""
+    """Run `raymat ARGV`; returns the exit code: the subcommand's own, or the error's (130 when interrupted)."""
     words = list(sys.argv[1:] if argv is None else argv)
     return _guarded(lambda: _dispatch(words))
 
@@ -42,8 +41,9 @@ def job_main(stage: Stage, argv: Sequence[str] | None = None) -> int:
 
 def fail(error: RaymatError) -> int:
     """Print the error as one line and give the exit code for it."""
-    print(f"raymat: error: {error.line}", file=sys.stderr)
-    return USER_ERROR
+    kind = "" if isinstance(error, StoppedError) else "error: "
+    print(f"raymat: {kind}{error.line}", file=sys.stderr)
+    return error.exit_code
 
 
 def _guarded(action: Callable[[], int]) -> int:

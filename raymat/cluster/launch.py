@@ -19,14 +19,16 @@ import fsspec
 import pyarrow.fs
 import ray
 import ray.train
-from ray.train.torch import TorchConfig
+from ray.exceptions import RayError
 
 from raymat.checkpoint.find import newest, scan
 from raymat.checkpoint.store import Store
 from raymat.cluster import board as boards
 from raymat.cluster.ingest import StreamPlan, dataset_factory
 from raymat.cluster.progress import ProgressLine
+from raymat.cluster.stop import StopSignals
 from raymat.cluster.trainer import (
+    MindingTorchConfig,
     RaymatTrainer,
     apply_settings,
     check_ray_version,
@@ -37,6 +39,7 @@ from raymat.cluster.worker import WorkerSpec, train_worker
 from raymat.config import RunConfig, from_dict, to_dict
 from raymat.errors import ClusterError, ConfigError, RaymatError
 from raymat.train.events import EventLog
+from raymat.train.lease import Lease
 from raymat.train.prepare import PreparedRun, prepare, read_run
 
 log = logging.getLogger(__name__)
@@ -63,8 +66,8 @@ def fit(config: RunConfig) -> Result:
     Returns when the run is complete.
 
     Raises:
-        RaymatError: what the user can mend, in one line (configuration, dataset, weights, storage,
-            cluster).
+        LeaseError: another driver has the run. RaymatError: what the user can mend, in one line
+            (configuration, dataset, weights, storage, cluster).
     """
     check_ray_version()
     config = _absolute(config)
@@ -74,6 +77,11 @@ def fit(config: RunConfig) -> Result:
             "--storage memory:// lives in one process, a run has several: use a folder or a bucket"
         )
     _probe(store)
+    with Lease.acquire(store, take_over=config.take_over, say=_say) as lease:
+        return _drive(config, store, lease)
+
+
+def _drive(config: RunConfig, store: Store, lease: Lease) -> Result:
     apply_settings()
     ours = _start_ray()
     try:
@@ -83,8 +91,8 @@ def fit(config: RunConfig) -> Result:
         if is_complete(store, run):
             return Result(store.url, total, total, already_complete=True)
         _check_room(config, ray.cluster_resources(), can_grow=ours != "started")
-        _note_launch(run, store)
-        return _train(run, store)
+        _note_launch(run, store, lease)
+        return _train(run, store, lease)
     finally:
         if ours != "shared":
             ray.shutdown()
@@ -182,19 +190,20 @@ def _start_ray() -> Literal["shared", "joined", "started"]:
     return "started"
 
 
-def _train(run: PreparedRun, store: Store) -> Result:
+def _train(run: PreparedRun, store: Store, lease: Lease) -> Result:
     config = run.config
     per_worker = worker_resources(config, ray.cluster_resources())
     _set_ledger_aside(store)
     board = boards.create()
+    stop = StopSignals(board)
     plan = StreamPlan(run.source, run.order, run.geometry)
-    spec = WorkerSpec(config, run.run_id, run.listing_digest, plan, board)
+    spec = WorkerSpec(config, run.run_id, run.listing_digest, plan, board, lease.name)
     filesystem, path = _ray_storage(store)
     workers = config.workers.workers
     trainer = RaymatTrainer(
         train_worker,
         train_loop_config={"spec": spec},
-        torch_config=TorchConfig(
+        torch_config=MindingTorchConfig(
             backend="nccl" if config.workers.device == "cuda" else "gloo",
             timeout_s=COLLECTIVE_TIMEOUT_SECONDS,
         ),
@@ -218,10 +227,10 @@ def _train(run: PreparedRun, store: Store) -> Result:
         board=board,
     )
     try:
-        with ProgressLine(board):
+        with ProgressLine(board), stop, lease.telling(board.set_wish.remote):
             trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _end_of(error, board) from error
+    except (ray.train.TrainingFailedError, RayError) as error:
+        raise stop.end_of(_end_of(error, board)) from error
     finally:
         ray.kill(board)
     return Result(store.url, completed_step(store), run.order.total_steps, False)
@@ -240,12 +249,17 @@ def _probe(store: Store) -> None:
     store.delete([path])
 
 
-def _note_launch(run: PreparedRun, store: Store) -> None:
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _note_launch(run: PreparedRun, store: Store, lease: Lease) -> None:
     """An event that says who drives, from where, and with which configuration."""
     EventLog.for_driver(store).emit(
         "launch",
         pid=os.getpid(),
         host=socket.gethostname(),
+        lease=lease.name,
         resumed=run.resumed,
         config=to_dict(run.config),
     )

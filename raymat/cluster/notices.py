@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -47,6 +48,19 @@ def draining_nodes() -> dict[str, float | None]:
     return {node: deadline / 1000 if deadline else None for node, deadline in found.items()}
 
 
+_told_to_end: list[float] = []
+"""Unix seconds of the SIGTERMs that this process was sent."""
+
+
+def mind_sigterm() -> None:
+    """From now on a SIGTERM to this process is a notice. To be called in its main thread.
+
+    Who sends it (a user, `kubectl delete`, a time limit) means the process to be gone within some grace that nobody
+    tells; Ray would end it at once.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: _told_to_end.append(time.time()))
+
+
 class Listener:
     """One rank's ears, and its sign of life. Rank 0 also hears what the driver wishes."""
 
@@ -75,7 +89,9 @@ class Listener:
     def _listen(self) -> None:
         while not self._ended.wait(POLL_SECONDS):
             try:
-                found = merge([self._drain(), self._wish() if self._rank == 0 else None])
+                found = merge(
+                    [self._signal(), self._drain(), self._wish() if self._rank == 0 else None]
+                )
                 self._notice = self._dated(found) if found else None
             except (RayError, ConnectionError, TimeoutError, RuntimeError) as error:
                 # A head that restarts does not answer for some seconds; what was heard still holds.
@@ -88,6 +104,11 @@ class Listener:
             self._board.beat.remote(
                 self._rank, Sign(HOST, self._node, os.getpid(), self._pulse.look())
             )
+
+    def _signal(self) -> Notice | None:
+        if not _told_to_end:
+            return None
+        return Notice(f"worker {os.getpid()} on {HOST} was told to end")
 
     def _drain(self) -> Notice | None:
         nodes = draining_nodes()

@@ -25,8 +25,9 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingDecision,
 )
 
+from raymat.cluster import board as boards
 from raymat.cluster.notices import draining_nodes
-from raymat.train.notice import Notice
+from raymat.train.notice import LeavingError, Notice
 
 ANSWER_SECONDS = 5.0
 """A node that runs no task of no size within this time is taken for frozen."""
@@ -73,6 +74,7 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
         self._restart_seconds = 15.0
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        self._refuse_if_stopped()
         self._maybe_send_resource_request()
         possible = self._possible(fresh=True)
         if possible < self.scaling_config.min_workers:
@@ -81,6 +83,12 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
         self._started, self._room_since = time.monotonic(), None
         self._board.begin.remote()
         return ResizeDecision(possible, self.scaling_config._resources_per_worker_not_none)
+
+    def _refuse_if_stopped(self) -> None:
+        """Told to stop while no workers run: there is nothing to commit."""
+        wish = boards.ask(self._board.wish.remote(), None)
+        if wish is not None and wish.final:
+            raise LeavingError(f"{wish.reason}: no workers were running", final=True)
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any

@@ -15,13 +15,15 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.train import FailureConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.execution.failure_handling import (
     DefaultFailurePolicy,
     FailureDecision,
 )
 
 from raymat.cluster import board as boards
+from raymat.cluster.notices import mind_sigterm
 from raymat.cluster.scaling import RaymatScalingPolicy
 from raymat.errors import CheckpointError, ClusterError, RaymatError, StorageError
 from raymat.train.notice import LeavingError
@@ -32,7 +34,7 @@ MAX_DEATHS = 10  # workers died this often without a commit between: it comes to
 MAX_WRAPPERS = 8
 # Where Ray's wrappers keep what they wrap: what a training function raised, why a health check
 # failed, what a task raised.
-WRAPPED = ("_base_exc", "health_check_failure", "cause")
+WRAPPED = ("_base_exc", "health_check_failure", "controller_failure", "cause")
 
 # Ray Train reads its polls from the environment of the driver and passes them on. Its defaults cost
 # seconds per report and restart; a user's own values win.
@@ -167,6 +169,23 @@ class RaymatFailurePolicy(DefaultFailurePolicy):
         return signature(error), MAX_FRUITLESS
 
 
+class _MindingBackend(_TorchBackend):
+    """Torch's process group; and workers that commit when they are told to end."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        # What a worker group executes runs in the workers' main threads, the only ones to mind signals in.
+        worker_group.execute(mind_sigterm)
+        super().on_start(worker_group, backend_config)
+
+
+class MindingTorchConfig(TorchConfig):
+    """TorchConfig for workers that mind SIGTERM (`raymat.cluster.notices`)."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _MindingBackend
+
+
 class RaymatTrainer(TorchTrainer):
     """TorchTrainer with raymat's policies.
 
@@ -184,6 +203,9 @@ class RaymatTrainer(TorchTrainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._newest_step, self._board = newest_step, board
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ray would abort the workers; `raymat.cluster.stop` has them commit."""
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
         config = self.run_config.failure_config or FailureConfig()

@@ -25,6 +25,7 @@ from raymat.cluster.notices import Listener
 from raymat.cluster.progress import told
 from raymat.config import RunConfig
 from raymat.train import loop
+from raymat.train.lease import Watch, require
 from raymat.train.notice import Notice
 from raymat.train.progress import Progress
 from raymat.train.pulse import Doing, Pulse
@@ -48,6 +49,8 @@ class WorkerSpec:
     listing_digest: str
     plan: StreamPlan
     board: Any
+    lease: str
+    """The name of the driver's: without it they must not train."""
 
 
 class RayHost:
@@ -59,12 +62,14 @@ class RayHost:
     resumes.
     """
 
-    def __init__(self, world: World, board: Any) -> None:
+    def __init__(self, world: World, board: Any, lease: Watch | None) -> None:
+        """`lease`: rank 0's eye on the driver's."""
         self._world = world
         self._board = board
         self._reporter = ThreadPoolExecutor(1, thread_name_prefix="report")
         self._reporting: Future[None] | None = None
         self._listener = Listener(board, world.rank)
+        self._lease = lease
 
     def committed(self, checkpoint: CheckpointId, metrics: dict[str, Any]) -> None:
         """Give Ray a checkpoint that is committed in storage already."""
@@ -77,12 +82,16 @@ class RayHost:
         return self._reporting is not None and not self._reporting.done()
 
     def notice(self) -> Notice | None:
-        """The drain of this worker's node, or the driver's wish."""
+        """The drain of this worker's node, or the driver's wish. Raises LeaseLostError."""
+        if self._lease is not None:
+            self._lease.check()
         return self._listener.notice()
 
     def ended(self) -> None:
         """Wait until Ray has taken the last report, but not for ever: nothing depends on it."""
         self._listener.stop()
+        if self._lease is not None:
+            self._lease.stop()
         try:
             if self._reporting is not None:
                 self._reporting.result(timeout=REPORT_SECONDS)
@@ -141,13 +150,14 @@ def train_worker(config: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(spec.config.workers.threads)
     store = Store.open(spec.config.storage, spec.config.name)
+    require(store, spec.lease)
     feed = RayFeed(ray.train.get_dataset_shard("train"), spec.board, spec.plan, world)
     loop.run(
         spec.config,
         world=world,
         feed=feed,
         store=store,
-        host=RayHost(world, spec.board),
+        host=RayHost(world, spec.board, Watch(store, spec.lease) if world.rank == 0 else None),
         order=spec.plan.order,
         device=worker_device(spec.config),
         run_id=spec.run_id,
