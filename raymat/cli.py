@@ -86,6 +86,9 @@ COMMANDS: dict[str, Command] = {
         "compare two runs or checkpoints, tensor by tensor", _later("raymat.tools.diff:main")
     ),
     "checkpoints": Command("list a run's checkpoints", _later("raymat.tools.checkpoints:main")),
+    "restarts": Command(
+        "list a run's restarts, what they lost and took", _later("raymat.tools.restarts:main")
+    ),
     "verify": Command("compare every digest of a run", _later("raymat.tools.verify:main")),
     "export": Command(
         "write a checkpoint's network as a .pth file", _later("raymat.tools.export:main")

@@ -171,7 +171,7 @@ class _Training:
         self.damaged: set[CheckpointId] = set()
         self.newest: CheckpointId | None = None
         self.record = Record()
-        self.began, self.trained = time.monotonic(), False
+        self.began, self.trained, self.fed = time.monotonic(), False, math.nan
 
     def run(
         self, run_id: str, promise: Promise, device: torch.device, nearby: str | None
@@ -306,6 +306,8 @@ class _Training:
             batch = next(batches, None)
             if batch is None:
                 return
+            if not self.trained:
+                self.fed = time.monotonic()
             yield batch
 
     def _train(self, batch: MicroBatch) -> None:
@@ -334,8 +336,8 @@ class _Training:
     def _tell_first_step(self) -> None:
         """What a restart cost ends here."""
         if not self.trained:
-            seconds = time.monotonic() - self.began
-            self._tell("first_step", step=self.record.step, seconds=seconds)
+            seconds, batch = time.monotonic() - self.began, self.fed - self.began
+            self._tell("first_step", step=self.record.step, seconds=seconds, batch=batch)
         self.trained = True
 
     def _log_row(self, batch: MicroBatch, result: StepResult, rate: dict[str, float]) -> None:
