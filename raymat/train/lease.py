@@ -245,6 +245,9 @@ class Lease:
                 self._warn_once(error)
             except LeaseLostError as error:
                 self._lost = error
+                # The workers find out by themselves, and must not commit. Where there are none the controller must hear.
+                if not self._ended.wait(2 * self._pace.watch):
+                    self._tell_now(Notice(error.line, final=True))
                 return
 
     def _renew(self) -> None:
@@ -278,9 +281,13 @@ class Lease:
         for seen in others:
             if seen.entry.replaces == self.name and self._asked is None:
                 self._asked = Notice(f"{seen.entry.owner} takes the run over", final=True)
+        if self._asked is not None:
+            self._tell_now(self._asked)
+
+    def _tell_now(self, notice: Notice) -> None:
         with self._telling:
-            if self._asked is not None and self._tell is not None:
-                self._tell(self._asked)
+            if self._tell is not None:
+                self._tell(notice)
 
     def _warn_once(self, error: StorageError) -> None:
         silent = boottime() - self._proved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import random
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3 import S3Server
 
 from raymat.checkpoint.find import scan
 from raymat.checkpoint.store import Store
@@ -84,6 +86,9 @@ def wrapped(store: Store, before: Callable[[str, bytes], None]) -> Store:
 
 @pytest.fixture(params=["local", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "s3":
+        server: S3Server = request.getfixturevalue("s3_server")
+        return server.store(f"lease-{uuid.uuid4().hex[:8]}")
     return Store.open(
         str(tmp_path) if request.param == "local" else f"memory://{uuid.uuid4().hex}", "run"
     )
@@ -108,7 +113,11 @@ def jitter(seed: int, seconds: float) -> Callable[[str, bytes], None]:
 # Contending.
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("store", "seed"),
+    [*itertools.product(["local", "memory"], range(4)), ("s3", 0)],
+    indirect=["store"],
+)
 def test_of_contenders_at_once_exactly_one_holds_and_the_others_are_refused(
     store: Store, seed: int
 ) -> None:
@@ -301,6 +310,28 @@ def test_an_object_that_is_old_by_the_storages_clock_is_not_watched(local: Store
         assert time.monotonic() - began < 10
 
 
+def test_in_a_bucket_too_the_dead_are_replaced_and_the_living_leave_when_asked(
+    s3_server: S3Server,
+) -> None:
+    store = s3_server.store(f"lease-{uuid.uuid4().hex[:8]}")
+    pace = Pace(renew=0.1, ttl=1.5, look=0.05, watch=0.1)
+    silent = Lease.acquire(store, pace=pace, say=no_line, owner=ELSEWHERE)
+    silent._ended.set()
+    said: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        with Lease.acquire(store, pace=pace, say=said.append) as lease:
+            assert re.search(r", renewed \d s ago; waiting up to 2 s", said[0])
+            told = threading.Event()
+            with lease.telling(lambda notice: told.set()):
+                next_one = pool.submit(
+                    Lease.acquire, store, pace=pace, take_over=True, say=said.append
+                )
+                assert told.wait(20)
+            assert not next_one.done()
+        next_one.result(20).release()
+    assert [entry.name for entry in entries(store)] == [next_one.result().name]
+
+
 def test_a_holder_that_is_taken_over_leaves_first(local: Store) -> None:
     said: list[str] = []
     with holder(local, "elsewhere", 3.0) as old:
@@ -432,8 +463,14 @@ def test_a_holder_that_was_cut_off_while_another_came_has_lost_the_run(local: St
     with Lease.acquire(local, pace=pace, say=lambda line: None) as new:
         assert old.lost is None  # it cannot know
         cut.is_cut = False
-        wait_until(lambda: old.lost is not None)
-        with pytest.raises(LeaseLostError, match="it stops, as do its workers"), old:
+        told: list[Notice] = []
+        with (
+            pytest.raises(LeaseLostError, match="it stops, as do its workers"),
+            old,
+            old.telling(told.append),
+        ):
+            wait_until(lambda: bool(told))
+            assert told[0].final
             raise RuntimeError("what its workers failed with")
         assert [entry.name for entry in entries(local)] == [new.name]
 
