@@ -52,12 +52,24 @@ def short_tmp() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """A local Ray with room for four workers and their read tasks, whatever this machine has."""
+def ray_at_the_end() -> Iterator[None]:
+    """Ends whatever Ray this process has when all tests are done."""
+    yield
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.fixture
+def cluster(ray_at_the_end: None) -> None:
+    """A local Ray with room for four workers and their read tasks, whatever this machine has. Tests share it; after
+    one that had another in its place it is started anew."""
     import ray
 
     from raymat.cluster.trainer import apply_settings
 
+    if ray.is_initialized():
+        return
     apply_settings()
     ray.init(
         address="local",
@@ -66,8 +78,6 @@ def cluster() -> Iterator[None]:
         object_store_memory=10**9,
         log_to_driver=False,
     )
-    yield
-    ray.shutdown()
 
 
 from s3 import s3_server  # noqa: E402, F401  (after the environment is set: it imports fsspec)

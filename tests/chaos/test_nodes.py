@@ -3,81 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
-import ray
-from kit import rows, starts, tiny, wait_for
-from ray.cluster_utils import Cluster
+from kit import rows, tiny, wait_for
+from nodes import Nodes, fit_disturbed, worlds
 
 from raymat.checkpoint.store import Store
-from raymat.cluster.launch import fit
-from raymat.cluster.trainer import apply_settings
-from raymat.config import RunConfig
 from raymat.train.events import read_events
 
 STEPS = 60
-
-
-class Nodes:
-    """A head without room for workers, and nodes with room for one worker and its read tasks each."""
-
-    def __init__(self) -> None:
-        self.cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 1,
-                "include_dashboard": False,
-                "object_store_memory": 2**28,
-            },
-        )
-        ray.init(address=self.cluster.address, log_to_driver=False)
-        self.added: list[Any] = []
-
-    def add(self) -> Any:
-        node = self.cluster.add_node(num_cpus=2, object_store_memory=2**28, wait=True)
-        self.added.append(node)
-        return node
-
-    def drain(self, node: Any, seconds: float) -> None:
-        """What a spot watcher does when it is told that its machine will be reclaimed."""
-        deadline = int((time.time() + seconds) * 1000)
-        client = ray._raylet.GcsClient(address=self.cluster.address)
-        # 2: preempted, as against idle
-        accepted, why = client.drain_node(node.node_id, 2, "reclaimed", deadline)
-        assert accepted, why
-
-    def kill(self, node: Any) -> None:
-        """Take the machine away: its raylet and, with it, all of its workers."""
-        self.cluster.remove_node(node, allow_graceful=False)
-        self.added.remove(node)
-
-    def stop(self) -> None:
-        ray.shutdown()
-        self.cluster.shutdown()
-
-
-@pytest.fixture
-def nodes() -> Iterator[Nodes]:
-    apply_settings()
-    nodes = Nodes()
-    yield nodes
-    nodes.stop()
-
-
-def fit_disturbed(config: RunConfig, disturb: Callable[[], None]) -> None:
-    """Train while `disturb` runs. That is done here, in the main thread: nodes can be started in no other."""
-    with ThreadPoolExecutor(1) as pool:
-        training = pool.submit(fit, config)
-        disturb()
-        training.result()
-
-
-def worlds(store: Store) -> list[int]:
-    return [start["world"] for start in starts(store)]
 
 
 @pytest.mark.chaos

@@ -1,0 +1,37 @@
+"""Clusters of several nodes, for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from nodes import Nodes
+
+from raymat.cluster import board as boards
+from raymat.cluster.trainer import apply_settings
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    """A cluster of its own, in place of the one that other tests of this process share."""
+    ray.shutdown()
+    apply_settings()
+    nodes = Nodes()
+    yield nodes
+    nodes.stop()
+
+
+@pytest.fixture
+def boards_made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The boards of the runs that are driven from here, the newest last: what a driver puts there, a test can, too."""
+    made: list[Any] = []
+    create = boards.create
+
+    def create_and_tell() -> Any:
+        made.append(create())
+        return made[-1]
+
+    monkeypatch.setattr(boards, "create", create_and_tell)
+    return made
