@@ -352,6 +352,7 @@ def elastic(stage: Any) -> dict[str, Any]:
     return options | ({"resolution": 64, "crop": "48:64"} if stage == "base" else {})
 
 
+@pytest.mark.chaos  # minutes where the machine is busy: every node is several processes
 def test_three_faults_change_no_bit(nodes: Nodes, boards_made: list[Any], tmp_path: Path) -> None:
     kinds = ["worker killed", "drained, then killed", "object store lost"]
     equal_to_the_bit(nodes, boards_made, tmp_path, "base", 1, kinds)
@@ -408,5 +409,6 @@ def test_four_two_three_one_and_four_workers_take_the_steps_of_one(
         f"workers: {trained}, steps: {[e['step'] for e in run.events('first_step')]}, last {last}"
     )
     assert trained == [4, 2, 3, 1, 4]
+    assert all(leave["committed"] == leave["step"] for leave in run.events("leave"))
     fit(tiny("base", tmp_path, "one", workers="1", steps=last, **elastic("base")))
     assert_same_mathematics(run.store, Store.open(config.storage, "one"), last)
