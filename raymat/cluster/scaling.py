@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.train.v2._internal.execution.controller.state import ReschedulingState
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
@@ -34,6 +35,8 @@ ANSWER_SECONDS = 5.0
 CONNECT_SECONDS = 1.0
 GROWTH_SECONDS = 5.0
 """How often a running group is compared with what the cluster could hold."""
+RESTART_SECONDS = 15.0
+"""What a restart is taken to cost before one was measured."""
 SETTLE_SECONDS = 10.0
 """Machines come in groups: room for more workers must have stood so long before it is worth a restart."""
 
@@ -71,16 +74,25 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
         self._looked = float("-inf")
         self._room_since: tuple[int, float] | None = None
         self._started = time.monotonic()
-        self._restart_seconds = 15.0
+        self._restart_seconds = RESTART_SECONDS
+        self._worked: float | None = None
+        """When the workers were last seen to run."""
+        self._left: float | None = None
+        """When those before were last seen, until the new ones train."""
+        self._asked = 0
+        self._usable: frozenset[str] = frozenset()
+        self._ceiling: tuple[frozenset[str], int] | None = None
+        """So many workers at most found places on these nodes: somebody else has the rest."""
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         self._refuse_if_stopped()
         self._maybe_send_resource_request()
+        self._left, self._worked = self._worked or self._left, None
         possible = self._possible(fresh=True)
         if possible < self.scaling_config.min_workers:
             time.sleep(0.5)  # Ray's controller asks again at once, and would burn a core
             return NoopDecision()
-        self._started, self._room_since = time.monotonic(), None
+        self._started, self._room_since, self._asked = time.monotonic(), None, possible
         self._board.begin.remote()
         return ResizeDecision(possible, self.scaling_config._resources_per_worker_not_none)
 
@@ -94,16 +106,34 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
         self._maybe_send_resource_request()
-        now = time.monotonic()
+        now = self._worked = time.monotonic()
+        self._measure(now)
         if now - self._looked >= GROWTH_SECONDS:
             self._looked = now
             self._consider(worker_group_state.num_workers, now)
         return NoopDecision()
 
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Workers who found no places within the start time-out: fewer next time, while the nodes are the same."""
+        super().after_controller_state_update(previous_state, current_state)
+        if isinstance(current_state, ReschedulingState):
+            fewer = max(self.scaling_config.min_workers, self._asked - 1)
+            self._ceiling = (self._usable, fewer)
+
+    def _measure(self, now: float) -> None:
+        """What a restart costs: from the workers before to the first that train."""
+        if self._left is None:
+            return
+        signs = boards.ask(self._board.heard.remote(), {}).values()
+        if any(sign.doing.what == "training" for _, sign in signs):
+            self._restart_seconds, self._left = now - self._left, None
+
     def _consider(self, workers: int, now: float) -> None:
         """Ask the workers to make way for more of them, once the room for more has stood for a while."""
         possible = self._possible(fresh=False)
         if possible <= workers:
+            if self._room_since is not None:  # what came has gone again
+                self._board.set_wish.remote(None)
             self._room_since = None
             return
         if self._room_since is None or self._room_since[0] != possible:
@@ -131,6 +161,9 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
         # Without GPUs, workers that fill a node would leave no core to decode with.
         share = 1.0 if self.scaling_config.use_gpu else 0.5
         possible = sum(fit(node["Resources"], each, share) for node in usable.values())
+        self._usable = frozenset(usable)
+        if self._ceiling is not None and self._ceiling[0] == self._usable:
+            possible = min(possible, self._ceiling[1])
         return min(possible, self.scaling_config.max_workers)
 
 
