@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,10 @@ class Listener:
         self._polls = 0
         self._node = ray.get_runtime_context().get_node_id()
         self._notice: Notice | None = None
+        self._heard: dict[str, Notice | None] = {"signal": None, "drain": None, "wish": None}
+        """What each source said last."""
+        self._asked: Any = None
+        """The board, for its wish."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="notices", daemon=True)
         self._thread.start()
@@ -88,15 +93,21 @@ class Listener:
 
     def _listen(self) -> None:
         while not self._ended.wait(POLL_SECONDS):
-            try:
-                found = merge(
-                    [self._signal(), self._drain(), self._wish() if self._rank == 0 else None]
-                )
-                self._notice = self._dated(found) if found else None
-            except (RayError, ConnectionError, TimeoutError, RuntimeError) as error:
-                # A head that restarts does not answer for some seconds; what was heard still holds.
-                log.warning("cannot ask for notices: %s", error)
+            # One that is asked in vain must not keep the others waiting: a deadline is running.
+            self._hear("signal", self._signal)
+            self._hear("drain", self._drain)
+            if self._rank == 0:
+                self._hear("wish", self._wish)
             self._show()
+
+    def _hear(self, source: str, ask: Callable[[], Notice | None]) -> None:
+        try:
+            self._heard[source] = ask()
+        except (RayError, ConnectionError, TimeoutError, RuntimeError) as error:
+            # A head that restarts does not answer for some seconds; what was heard still holds.
+            log.warning("cannot ask for notices (%s): %s", source, error)
+        found = merge(self._heard.values())
+        self._notice = self._dated(found) if found else None
 
     def _show(self) -> None:
         self._polls += 1
@@ -118,8 +129,14 @@ class Listener:
         return Notice(reason, nodes[self._node])
 
     def _wish(self) -> Notice | None:
-        wish: Notice | None = ray.get(self._board.wish.remote(), timeout=5)
-        return wish
+        """The board's answer, or the one before where that takes its time."""
+        if self._asked is None:
+            self._asked = self._board.wish.remote()
+        ready, _ = ray.wait([self._asked], timeout=POLL_SECONDS / 2)
+        if ready:
+            self._asked = None
+            self._heard["wish"] = ray.get(ready[0])
+        return self._heard["wish"]
 
     def _dated(self, new: Notice) -> Notice:
         """`new` with the time at which it was first heard."""

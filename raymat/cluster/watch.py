@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import UserCallback
+from ray.train import UserCallback, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymat.checkpoint.store import Store
 from raymat.cluster import board as boards
 from raymat.cluster.notices import POLL_SECONDS, SHOW_POLLS, Sign
-from raymat.cluster.trainer import cause, signature
+from raymat.cluster.trainer import cause, is_fatal, raymat_error, signature
 from raymat.train.events import EventLog
+from raymat.train.notice import LeavingError
 
 SILENCE_SECONDS = 2 * SHOW_POLLS * POLL_SECONDS
 """A worker that gave no sign of life for so long was not only killed: it stood still before."""
@@ -36,6 +37,9 @@ class FailureLog(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by the controller when workers raised or died."""
+        error = WorkerGroupError("", worker_exceptions)
+        if isinstance(raymat_error(error), LeavingError):
+            return  # no failure: their own event says where and why they left
         heard = boards.ask(self._board.heard.remote(), {})
         told = {str(rank): signature(error) for rank, error in sorted(worker_exceptions.items())}
         last = {
@@ -47,9 +51,9 @@ class FailureLog(UserCallback):
         for rank in worker_exceptions.keys() & heard.keys():
             if isinstance(cause(worker_exceptions[rank]), WorkerHealthCheckTimeoutError):
                 end_frozen(heard[rank][1])
-        self._board.say.remote(
-            "workers failed: " + "; ".join(f"rank {r}: {t}" for r, t in told.items())
-        )
+        if not is_fatal(error):  # else the command ends with it
+            line = "; ".join(f"rank {rank}: {what}" for rank, what in told.items())
+            self._board.say.remote(f"workers failed: {line}")
 
     def _log(self) -> EventLog:
         if self._events is None:
