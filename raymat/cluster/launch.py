@@ -92,6 +92,7 @@ def _drive(config: RunConfig, store: Store, lease: Lease) -> Result:
             return Result(store.url, total, total, already_complete=True)
         _check_room(config, ray.cluster_resources(), can_grow=ours != "started")
         _note_launch(run, store, lease)
+        lease.settle()
         return _train(run, store, lease)
     finally:
         if ours != "shared":

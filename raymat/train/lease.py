@@ -20,10 +20,11 @@ storage's own clock is 300 s older than the one that the contender has just writ
 trains on: attempts never write the same objects, so nothing can be damaged. It finds out by two ways. Its driver sees at
 its next renewal a holder with a larger name: a successor's term is always above those that it succeeds, and the last
 one's object stays behind as `released` to count on from. And since a driver may sleep while its workers do not, rank 0
-looks itself every 3 s (`Watch`) whether its driver's object is still there: a successor removes it, then waits 6 s
-before it trains. Rank 0 then ends the attempt without a further commit (what is being uploaded at that instant may still
-arrive). This is looked up beside training and not before each commit, because it must also end an attempt that is far
-from its next one. A worker group that starts looks too.
+looks itself every 3 s (`Watch`) whether its driver's object is still there: a successor removes it, and trains 6 s
+later at the earliest (`settle`); also after a driver that certainly died, whose workers Ray ends only some seconds later.
+Rank 0 then ends the attempt without a further commit (what is being uploaded at that instant may still arrive). This is
+looked up beside training and not before each commit, because it must also end an attempt that is far from its next one. A
+worker group that starts looks too.
 
 **Taking over.** A contender may name in its own object the holder that it wants to replace. The holder sees that at
 its next renewal, has its workers commit and leave, and releases. So nothing is lost, and never do both train.
@@ -152,6 +153,7 @@ class Lease:
         self._store, self._entry, self._proved = store, entry, proved
         self._pace, self._say = pace, say
         self._told_late = False
+        self._settled = 0.0
         self._asked: Notice | None = None
         self._lost: LeaseLostError | None = None
         self._tell: Callable[[Notice], None] | None = None
@@ -180,14 +182,13 @@ class Lease:
         """
         contender = _Contender(store, take_over, pace, say, owner or Owner.me())
         try:
-            entry, proved, silent = contender.contend()
+            entry, proved, left_behind = contender.contend()
         except BaseException:
             contender.withdraw()
             raise
         lease = cls(_impatient(store, pace), entry, proved, pace, say)
-        if silent:
-            # Its workers may still train, and find out within two looks.
-            time.sleep(2 * pace.watch)
+        if left_behind:
+            lease._settled = time.monotonic() + 2 * pace.watch
         return lease
 
     @property
@@ -199,6 +200,10 @@ class Lease:
     def lost(self) -> LeaseLostError | None:
         """What happened, once another driver has become holder."""
         return self._lost
+
+    def settle(self) -> None:
+        """Return when workers of a holder that did not release, if any still train, have found out that it was succeeded."""
+        time.sleep(max(0.0, self._settled - time.monotonic()))
 
     @contextmanager
     def telling(self, tell: Callable[[Notice], None]) -> Iterator[None]:
@@ -361,7 +366,7 @@ class _Contender:
         """By name: the bytes seen last, since when (monotonic), and whether they ever changed."""
 
     def contend(self) -> tuple[Entry, float, bool]:
-        """The own entry as holder; when its newest write began; whether a holder without a sign of life was succeeded."""
+        """The own entry as holder; when its newest write began; whether a holder was succeeded that had not released."""
         while True:
             others = self._look()
             live = [seen for seen in others if self._lives(seen)]
@@ -469,10 +474,10 @@ class _Contender:
         return False
 
     def _clear(self, dead: list[Seen]) -> bool:
-        """Remove the objects of those that were succeeded; whether one of them held the lease and may not know it."""
+        """Remove the objects of those that were succeeded; whether one of them held the lease to its end."""
         if dead:
             self._store.delete([seen.entry.path for seen in dead])
-        return any(s.entry.state == "holder" and not s.entry.owner.gone for s in dead)
+        return any(seen.entry.state == "holder" for seen in dead)
 
     def _write(self, entry: Entry) -> None:
         self._own = entry

@@ -173,6 +173,35 @@ def test_holdings_never_overlap_and_each_has_a_larger_term_than_the_one_before(
     assert [term_of(name)[0] for name in held] == sorted({term_of(name)[0] for name in held})
 
 
+@pytest.mark.parametrize("attempt", range(4))  # of two names drawn at random either may be smaller
+def test_who_comes_between_a_candidates_listing_and_its_promotion_waits_for_it(
+    local: Store, attempt: int
+) -> None:
+    looked, promoting = threading.Event(), threading.Event()
+
+    def wait_to_promote(kind: str, data: bytes) -> None:
+        if kind == "write" and b'"holder"' in data and not promoting.is_set():
+            promoting.set()
+            time.sleep(0.5)
+
+    def wait_after_looking(kind: str, data: bytes) -> None:
+        if kind == "listed" and not looked.is_set():
+            looked.set()  # and saw nobody
+            assert promoting.wait(20)
+
+    def late() -> Lease:
+        store = wrapped(local, wait_after_looking)
+        return Lease.acquire(store, pace=QUICK, say=lambda line: None)
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(late)
+        assert looked.wait(20)
+        with Lease.acquire(wrapped(local, wait_to_promote), pace=QUICK, say=no_line) as lease:
+            with pytest.raises(LeaseError, match="is being trained by"):
+                waiting.result(20)
+            assert lease.lost is None
+
+
 def test_a_candidate_whose_promotion_was_delayed_beyond_the_time_to_live_starts_over(
     local: Store,
 ) -> None:
@@ -278,8 +307,10 @@ def test_a_holder_that_was_killed_on_this_machine_is_replaced_at_once(local: Sto
         dead.signal(signal.SIGKILL)
         began = time.monotonic()
         # Its parent, this process, has not asked for its exit code: it is a zombie still.
-        with Lease.acquire(local, say=no_line) as lease:
+        with Lease.acquire(local, pace=Pace(watch=0.5), say=no_line) as lease:
             assert time.monotonic() - began < 5
+            lease.settle()  # Ray may take seconds to end a dead driver's workers
+            assert time.monotonic() - began >= 1
             assert term_of(lease.name) > term_of(dead.name)
             assert [entry.name for entry in entries(local)] == [lease.name]
 
@@ -293,7 +324,7 @@ def test_a_holder_elsewhere_is_replaced_when_it_was_silent_for_the_time_to_live_
         dead.signal(signal.SIGKILL)
         began = time.monotonic()
         with Lease.acquire(local, pace=pace, say=said.append) as lease:
-            # And two looks of its rank 0, which may still train.
+            lease.settle()  # two looks of its rank 0, which may still train
             assert 1.5 + 2 * 0.2 <= time.monotonic() - began < 15
             assert [entry.name for entry in entries(local)] == [lease.name]
     assert len(said) == 1
@@ -402,6 +433,7 @@ def test_a_suspended_holder_and_its_workers_find_out_that_another_has_the_run(
         require(local, sleeper.name)
         sleeper.signal(signal.SIGSTOP)
         with Lease.acquire(local, pace=pace, say=lambda line: None) as lease:
+            lease.settle()
             # When the newcomer begins, the workers of the one that sleeps know it already.
             with pytest.raises(LeaseLostError, match=f"pid {os.getpid()} of .* drives it"):
                 watch.check()
