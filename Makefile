@@ -33,9 +33,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## train both stages on made pictures, kill a worker halfway, resume (minutes on 2 cores)
 	$(BIN)/raymat demo
 
-# Most of a test's time is waiting for processes that start: two at a time, each file's in one.
+# Most of a test's time is waiting for processes that start: two at a time, each file's in one, the longest not last.
 test: setup ## all tests but the long kill tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 chaos: setup ## the long kill tests
 	$(BIN)/python -m pytest -m chaos

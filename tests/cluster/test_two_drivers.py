@@ -82,7 +82,7 @@ def of_kind(store: Store, kind: str) -> list[dict[str, Any]]:
     return [event for event in read_events(store) if event["kind"] == kind]
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_of_two_drivers_at_once_one_is_refused_and_who_comes_after_the_others_death_resumes(
     tmp_path: Path, cluster: None
 ) -> None:
