@@ -17,6 +17,10 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckTimeoutError,
+)
 from ray.train.v2._internal.execution.failure_handling import (
     DefaultFailurePolicy,
     FailureDecision,
@@ -104,9 +108,10 @@ def is_fatal(error: BaseException) -> bool:
 
 
 def somebody_died(error: BaseException) -> bool:
-    """Whether a worker's process or node was lost; the other ranks then fail for that alone."""
+    """Whether a worker's process or node was lost or froze; the other ranks then fail for that alone."""
     failures = getattr(error, "worker_failures", {})
-    return any(isinstance(cause(found), RayError) for found in failures.values())
+    lost = (RayError, WorkerHealthCheckTimeoutError)
+    return any(isinstance(cause(found), lost) for found in failures.values())
 
 
 def signature(error: BaseException) -> str:
@@ -144,7 +149,10 @@ class RaymatFailurePolicy(DefaultFailurePolicy):
 
     def _is_fruitless(self, error: BaseException) -> bool:
         """Whether the same has happened too often since the newest commit; the board is told why."""
-        if isinstance(raymat_error(error), StorageError):
+        waits = isinstance(
+            cause(error), WorkerGroupStartupTimeoutError
+        )  # somebody else has the places
+        if waits or isinstance(raymat_error(error), StorageError):
             return False
         step = self._newest_step()
         if step != self._step:

@@ -11,8 +11,12 @@ import ray
 import torch
 from kit import tiny
 from ray.exceptions import ActorDiedError
-from ray.train import FailureConfig, WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train import ControllerError, FailureConfig, WorkerGroupError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 
 from raymat.checkpoint.manifest import CheckpointId
@@ -152,6 +156,17 @@ def test_a_killed_worker_that_a_health_check_found_has_died(board: Any) -> None:
         "workers died or were killed (10 times and nothing was committed yet); "
         "the run's events say more"
     )
+
+
+def test_a_frozen_worker_counts_as_a_dead_one_and_waiting_for_places_as_no_failure(
+    board: Any,
+) -> None:
+    policy = RaymatFailurePolicy(FailureConfig(max_failures=100), lambda: 0, board)
+    frozen = WorkerGroupError("failed", {1: WorkerHealthCheckTimeoutError("hanging")})
+    assert [policy.make_decision(frozen).name for _ in range(9)] == ["RETRY"] * 9
+    waiting = ControllerError(WorkerGroupStartupTimeoutError(2))
+    assert [policy.make_decision(waiting).name for _ in range(20)] == ["RETRY"] * 20
+    assert policy.make_decision(frozen).name == "RAISE"
 
 
 def test_workers_that_stand_still_at_the_same_place_three_times_end_the_run(board: Any) -> None:
