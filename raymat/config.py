@@ -185,8 +185,10 @@ class ModelConfig:
     backbone: Backbone = "resnet50"
     """Encoder: resnet50, resnet101 or mobilenetv2."""
     init: str | None = None
-    """Weights to start from: a published .pth, a DeepLabV3 .pth, or a run or checkpoint of
-    raymat."""
+    """Weights to start from: a published .pth or .safetensors, a DeepLabV3 .pth, or a run of raymat:
+    STORAGE/NAME (its newest checkpoint), NAME@1200 (of step 1200), NAME@best (of its best
+    validation), NAME/checkpoints/step-...; with @ema at the end the averaged weights. The weights
+    alone: the optimiser, the schedule and the cursor begin anew."""
     backbone_scale: float = 0.25
     """Refine only: the base network works at this scale of the picture, at most 0.5."""
     refine_mode: RefineMode = "sampling"

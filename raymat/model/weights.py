@@ -85,24 +85,33 @@ class InitReport:
 def load_init(model: MattingBase, url: str) -> InitReport:
     """Load a weights file into `model`, in place.
 
-    `url`: any URL that fsspec reads, of a published state dict (.pth) or of a DeepLabV3 checkpoint
-    (a dictionary with `model_state`). Raises WeightsError, and leaves the network as it was, for a
-    file that is missing, is no weights file, is of another backbone, or holds nothing that fits.
+    `url`: any URL that fsspec reads, of a published state dict (.pth, .safetensors) or of a
+    DeepLabV3 checkpoint (a dictionary with `model_state`). Raises WeightsError, and leaves the
+    network as it was, for a file that is missing, is no weights file, is of another backbone, or
+    holds nothing that fits.
     """
     return load_published(model, read_file(url), shown(url))
 
 
 def load_published(model: MattingBase, content: Any, source: str) -> InitReport:
     """As `load_init`, for a file's content: a state dict, or a dictionary with `model_state`."""
+    tensors = tensors_in(content, source)
+    return load_matching(model, tensors, source, first_may_differ=_is_deeplab(content))
+
+
+def tensors_in(content: Any, source: str) -> dict[str, Tensor]:
+    """The tensors of a file's content under this project's names; the file may hold other things beside them.
+
+    Raises WeightsError if it is no dictionary.
+    """
     if not isinstance(content, Mapping):
         raise WeightsError(
             f"{source} holds a {type(content).__name__}, expected a state dict: "
             "give a published .pth or a DeepLabV3 checkpoint"
         )
-    state = content.get("model_state")
-    if isinstance(state, Mapping):
-        return load_matching(model, rename_deeplab(_tensors(state)), source, first_may_differ=True)
-    return load_matching(model, _tensors(content), source)
+    if _is_deeplab(content):
+        return rename_deeplab(_tensors(content["model_state"]))
+    return _tensors(content)
 
 
 def load_matching(
@@ -131,6 +140,10 @@ def load_matching(
         for name in report.matched:
             own[name].copy_(tensors[name])
     return report
+
+
+def _is_deeplab(content: Mapping[Any, Any]) -> bool:
+    return isinstance(content.get("model_state"), Mapping)
 
 
 def rename_deeplab(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -162,6 +175,8 @@ def backbone_of(names: Mapping[str, object]) -> str | None:
 def read_file(url: str) -> Any:
     """What a weights file holds: tensors (on the CPU), numbers, strings and containers only."""
     data = _fetch(url)
+    if url.endswith(".safetensors"):
+        return _read_safetensors(data, url)
     # Scores of numpy's types lie beside the weights in DeepLabV3 checkpoints; they are passed over,
     # not rebuilt.
     passed_over: list[Any] = [
@@ -180,6 +195,18 @@ def read_file(url: str) -> Any:
     except _BROKEN as error:
         message = f"cannot read weights from {shown(url)}: {_reason(data, error)}"
         raise WeightsError(message) from error
+
+
+def _read_safetensors(data: bytes, url: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        found: dict[str, Tensor] = load(data)
+        return found
+    except (SafetensorError, KeyError, ValueError) as error:
+        reason = f"the file is damaged or no safetensors file ({' '.join(str(error).split())})"
+        raise WeightsError(f"cannot read weights from {shown(url)}: {reason}") from error
 
 
 class _Ignored:

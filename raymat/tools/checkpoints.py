@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from raymat.checkpoint.find import Status
+from raymat.checkpoint.find import Status, newest_extra
 from raymat.tools.console import Url, age, columns, count, parse, size
 from raymat.tools.runs import (
     best_step,
     list_checkpoints,
-    newest_extra,
     open_run,
     valid_losses,
     why,

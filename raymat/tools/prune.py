@@ -14,14 +14,14 @@ from typing import Annotated, Any
 import tyro
 
 from raymat.checkpoint import retention
-from raymat.checkpoint.find import Status
+from raymat.checkpoint.find import Status, read_extra
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.retention import Plan, RetentionPolicy
 from raymat.checkpoint.store import Store
 from raymat.config import from_dict
 from raymat.errors import CheckpointError, ConfigError
 from raymat.tools.console import Progress, Url, columns, count, parse, size
-from raymat.tools.runs import list_checkpoints, open_run, read_extra, valid_losses, why
+from raymat.tools.runs import list_checkpoints, open_run, valid_losses, why
 from raymat.tools.verify import newest_good
 from raymat.train.events import highest_attempt
 from raymat.train.prepare import prepare, read_run

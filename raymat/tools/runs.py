@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from raymat.checkpoint.digest import matches
 from raymat.checkpoint.find import Status, scan
-from raymat.checkpoint.manifest import STATE, CheckpointId
-from raymat.checkpoint.shards import MAX_STATE_BYTES, read_manifests
-from raymat.checkpoint.store import CHECKPOINTS, MissingFileError, Store, split_run_url
-from raymat.errors import CheckpointError, ConfigError, StorageError
+from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.store import Store, split_run_url
+from raymat.errors import ConfigError, StorageError
 from raymat.train.prepare import RUN_FILE
 
 
@@ -59,48 +56,6 @@ def list_checkpoints(
             "joined by a slash"
         )
     return found
-
-
-def read_extra(store: Store, status: Status) -> dict[str, Any]:
-    """What a checkpoint holds beside its tensors: its manifests and one small file are read and verified.
-
-    Raises:
-        CheckpointError: it is torn, or that part of it is damaged. StorageError: the storage fails.
-    """
-    name = f"{CHECKPOINTS}/{status.id}/{STATE}"
-    manifest = read_manifests(store, status.id, status.files)[0]
-    entry = next(entry for entry in manifest.files if entry.name == STATE)
-    if entry.size > MAX_STATE_BYTES:
-        raise CheckpointError(f"{status.id} is refused: {STATE} has {entry.size} bytes")
-    try:
-        data = store.read(name)
-    except MissingFileError as error:
-        raise CheckpointError(f"{status.id} is torn: {STATE} is missing") from error
-    if not matches(entry.digest, [data]):
-        raise CheckpointError(
-            f"{status.id} is damaged: {STATE} has another digest than its manifest"
-        )
-    try:
-        extra = json.loads(data)["extra"]
-    except (ValueError, RecursionError, LookupError, TypeError) as error:
-        raise CheckpointError(f"{status.id} is damaged: {STATE} is not a state's") from error
-    if not isinstance(extra, dict):
-        raise CheckpointError(f"{status.id} is damaged: {STATE} is not a state's")
-    return extra
-
-
-def newest_extra(store: Store, statuses: Sequence[Status]) -> dict[str, Any]:
-    """What the newest checkpoint whose part beside the tensors verifies holds there; {} without any.
-
-    `statuses`: newest first.
-    """
-    for status in statuses:
-        if status.state == "committed":
-            try:
-                return read_extra(store, status)
-            except CheckpointError:
-                continue
-    return {}
 
 
 def valid_losses(extra: Mapping[str, Any]) -> dict[int, float]:
