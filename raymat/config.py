@@ -229,9 +229,16 @@ class OptimConfig:
     on cuda, fp32 on cpu."""
     max_bad_steps: int = 10
     """Steps in a row with a non-finite loss or gradient that are skipped before training stops."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights that keeps this much of itself in each step
+    (0.999), warmed up as min(it, (1 + t) / (10 + t)) over t steps. Default: none."""
 
     def __post_init__(self) -> None:
         _check_kinds(self)
+        _require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            f"--ema-decay must be between 0 and 1, as in 0.999, got {self.ema_decay}",
+        )
         for name in ("lr_backbone", "lr_aspp", "lr_decoder", "lr_refiner"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"--{name.replace('_', '-')} must be in [0, 1), got {value}")
@@ -474,10 +481,13 @@ PROMISED = (
     "stage", "dataset", "backgrounds", "synthetic", "resolution", "crop", "batch_size", "seed",
     "scaled_decode", "backbone", "init", "backbone_scale", "refine_mode", "refine_sample_pixels",
     "refine_threshold", "refine_kernel_size", "lr_backbone", "lr_aspp", "lr_decoder", "lr_refiner",
-    "precision", "threads", "epoch_examples",
+    "precision", "threads", "epoch_examples", "ema_decay",
 )  # fmt: skip
 """Options that a resumed run may not change: with another value its weights would not be an
 undisturbed run's."""
+ADDABLE = frozenset({"ema_decay"})
+"""Promised options that a run may be given later, but not change or lose: what they add begins
+there."""
 
 
 def refuse_changes(stored: RunConfig, asked: RunConfig, what: str) -> None:
@@ -501,4 +511,8 @@ def refuse_changes(stored: RunConfig, asked: RunConfig, what: str) -> None:
 def promise_changes(stored: RunConfig, asked: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Promised options whose value differs, as {name: (stored, asked)}."""
     old, new = to_dict(stored), to_dict(asked)
-    return {name: (old[name], new[name]) for name in PROMISED if old[name] != new[name]}
+    return {
+        name: (old[name], new[name])
+        for name in PROMISED
+        if old[name] != new[name] and not (name in ADDABLE and old[name] is None)
+    }

@@ -85,6 +85,7 @@ def test_steps_replace_the_default_epochs() -> None:
         ({"seed": -1}, "--seed"),
         ({"backbone_scale": 0.6}, "--backbone-scale"),
         ({"lr_aspp": 1.0}, "--lr-aspp"),
+        ({"ema_decay": 1.0}, "--ema-decay must be between 0 and 1"),
         ({"epochs": -1.0}, "--epochs"),
         ({"checkpoint_interval": 0}, "--checkpoint-interval"),
         ({"keep": 0}, "--keep"),
@@ -160,6 +161,12 @@ def test_what_would_change_the_weights_is_named_with_both_values() -> None:
 def test_workers_places_length_and_logging_may_change() -> None:
     other = run(workers="1:4", storage="s3://b", steps=9, keep=5, valid_interval=1, device="cpu")
     assert promise_changes(run(), other) == {}
+
+
+def test_an_average_may_be_added_later_but_not_changed_or_dropped() -> None:
+    assert promise_changes(run(), run(ema_decay=0.5)) == {}
+    assert promise_changes(run(ema_decay=0.5), run()) == {"ema_decay": (0.5, None)}
+    assert promise_changes(run(ema_decay=0.5), run(ema_decay=0.9)) == {"ema_decay": (0.5, 0.9)}
 
 
 def test_an_error_is_one_line_and_survives_another_process() -> None:

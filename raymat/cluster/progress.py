@@ -70,7 +70,7 @@ def told(event: dict[str, Any]) -> str | None:
         return f"saving {event['checkpoint']} {what}: {event['error']}"
     if kind == "nonfinite":
         return f"step {event['step']} was skipped: loss {event['loss']}, gradient norm {event['gradient_norm']}"
-    return str(event["summary"]) if kind == "init" else None
+    return str(event["summary"]) if kind in ("init", "ema") else None
 
 
 class ProgressLine:

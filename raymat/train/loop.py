@@ -240,6 +240,7 @@ class _Training:
             resolution=config.data.resolution,
             world=self.group.world,
             device=device,
+            optim=config.optim,
         )
 
     def _restore(self, run_id: str, promise: Promise) -> None:
@@ -265,6 +266,7 @@ class _Training:
                 nearby_bytes=found.nearby_bytes,
                 storage_bytes=found.storage_bytes,
             )
+            self._tell_average()
         else:
             self._initialise(self.config.model.init)
         self.report.resumed(self.record.step)
@@ -276,10 +278,17 @@ class _Training:
 
     def _initialise(self, url: str | None) -> None:
         self.step.share_weights()
-        if url is None:
-            return
-        report = initialise_from(self.step.network, url, self.group)
-        self._tell("init", url=url, summary=report.summary)
+        if url is not None:
+            report = initialise_from(self.step.network, url, self.group)
+            self._tell("init", url=url, summary=report.summary)
+        if self.step.ema is not None:
+            self.step.ema.restart()
+
+    def _tell_average(self) -> None:
+        """A run that is given --ema-decay later has no average from before."""
+        if self.step.ema is not None and not self.step.ema.updates:
+            summary = f"the average of the weights begins with those of step {self.record.step}"
+            self._tell("ema", step=self.record.step, summary=summary)
 
     # Steps.
 

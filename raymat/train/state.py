@@ -2,7 +2,8 @@
 
 Tensors: `model/NAME` for each entry of the network's state dict (weights and batch-norm statistics), `optimizer/MOMENT/NAME` for
 each of Adam's moments of each parameter. All else is in `extra`. Nothing here depends on the number of workers, so
-that any number of them can go on from it; an average of the weights would be `ema/NAME`.
+that any number of them can go on from it. Where the run keeps an average of the weights it is `ema/NAME`, for the same names
+as `model/NAME`, statistics included.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from raymat.train.schedule import Schedule
 from raymat.train.step import TrainStep
 
 FORMAT = 1
-MODEL, OPTIMIZER = "model/", "optimizer/"
+MODEL, OPTIMIZER, EMA = "model/", "optimizer/", "ema/"
 
 
 @dataclass(frozen=True)
@@ -110,17 +111,25 @@ def capture(
             "python": platform.python_version(),
         },
     }
+    if step.ema is not None:
+        tensors |= {EMA + name: tensor for name, tensor in step.ema.tensors().items()}
+        extra["ema"] = step.ema.state_dict()
     return tensors, extra
 
 
 def lasting(step: TrainStep) -> frozenset[str]:
     """The tensors of `capture` that only the optimiser changes: a forward and a backward pass leave them as they are."""
     parameters = {f"{MODEL}{name}" for name, _ in step.network.named_parameters()}
-    return frozenset(parameters | {f"{OPTIMIZER}{name}" for name in step.optimiser.state_dict()})
+    moments = {f"{OPTIMIZER}{name}" for name in step.optimiser.state_dict()}
+    # The average's statistics too: no forward pass in training mode goes through it.
+    averages = {f"{EMA}{name}" for name in (step.ema.tensors() if step.ema is not None else ())}
+    return frozenset(parameters | moments | averages)
 
 
 def install(step: TrainStep, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> Record:
     """Put a captured state into a fresh `step`, to the bit; returns what the run remembers.
+
+    An average of the weights that the state does not have begins with the weights.
 
     Raises:
         CheckpointError: it is not the state of such a network, or of a format that this raymat does not know.
@@ -134,6 +143,11 @@ def install(step: TrainStep, tensors: Mapping[str, Tensor], extra: Mapping[str, 
             tensor.copy_(model[name])
         step.optimiser.load_state_dict(_below(OPTIMIZER, tensors))
     step.scale.load_state_dict(extra["scaler"])
+    if step.ema is not None:
+        if extra.get("ema") is None:
+            step.ema.restart()
+        else:
+            step.ema.load(_below(EMA, tensors), extra["ema"])
     return Record(
         step=int(extra["step"]),
         cursor=Cursor.load_state_dict(extra["cursor"]),

@@ -20,11 +20,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raymat.config import Precision, Stage
+from raymat.config import OptimConfig, Precision, Stage
 from raymat.data.batch import MicroBatch
 from raymat.data.composite import Composed, composite
 from raymat.data.draws import Draws, Stream
 from raymat.model.matting import MattingBase, set_dropout_seeds
+from raymat.train.average import WeightAverage
 from raymat.train.batchnorm import RunningStatistics, globalise
 from raymat.train.gradients import GradientSum
 from raymat.train.losses import base_loss, refine_loss
@@ -88,12 +89,15 @@ class TrainStep:
         world: World,
         device: torch.device,
         channels_last: bool | None = None,
+        optim: OptimConfig | None = None,
     ) -> None:
         """Takes `network` over: moved to `device` and its precision, batch norms made global.
 
         `seed` and `resolution` are the run's. `channels_last` is how weights and pictures lie in memory; by default
-        so on cuda. `torch.distributed` must be initialised if `world` is larger than 1.
+        so on cuda. `optim`: what is done beside plain Adam steps (its rates and precision are handed over apart).
+        `torch.distributed` must be initialised if `world` is larger than 1.
         """
+        optim = optim or OptimConfig()
         self.world, self.device, self.precision = world, device, precision
         self.channels_last = device.type == "cuda" if channels_last is None else channels_last
         self._memory = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -104,6 +108,9 @@ class TrainStep:
         network.to(memory_format=self._memory)  # type: ignore[call-overload]
         self.network = network
         self._statistics = RunningStatistics(network)
+        decay = optim.ema_decay
+        self.ema = None if decay is None else WeightAverage(network, decay)
+        """The average of the weights, where the run keeps one."""
         self.optimiser = PartAdam(network)
         self.scale = LossScale(precision, device)
         self.before_update: Callable[[], None] = lambda: None
@@ -152,10 +159,17 @@ class TrainStep:
                 tensor.copy_(lead)
 
     @torch.no_grad()
-    def evaluate(self, batch: MicroBatch) -> Tensor:
-        """Sum of the losses of `batch`'s examples in evaluation mode, float64 (). Not a collective."""
+    def evaluate(self, batch: MicroBatch, *, ema: bool = False) -> Tensor:
+        """Sum of the losses of `batch`'s examples in evaluation mode, float64 (). Not a collective.
+
+        `ema`: with the average of the weights, which there must be.
+        """
         self.network.eval()
-        _, loss, _ = self._objective(self._compose(batch), 1.0, self.scale.value)
+        network: nn.Module = self.network
+        if ema:
+            assert self.ema is not None
+            network = self.ema.network
+        loss, _ = self._objective.predict(network, self._compose(batch))
         return loss.double() * len(batch.examples)
 
     @torch.no_grad()
@@ -168,6 +182,8 @@ class TrainStep:
         self.before_update()
         self.optimiser.step(rates, bad, self.scale.value if self.scale.used else None)
         self._statistics.undo(before, bad)
+        if self.ema is not None:
+            self.ema.update(bad)
         self.scale.update(bad)
         return Health(loss, norm, bad, failed, self._objective.heard > 0)
 
@@ -220,12 +236,16 @@ class _Objective(nn.Module):
         self, composed: Composed, weight: float, scale: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """What to differentiate (), the loss () as the mean over the share, and the network's outputs."""
-        with autocast(self._precision, self._device):
-            outputs = self.network(composed.src, composed.bgr)
-        loss = self._loss(outputs, composed)
+        loss, outputs = self.predict(self.network, composed)
         weighted = loss * weight
         probed = weighted + self.probe[0] * weighted.detach()
         return probed * scale, loss.detach(), tuple(x.detach() for x in outputs)
+
+    def predict(self, network: nn.Module, composed: Composed) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The loss () of `network`, as the mean over the share, and its outputs."""
+        with autocast(self._precision, self._device):
+            outputs = network(composed.src, composed.bgr)
+        return self._loss(outputs, composed), outputs
 
 
 _Loss = Callable[[tuple[Tensor, ...], Composed], Tensor]
