@@ -22,6 +22,10 @@ Backbone = Literal["resnet50", "resnet101", "mobilenetv2"]
 Precision = Literal["fp16", "bf16", "fp32", "fp64"]
 Device = Literal["auto", "cpu", "cuda"]
 RefineMode = Literal["full", "sampling", "thresholding"]
+Mode = Literal["min", "max"]
+
+METRICS = ("loss", "mse", "sad", "grad", "conn")
+"""What a validation can measure."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -280,6 +284,10 @@ class CheckpointConfig:
     """Steps between checkpoints, beside the one at each virtual epoch's end and the last."""
     keep: int = 3
     """Newest committed checkpoints to keep, beside the best."""
+    best_metric: str = "loss"
+    """Metric of validation (one of --valid-metrics) by which a checkpoint is the best."""
+    best_mode: Mode = "min"
+    """Whether the lowest (min) or the highest (max) value of --best-metric is the best."""
     max_checkpoint_age: Duration = Duration(1800.0)
     """A time (90s, 30m, 1.5h): end the attempt when storage has taken no checkpoint for so long since
     one was due. Until then failed uploads are tried again while training goes on."""
@@ -309,6 +317,8 @@ class LogConfig:
     """Steps between validations."""
     valid_examples: int = 50
     """Validation examples, spread evenly over the validation set; 0 turns validation off."""
+    valid_metrics: str = "loss,mse,sad"
+    """What a validation measures, separated by commas: loss, and of the alpha sad, mse, grad and conn."""
     log_loss_interval: int = 10
     """Steps between training rows in metrics/."""
     log_images_interval: int = 2000
@@ -323,6 +333,16 @@ class LogConfig:
             self.valid_examples >= 0,
             f"--valid-examples must not be negative, got {self.valid_examples}",
         )
+        unknown = [name for name in self.valid_metrics.split(",") if name not in METRICS]
+        _require(
+            not unknown,
+            f"--valid-metrics must be some of {','.join(METRICS)}, got {self.valid_metrics!r}",
+        )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The --valid-metrics beside the loss, which is always measured; each once."""
+        return tuple(dict.fromkeys(n for n in self.valid_metrics.split(",") if n != "loss"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,6 +408,18 @@ class RunConfig:
             workers.high <= batch,
             f"--workers {workers} is more than the {batch} examples of a batch: "
             f"use --workers {Range(min(workers.low, batch), batch)} or a larger --batch-size",
+        )
+        self._require_metric("--best-metric", self.checkpoint.best_metric)
+
+    def _require_metric(self, flag: str, name: str) -> None:
+        """Refuse a metric that no validation of this run measures."""
+        measured = ("loss", *self.log.metrics)
+        if self.optim.ema_decay is not None:
+            measured += tuple(f"ema_{metric}" for metric in measured)
+        _require(
+            name in measured,
+            f"{flag} must be one of {', '.join(measured)}, got {name!r}: --valid-metrics says what is measured, "
+            "--ema-decay adds ema_ and each",
         )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-Mode = Literal["min", "max"]
+from raymat.config import Mode
 
 
 def metric_of(extra: Mapping[str, Any]) -> tuple[str, Mode]:

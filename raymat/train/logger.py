@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Row = dict[str, Any]
 """One JSON-able row: kind (train or valid), step, examples, epoch, loss (None if not finite), digest, time (Unix
-seconds); training rows also lr (by part of the network)."""
+seconds); training rows also lr (by part of the network), validation rows count and metrics (by name, None if not finite)."""
 
 
 class Logger(Protocol):

@@ -42,9 +42,10 @@ from raymat.train.restore import restore
 from raymat.train.saving import AsyncSaver, Retainer, Saved
 from raymat.train.schedule import Schedule, rates
 from raymat.train.seams import Feed, Host
-from raymat.train.state import Promise, Record, Validation
+from raymat.train.state import Promise, Record
 from raymat.train.step import StepResult, TrainStep
 from raymat.train.validation import finite, validate
+from raymat.train.verdicts import Validation
 from raymat.world import World
 
 PARTING_SECONDS = 30.0
@@ -60,7 +61,7 @@ class Outcome:
     checkpoint: CheckpointId
     """The newest one: of the last step."""
     best: Validation | None
-    """The validation with the lowest loss."""
+    """The best validation by --best-metric."""
     attempt: int
     already_complete: bool
     """Whether there was nothing left to do."""
@@ -213,9 +214,13 @@ class _Training:
     # Before the first step.
 
     def _saver(self, run_id: str, promise: Promise) -> AsyncSaver:
-        policy = RetentionPolicy(keep=self.config.checkpoint.keep, best="min")
-        number = self.attempt.number
-        self.retainer = Retainer(self.store, policy, number) if self.group.leads else None
+        kept, number = self.config.checkpoint, self.attempt.number
+        policy = RetentionPolicy(keep=kept.keep, best=kept.best_mode)
+        self.retainer = (
+            Retainer(self.store, policy, number, metric=kept.best_metric)
+            if self.group.leads
+            else None
+        )
         return AsyncSaver(
             self.store,
             self.group,
@@ -369,12 +374,26 @@ class _Training:
     def _validate(self) -> None:
         began, step = time.monotonic(), self.record.step
         self._beat("validating")
-        found = validate(self.step, self.feed, self.group, self.replaced.see, self._between_batches)
+        found = validate(
+            self.step.examiners(self.config.log.metrics),
+            self.feed,
+            self.group,
+            self.replaced.see,
+            self._between_batches,
+        )
         if step:  # of the first weights there is no checkpoint that could be the best
-            self.record.validations.append(Validation(step, found.loss))
-        self.report.row("valid", step, found.loss, digest=found.digest, count=found.count)
+            self.record.validations.append(Validation(step, found.loss, found.metrics))
+        self.report.row(
+            "valid",
+            step,
+            found.loss,
+            digest=found.digest,
+            count=found.count,
+            metrics=found.metrics,
+        )
         seconds = time.monotonic() - began
-        self._tell("validation", step=step, loss=found.loss, seconds=seconds)
+        told = {"loss": found.loss, "metrics": found.metrics, "seconds": seconds}
+        self._tell("validation", step=step, **told)
 
     def _between_batches(self) -> None:
         self._beat("validating")
@@ -442,7 +461,7 @@ class _Training:
         return Outcome(
             step=self.record.step,
             checkpoint=self.newest,
-            best=self.record.best,
+            best=self.record.best(self.config),
             attempt=self.attempt.number,
             already_complete=already_complete,
         )

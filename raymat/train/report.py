@@ -102,10 +102,14 @@ class Report:
         )
 
     def metrics(self, record: Record) -> dict[str, Any]:
-        """What a host is told with a commit: step, examples, and the newest losses that were finite."""
+        """What a host is told with a commit: step, examples, the newest training loss, and what the newest validation
+        found (`valid_loss`, `valid_sad`, ...), as far as it was finite."""
         found = {"step": record.step, "examples": record.cursor.next_example}
-        losses = {"loss": self.loss, "valid_loss": record.valid_loss}
-        return found | {name: value for name, value in losses.items() if value is not None}
+        values = {"loss": self.loss, "valid_loss": record.valid_loss}
+        if record.validations:
+            newest = record.validations[-1].metrics
+            values |= {f"valid_{name}": value for name, value in newest.items()}
+        return found | {name: value for name, value in values.items() if value is not None}
 
 
 class _Pace:

@@ -253,8 +253,11 @@ class AsyncSaver:
 class Retainer:
     """Clears away, beside training, the checkpoints that are no longer needed. For rank 0 alone."""
 
-    def __init__(self, store: Store, policy: RetentionPolicy, attempt: int) -> None:
-        """Best is the lowest validation loss, unless `policy` says otherwise."""
+    def __init__(
+        self, store: Store, policy: RetentionPolicy, attempt: int, *, metric: str = "loss"
+    ) -> None:
+        """`metric`: of the validations, by which `policy` keeps the best."""
+        self._metric = metric
         self._store, self._policy, self._attempt = store, policy, attempt
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="retention")
         self._running: Future[None] | None = None
@@ -265,9 +268,13 @@ class Retainer:
         if self._running is not None and not self._running.done():
             self._again = True
             return
-        losses = {v.step: v.loss for v in record.validations if v.loss is not None}
+        values = {
+            v.step: value
+            for v in record.validations
+            if (value := v.value(self._metric)) is not None
+        }
         self._again = False
-        self._running = self._pool.submit(self._retain, losses, frozenset(damaged))
+        self._running = self._pool.submit(self._retain, values, frozenset(damaged))
 
     def finish(self, record: Record, damaged: Collection[CheckpointId]) -> None:
         """Return when all is cleared that the newest commit made needless."""
@@ -277,11 +284,11 @@ class Retainer:
             self.committed(record, damaged)
         self._pool.shutdown()
 
-    def _retain(self, losses: dict[int, float], damaged: Collection[CheckpointId]) -> None:
+    def _retain(self, values: dict[int, float], damaged: Collection[CheckpointId]) -> None:
         """Storage that fails is logged: what is left lying is deleted after the next commit."""
         try:
             statuses = scan(self._store)
-            metrics = {s.id: losses[s.id.step] for s in statuses if s.id.step in losses}
+            metrics = {s.id: values[s.id.step] for s in statuses if s.id.step in values}
             doomed = plan(
                 statuses, self._policy, attempt=self._attempt, metrics=metrics, damaged=damaged
             ).delete

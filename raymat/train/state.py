@@ -23,18 +23,10 @@ from raymat.errors import CheckpointError, ConfigError, DataError
 from raymat.train.optimiser import require_same
 from raymat.train.schedule import Schedule
 from raymat.train.step import TrainStep
+from raymat.train.verdicts import Validation, best_of
 
 FORMAT = 1
 MODEL, OPTIMIZER, EMA = "model/", "optimizer/", "ema/"
-
-
-@dataclass(frozen=True)
-class Validation:
-    """One validation: the mean loss over all validation examples after `step` completed steps."""
-
-    step: int
-    loss: float | None
-    """None where it was not finite."""
 
 
 @dataclass
@@ -54,11 +46,10 @@ class Record:
         """Of the newest validation."""
         return self.validations[-1].loss if self.validations else None
 
-    @property
-    def best(self) -> Validation | None:
-        """The validation with the lowest loss; the earliest of equals."""
-        finite = [v for v in self.validations if v.loss is not None]
-        return min(finite, key=lambda v: (v.loss, v.step)) if finite else None
+    def best(self, config: RunConfig) -> Validation | None:
+        """The best validation by the run's --best-metric; the earliest of equals."""
+        kept = config.checkpoint
+        return best_of(self.validations, kept.best_metric, kept.best_mode)
 
 
 @dataclass(frozen=True)
@@ -90,7 +81,7 @@ def capture(
     """The state as (tensors, extra). The tensors are the live ones: copy them before the next step."""
     tensors = {MODEL + name: tensor for name, tensor in step.network.state_dict().items()}
     tensors |= {OPTIMIZER + name: t for name, t in step.optimiser.state_dict().items()}
-    best = record.best
+    best = record.best(promise.config)
     extra = {
         "format": FORMAT,
         "step": record.step,

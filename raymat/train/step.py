@@ -11,26 +11,25 @@ Nothing in a step makes the host wait for the device; who wants to know reads th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raymat.config import OptimConfig, Precision, Stage
 from raymat.data.batch import MicroBatch
-from raymat.data.composite import Composed, composite
+from raymat.data.composite import Composed
 from raymat.data.draws import Draws, Stream
 from raymat.model.matting import MattingBase, set_dropout_seeds
 from raymat.train.average import WeightAverage
 from raymat.train.batchnorm import RunningStatistics, globalise
+from raymat.train.forward import compose, loss_of
 from raymat.train.gradients import GradientSum
-from raymat.train.losses import base_loss, refine_loss
 from raymat.train.optimiser import PartAdam
 from raymat.train.precision import LossScale, autocast, parameter_dtype
+from raymat.train.validation import Examiner
 from raymat.world import World
 
 
@@ -100,12 +99,13 @@ class TrainStep:
         optim = optim or OptimConfig()
         self.world, self.device, self.precision = world, device, precision
         self.channels_last = device.type == "cuda" if channels_last is None else channels_last
-        self._memory = torch.channels_last if self.channels_last else torch.contiguous_format
+        memory = torch.channels_last if self.channels_last else torch.contiguous_format
+        self._stage: Stage = stage
         self._seed, self._resolution = seed, resolution
         self._dtype = parameter_dtype(precision)
         globalise(network, world)
         network.to(device=device, dtype=self._dtype)
-        network.to(memory_format=self._memory)  # type: ignore[call-overload]
+        network.to(memory_format=memory)  # type: ignore[call-overload]
         self.network = network
         self._statistics = RunningStatistics(network)
         decay = optim.ema_decay
@@ -158,19 +158,26 @@ class TrainStep:
                 dist.broadcast(lead, src=0)
                 tensor.copy_(lead)
 
-    @torch.no_grad()
-    def evaluate(self, batch: MicroBatch, *, ema: bool = False) -> Tensor:
-        """Sum of the losses of `batch`'s examples in evaluation mode, float64 (). Not a collective.
-
-        `ema`: with the average of the weights, which there must be.
+    def examiners(self, metrics: Sequence[str]) -> dict[str, Examiner]:
+        """What measures the loss and `metrics` of single examples: of the network (""), and of the average of its
+        weights ("ema_") where there is one.
         """
-        self.network.eval()
-        network: nn.Module = self.network
-        if ema:
-            assert self.ema is not None
-            network = self.ema.network
-        loss, _ = self._objective.predict(network, self._compose(batch))
-        return loss.double() * len(batch.examples)
+        networks: dict[str, nn.Module] = {"": self.network}
+        if self.ema is not None:
+            networks["ema_"] = self.ema.network
+        return {
+            prefix: Examiner(
+                network,
+                stage=self._stage,
+                precision=self.precision,
+                seed=self._seed,
+                resolution=self._resolution,
+                device=self.device,
+                channels_last=self.channels_last,
+                metrics=metrics,
+            )
+            for prefix, network in networks.items()
+        }
 
     @torch.no_grad()
     def _apply(self, rates: Mapping[str, float], before: list[Tensor]) -> Health:
@@ -188,17 +195,14 @@ class TrainStep:
         return Health(loss, norm, bad, failed, self._objective.heard > 0)
 
     def _compose(self, batch: MicroBatch) -> Composed:
-        pixels = [_to_device(array, self.device) for array in (batch.fgr, batch.pha, batch.bgr)]
-        composed = composite(
-            *pixels,
+        return compose(
+            batch,
             seed=self._seed,
-            numbers=[example.number for example in batch.examples],
             resolution=self._resolution,
-            train=batch.train,
+            device=self.device,
             dtype=self._dtype,
+            channels_last=self.channels_last,
         )
-        src, bgr = (x.contiguous(memory_format=self._memory) for x in (composed.src, composed.bgr))
-        return composed._replace(src=src, bgr=bgr)
 
     def _dropout_seeds(self, batch: MicroBatch) -> Tensor:
         seeds = [Draws(self._seed, Stream.DROPOUT, e.number).torch_seed() for e in batch.examples]
@@ -216,7 +220,7 @@ class _Objective(nn.Module):
         # Always 0. The gradient of its first element is the weighted loss, that of the second what a worker puts there;
         # both are summed over the workers like all others.
         self.probe = nn.Parameter(torch.zeros(2, dtype=parameter_dtype(precision), device=device))
-        self._loss = _base if stage == "base" else _refine
+        self._loss = loss_of(stage)
         self._precision: Precision = precision
         self._device = device
 
@@ -236,29 +240,12 @@ class _Objective(nn.Module):
         self, composed: Composed, weight: float, scale: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """What to differentiate (), the loss () as the mean over the share, and the network's outputs."""
-        loss, outputs = self.predict(self.network, composed)
+        with autocast(self._precision, self._device):
+            outputs = self.network(composed.src, composed.bgr)
+        loss = self._loss(outputs, composed)
         weighted = loss * weight
         probed = weighted + self.probe[0] * weighted.detach()
         return probed * scale, loss.detach(), tuple(x.detach() for x in outputs)
-
-    def predict(self, network: nn.Module, composed: Composed) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The loss () of `network`, as the mean over the share, and its outputs."""
-        with autocast(self._precision, self._device):
-            outputs = network(composed.src, composed.bgr)
-        return self._loss(outputs, composed), outputs
-
-
-_Loss = Callable[[tuple[Tensor, ...], Composed], Tensor]
-
-
-def _base(outputs: tuple[Tensor, ...], truth: Composed) -> Tensor:
-    pha, fgr, err, _ = outputs
-    return base_loss(pha, fgr, err, truth.pha, truth.fgr)
-
-
-def _refine(outputs: tuple[Tensor, ...], truth: Composed) -> Tensor:
-    pha, fgr, pha_sm, fgr_sm, err_sm, _ = outputs
-    return refine_loss(pha, fgr, pha_sm, fgr_sm, err_sm, truth.pha, truth.fgr)
 
 
 def _pictures(outputs: tuple[Tensor, ...], composed: Composed) -> dict[str, Tensor]:
@@ -266,10 +253,3 @@ def _pictures(outputs: tuple[Tensor, ...], composed: Composed) -> dict[str, Tens
     pha, fgr = outputs[0], outputs[1]
     err = outputs[2] if len(outputs) == 4 else outputs[4]
     return {"pha": pha, "fgr": fgr, "err": err, "src": composed.src, "bgr": composed.bgr}
-
-
-def _to_device(array: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Pixels as a tensor on `device`; the array may be read-only. Copies to a GPU go through pinned memory, unwaited for."""
-    pinned = torch.empty(array.shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    np.copyto(pinned.numpy(), array)
-    return pinned.to(device, non_blocking=True)

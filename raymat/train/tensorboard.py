@@ -27,7 +27,7 @@ _NAME = re.compile(r"events\.out\.tfevents\.(\d+)\.a(\d+)$")
 
 
 class TensorBoardLog:
-    """Writes `loss`, `valid_loss`, `epoch`, `lr/PART` and the image grids."""
+    """Writes `loss`, `epoch`, `lr/PART`, `valid_loss`, `valid_METRIC` and the image grids."""
 
     def __init__(self, store: Store, attempt: int) -> None:
         self._store = store
@@ -44,7 +44,9 @@ class TensorBoardLog:
 
     def row(self, row: Row) -> None:
         scalars = {"valid_loss" if row["kind"] == "valid" else "loss": row["loss"]}
-        if row["kind"] == "train":
+        if row["kind"] == "valid":
+            scalars |= {f"valid_{name}": value for name, value in row.get("metrics", {}).items()}
+        else:
             scalars["epoch"] = row["epoch"]
             scalars |= {f"lr/{part}": rate for part, rate in row["lr"].items()}
         values = [

@@ -251,7 +251,7 @@ def test_tensorboard_shows_one_curve_however_often_a_run_restarts(
     log = TensorBoardLog(store, 3)
     write_spans(log, 3, [[4, 5]], 0.3)
     log.row(row(6, 0.3))
-    log.row(row(6, 0.4, "valid"))
+    log.row(row(6, 0.4, "valid") | {"metrics": {"sad": 0.25, "mse": None}})
     log.images(
         6, {"train_pred_pha": np.zeros((8, 12), np.uint8), "x": np.ones((4, 4, 3), np.uint8)}
     )
@@ -263,6 +263,7 @@ def test_tensorboard_shows_one_curve_however_often_a_run_restarts(
         (1, 0.1), (2, 0.1), (3, 0.2), (4, 0.3), (5, 0.3), (6, 0.3),
     ]  # fmt: skip
     assert scalars(folder, "valid_loss") == [(6, 0.4)]
+    assert scalars(folder, "valid_sad") == [(6, 0.25)]
     assert scalars(folder, "lr/aspp")[0] == (1, 0.001)
 
 
