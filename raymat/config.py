@@ -12,6 +12,7 @@ import math
 import re
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -146,6 +147,9 @@ class DataConfig:
     MIN = MAX)."""
     batch_size: int = 8
     """GLOBAL batch in examples, constant whatever the number of workers."""
+    grow_dataset: bool = False
+    """Take what was added to the dataset, the backgrounds or --synthetic since the run began: the pass
+    under way is finished without it."""
     seed: int = 0
     """Names every random draw of the run."""
     scaled_decode: bool = True
@@ -258,7 +262,7 @@ class LengthConfig:
     epochs: float | None = None
     """Stop after this many virtual epochs; may be fractional. Default: 8 base, 1 refine."""
     epoch_examples: int | None = None
-    """Examples in one virtual epoch. Default: the size of the dataset."""
+    """Examples in one virtual epoch. Default: the size that the dataset had when the run began."""
     steps: int | None = None
     """Stop after this many steps instead of --epochs."""
 
@@ -513,7 +517,7 @@ PROMISED = (
     "stage", "dataset", "backgrounds", "synthetic", "resolution", "crop", "batch_size", "seed",
     "scaled_decode", "backbone", "init", "backbone_scale", "refine_mode", "refine_sample_pixels",
     "refine_threshold", "refine_kernel_size", "lr_backbone", "lr_aspp", "lr_decoder", "lr_refiner",
-    "precision", "threads", "epoch_examples", "ema_decay",
+    "precision", "threads", "ema_decay",
 )  # fmt: skip
 """Options that a resumed run may not change: with another value its weights would not be an
 undisturbed run's."""
@@ -521,22 +525,32 @@ ADDABLE = frozenset({"ema_decay"})
 """Promised options that a run may be given later, but not change or lose: what they add begins
 there."""
 
+DATASET = ("dataset", "backgrounds", "synthetic")
+"""Promised options that may change where the run's dataset has grown."""
 
-def refuse_changes(stored: RunConfig, asked: RunConfig, what: str) -> None:
-    """Raise where `asked` would break the promise of what was begun with `stored`.
+LENGTH = ("epochs", "epoch_examples", "steps")
+"""Options that a run may be continued with other values of."""
+
+
+def refuse_changes(
+    stored: RunConfig, asked: RunConfig, what: str, but: Collection[str] = ()
+) -> None:
+    """Raise where `asked` would break the promise of what was begun with `stored`, the options in `but` aside.
 
     Raises:
         ConfigError: naming `what` was begun, each changed option with both values, and the fix.
     """
     changes = promise_changes(stored, asked)
+    changes = {name: values for name, values in changes.items() if name not in but}
     if changes:
         told = ", ".join(
             f"--{name.replace('_', '-')} was {old}, is {new}"
             for name, (old, new) in changes.items()
         )
+        grown = changes.keys() <= set(DATASET)
         raise ConfigError(
             f"{what} was begun with another configuration: {told}; "
-            "use the old one, or another --name"
+            f"use the old one, or another --name{', or --grow-dataset for more data' if grown else ''}"
         )
 
 

@@ -85,14 +85,16 @@ def newest(
     return None
 
 
-def read_extra(store: Store, status: Status) -> dict[str, Any]:
+def read_extra(store: Store, status: Status, run: str | None = None) -> dict[str, Any]:
     """What a checkpoint holds beside its tensors: its manifests and one small file are read and verified.
+
+    `run`: the run id that it must carry.
 
     Raises:
         CheckpointError: it is torn, or that part of it is damaged. StorageError: the storage fails.
     """
     name = f"{CHECKPOINTS}/{status.id}/{STATE}"
-    manifest = read_manifests(store, status.id, status.files)[0]
+    manifest = read_manifests(store, status.id, status.files, run)[0]
     entry = next(entry for entry in manifest.files if entry.name == STATE)
     if entry.size > MAX_STATE_BYTES:
         raise CheckpointError(f"{status.id} is refused: {STATE} has {entry.size} bytes")

@@ -86,7 +86,8 @@ def _drive(config: RunConfig, store: Store, lease: Lease) -> Result:
     ours = _start_ray()
     try:
         config = settle(config, read_run(store), ray.cluster_resources())
-        run = prepare(config, store)
+        run = prepare(config, store, lease.settle)
+        _tell_changes(run, store)
         total = run.order.total_steps
         if is_complete(store, run):
             return Result(store.url, total, total, already_complete=True)
@@ -252,6 +253,13 @@ def _probe(store: Store) -> None:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def _tell_changes(run: PreparedRun, store: Store) -> None:
+    for change in run.changes:
+        _say(change.line)
+        if change.fields:
+            EventLog.for_driver(store).emit(change.kind, **change.fields)
 
 
 def _note_launch(run: PreparedRun, store: Store, lease: Lease) -> None:

@@ -169,8 +169,8 @@ def _cut(numbers: range, share: range) -> range:
 class _Layer:
     """Pictures that are opened and warped together: foreground and alpha, or the background."""
 
-    count: int
-    """How many the dataset has."""
+    count: Callable[[int], int]
+    """How many there are to choose from, by example number."""
     open: Callable[[int], tuple[OpenImage, ...]]
     """By index."""
     draw: Callable[[int], Warp]
@@ -214,7 +214,7 @@ class _Maker:
         source, seed, train = self._source, self._order.seed, self._train
         stage = self._geometry.stage
         return _Layer(
-            count=source.pairs if train else source.valid_pairs,
+            count=lambda n: self._order.counts(n)[0] if train else source.valid_pairs,
             open=lambda index: source.open_pair(index, valid=not train),
             draw=lambda number: draw_pair_warp(seed, number, stage, train),
             outs=outs,
@@ -223,7 +223,7 @@ class _Maker:
     def _backgrounds(self, outs: tuple[Pixels, ...]) -> _Layer:
         source, seed, train = self._source, self._order.seed, self._train
         return _Layer(
-            count=source.backgrounds if train else source.valid_backgrounds,
+            count=lambda n: self._order.counts(n)[1] if train else source.valid_backgrounds,
             open=lambda index: (source.open_background(index, valid=not train),),
             draw=lambda number: draw_background_warp(seed, number, train),
             outs=outs,
@@ -258,7 +258,8 @@ class _Maker:
         """Fill place `slot` of the batch; gives the indices that were used."""
         wanted = (example.pair, example.background)
         for lane, (layer, index, opener) in enumerate(zip(layers, wanted, first, strict=True)):
-            candidates = _candidates(index, layer.count, self._replacement_words(example, lane))
+            words = self._replacement_words(example, lane)
+            candidates = _candidates(index, layer.count(example.number), words)
             yield self._fill(slot, example.number, layer, candidates, opener)
 
     def _fill(

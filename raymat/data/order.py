@@ -4,6 +4,9 @@ Example number e is at place e % N of pass e // N over the N pairs. Every pass h
 its own, every example its own background and its own keys for everything random
 (`raymat.data.draws`), every step its own crop size. So a run can start at any example at the cost
 of one permutation, and nothing here knows how many workers there are.
+
+Where the dataset has grown (`raymat.data.past`), the passes before have fewer pairs: old pairs keep
+their indices, the pass that was under way is finished without the new ones, and passes are numbered on.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 
 from raymat.config import Range
 from raymat.data.draws import Draws, Stream
+from raymat.data.past import NO_PAST, Past, Steps
 from raymat.errors import CheckpointError
 
 CROP_MULTIPLE = 4  # the refiner works in patches of 4 x 4 pixels
@@ -69,12 +73,13 @@ class SampleOrder:
         seed: the run's, 0..2**63-1.
         pairs, backgrounds: how many the dataset has to train on.
         batch_size: global batch B: step k (from 0) uses examples k*B to (k+1)*B-1, cut at
-            `total_examples`.
+            `total_examples`. A run that had ended in a smaller batch goes on from there.
         crop: smallest and largest side of a step's crop in pixels, multiples of 4, the largest
             excluded unless equal.
         total_examples: where the run ends; only its last step may be smaller.
         valid_pairs, valid_backgrounds, valid_examples: the validation set, and how many examples
             are made of it.
+        past: where the run had ended before, and which smaller datasets it had.
     """
 
     seed: int
@@ -86,6 +91,7 @@ class SampleOrder:
     valid_pairs: int = 0
     valid_backgrounds: int = 0
     valid_examples: int = 0
+    past: Past = NO_PAST
 
     def __post_init__(self) -> None:
         for name in ("pairs", "backgrounds", "batch_size"):
@@ -99,24 +105,47 @@ class SampleOrder:
     @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
-        return -(-self.total_examples // self.batch_size)
+        return self._steps.count(self.total_examples)
+
+    @property
+    def first_pairs(self) -> int:
+        """How many pairs the run was begun with."""
+        return self.past.first_pairs(self.pairs)
+
+    @property
+    def _steps(self) -> Steps:
+        return Steps(self.batch_size, self.past.ends)
 
     def step_numbers(self, step: int) -> range:
         """The example numbers of step `step` (from 0). A step outside the run is an IndexError."""
         if not 0 <= step < self.total_steps:
             raise IndexError(f"step {step} is not in a run of {self.total_steps} steps")
-        first = step * self.batch_size
-        return range(first, min(first + self.batch_size, self.total_examples))
+        first, end = (self._steps.examples(done) for done in (step, step + 1))
+        return range(first, min(end, self.total_examples))
 
     def examples(self, numbers: Iterable[int]) -> list[Example]:
         """The examples with these numbers, in their order. Any numbers from 0 up, also beyond the run's end."""
         return [self._example(number) for number in numbers]
 
     def _example(self, number: int) -> Example:
-        epoch, place = divmod(number, self.pairs)
-        pair = int(_permutation(self.seed, epoch, self.pairs)[place])
+        start, epochs = 0, 0
+        pairs, backgrounds = self.counts(number)
+        for era in self.past.eras:
+            if number < era.end:
+                break
+            epochs += (era.end - start) // era.pairs
+            start = era.end
+        epoch, place = divmod(number - start, pairs)
+        pair = int(_permutation(self.seed, epochs + epoch, pairs)[place])
         draws = Draws(self.seed, Stream.BACKGROUND, number)
-        return Example(number, pair, draws.integer(0, self.backgrounds))
+        return Example(number, pair, draws.integer(0, backgrounds))
+
+    def counts(self, number: int) -> tuple[int, int]:
+        """How many pairs and backgrounds example `number` is chosen from."""
+        for era in self.past.eras:
+            if number < era.end:
+                return era.pairs, era.backgrounds
+        return self.pairs, self.backgrounds
 
     def crop_size(self, step: int) -> tuple[int, int]:
         """Height and width in pixels of step `step`'s crop, each drawn by itself."""

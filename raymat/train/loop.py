@@ -114,7 +114,7 @@ def run(
 
     limit = config.workers.stuck_after.seconds
     with _TellFailure(attempt.events), StuckWatch(pulse, limit, stuck):
-        promise = Promise(config, listing_digest)
+        promise = Promise(config, listing_digest, order.past)
         training = _Training(config, schedule, order, group, feed, store, host, attempt, pulse)
         return training.run(run_id, promise, device, nearby)
 
@@ -382,7 +382,8 @@ class _Training:
             self._between_batches,
         )
         if step:  # of the first weights there is no checkpoint that could be the best
-            self.record.validations.append(Validation(step, found.loss, found.metrics))
+            validation = Validation(step, found.loss, found.metrics)
+            self.record.validated(validation, self.order.past.valid_since)
         self.report.row(
             "valid",
             step,

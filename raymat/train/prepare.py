@@ -2,7 +2,8 @@
 
 A new run gets a `run.json` (configuration, versions, when it was made) and the listing of its
 dataset, both kept in storage. A resumed run reads them back, so that it lists nothing, and is
-refused if its configuration would break the promise.
+refused if its configuration would break the promise. Where it is made longer or given more data, that
+is first written down there: nobody trains by what `run.json` does not say.
 """
 
 from __future__ import annotations
@@ -12,22 +13,36 @@ import logging
 import platform
 import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import raymat
 from raymat.checkpoint.store import Store
-from raymat.config import RunConfig, from_dict, refuse_changes, to_dict
+from raymat.config import DATASET, LENGTH, RunConfig, from_dict, refuse_changes, to_dict
 from raymat.data.batch import Geometry
 from raymat.data.order import SampleOrder
-from raymat.data.source import SourceSpec, build_listing
+from raymat.data.past import NO_PAST, Past
+from raymat.data.source import SourceSpec
 from raymat.errors import DataError, StorageError
+from raymat.train.continued import Standing, longer, standing, total_examples, with_more_data
+from raymat.train.dataset import Grown, grow_dataset, list_dataset, source_of
 
 log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
-RUN_FORMAT = 1
+RUN_FORMATS = (1, 2)
+"""2: with a past that is not empty, which a raymat that knows only 1 would leave out of account."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a resumed run was told to do otherwise: an event of this kind, with these fields, and a line for people."""
+
+    kind: str
+    line: str
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,28 +56,49 @@ class PreparedRun:
     order: SampleOrder
     geometry: Geometry
     resumed: bool
+    changes: tuple[Change, ...] = ()
+    """What is new since the run was last driven."""
 
 
-def prepare(config: RunConfig, store: Store) -> PreparedRun:
+def prepare(
+    config: RunConfig, store: Store, settle: Callable[[], None] = lambda: None
+) -> PreparedRun:
     """Open the run in `store`, or make it.
 
     Args:
         config: the run's configuration with `workers.device` and `optim.precision` settled.
         store: the run's folder.
+        settle: returns when nobody else commits anything to the run; called before it is made
+            longer or given more data.
 
     Raises:
         ConfigError: a resumed run was asked to change what its promise rests on, or the validation
             set is too small. DataError: the dataset cannot be used. StorageError: the storage
             cannot be read or written.
     """
+    grow = config.data.grow_dataset
+    # A wish for this once, no part of what the run is.
+    config = replace(config, data=replace(config.data, grow_dataset=False))
     stored = read_run(store)
+    changes: list[Change] = []
+    resumed = stored is not None
     if stored is None:
         stored = _create(config, store)
-        resumed = False
     else:
-        refuse_changes(from_dict(stored["config"]), config, store.url)
-        resumed = True
-    source = _source(config, store, stored["listing"])
+        begun = from_dict(stored["config"])
+        refuse_changes(begun, config, store.url, but=DATASET if grow else ())
+        if grow or config.length != begun.length:
+            settle()
+            stored, changes = _continue(config, store, stored, grow)
+            store.write(RUN_FILE, json.dumps(stored, indent=2).encode())
+    return _prepared(config, store, stored, resumed, changes)
+
+
+def _prepared(
+    config: RunConfig, store: Store, stored: dict[str, Any], resumed: bool, changes: list[Change]
+) -> PreparedRun:
+    past = Past.from_dict(stored.get("past"))
+    source = source_of(config, store, stored["listing"])
     opened = source.open()
     if config.log.valid_examples and not opened.valid_pairs:
         raise DataError(
@@ -74,10 +110,11 @@ def prepare(config: RunConfig, store: Store) -> PreparedRun:
         backgrounds=opened.backgrounds,
         batch_size=config.data.batch_size,
         crop=config.data.crop,
-        total_examples=total_examples(config, opened.pairs),
+        total_examples=total_examples(config, past.first_pairs(opened.pairs), past),
         valid_pairs=opened.valid_pairs,
         valid_backgrounds=opened.valid_backgrounds,
         valid_examples=min(config.log.valid_examples, opened.valid_pairs),
+        past=past,
     )
     geometry = Geometry(
         stage=config.stage,
@@ -85,16 +122,58 @@ def prepare(config: RunConfig, store: Store) -> PreparedRun:
         scaled_decode=config.data.scaled_decode,
     )
     digest = stored["listing"]["digest"]
-    return PreparedRun(config, stored["run_id"], source, digest, order, geometry, resumed)
+    return PreparedRun(
+        config, stored["run_id"], source, digest, order, geometry, resumed, tuple(changes)
+    )
 
 
-def total_examples(config: RunConfig, pairs: int) -> int:
-    """How many examples the run trains on: whole steps, or virtual epochs of `--epoch-examples`
-    (default: the dataset)."""
-    if config.length.steps is not None:
-        return config.length.steps * config.data.batch_size
-    assert config.length.epochs is not None
-    return max(1, round(config.length.epochs * (config.length.epoch_examples or pairs)))
+def _continue(
+    config: RunConfig, store: Store, stored: dict[str, Any], grow: bool
+) -> tuple[dict[str, Any], list[Change]]:
+    """The run's `run.json` with another length, and the dataset looked at again if `grow`; and what that changes."""
+    past, changes = Past.from_dict(stored.get("past")), []
+    before = source_of(config, store, stored["listing"]).open()
+    pairs = past.first_pairs(before.pairs)
+    at = standing(store, stored["run_id"], pairs)
+    if (continued := longer(config, pairs, past, at)) != past:
+        past = continued
+        line = f"the run had ended after {at.examples} examples (step {at.step}), and goes on"
+        changes.append(Change("longer", line, {"step": at.step, "examples": at.examples}))
+    listing = stored["listing"]
+    if grow:
+        found = grow_dataset(config, store, listing)
+        if found.listing["digest"] == listing["digest"]:
+            changes.append(Change("grow", "nothing was added to the dataset"))
+        else:
+            was = (before.pairs, before.backgrounds, str(listing["digest"]))
+            past = with_more_data(past, was, at, found.valid_changed)
+            changes.append(_growth(past, at, found))
+        listing = found.listing
+    now = to_dict(config)
+    kept = {name: now[name] for name in (*DATASET, *LENGTH)}
+    return stored | {
+        "format": RUN_FORMATS[past != NO_PAST],
+        "config": stored["config"] | kept,
+        "listing": listing,
+        "past": past.to_dict(),
+    }, changes
+
+
+def _growth(past: Past, at: Standing, found: Grown) -> Change:
+    line = (
+        f"the dataset has grown: {', '.join(map(str, found.added))}; from example {past.start} on"
+    )
+    if found.valid_changed:
+        line += f"; validations after step {at.step} cannot be compared with those before"
+    fields = {
+        "step": at.step,
+        "examples": at.examples,
+        "from_example": past.start,
+        "added": {added.kind: added.count for added in found.added},
+        "listing": found.listing["digest"],
+        "valid_since": past.valid_since,
+    }
+    return Change("grow", line, fields)
 
 
 def read_run(store: Store) -> dict[str, Any] | None:
@@ -108,9 +187,9 @@ def read_run(store: Store) -> dict[str, Any] | None:
         return None
     try:
         stored = json.loads(data)
-        if stored["format"] != RUN_FORMAT:
+        if stored["format"] not in RUN_FORMATS:
             raise StorageError(
-                f"{store.url}/{RUN_FILE} has format {stored['format']}, expected {RUN_FORMAT}: "
+                f"{store.url}/{RUN_FILE} has format {stored['format']}, expected {RUN_FORMATS[-1]}: "
                 "resume it with the raymat that wrote it"
             )
         return dict(stored)
@@ -122,9 +201,9 @@ def read_run(store: Store) -> dict[str, Any] | None:
 
 def _create(config: RunConfig, store: Store) -> dict[str, Any]:
     run_id = uuid.uuid4().hex
-    listing = _make_listing(config, store)
+    listing = list_dataset(config, store)
     stored = {
-        "format": RUN_FORMAT,
+        "format": RUN_FORMATS[0],
         "run_id": run_id,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "config": to_dict(config),
@@ -133,30 +212,6 @@ def _create(config: RunConfig, store: Store) -> dict[str, Any]:
     }
     store.write(RUN_FILE, json.dumps(stored, indent=2).encode())
     return stored
-
-
-def _make_listing(config: RunConfig, store: Store) -> dict[str, Any]:
-    data = config.data
-    if data.synthetic is not None:
-        return {"synthetic": data.synthetic, "digest": f"synthetic-{data.synthetic}"}
-    assert data.dataset is not None and data.backgrounds is not None
-    listing = build_listing(
-        data.dataset, data.backgrounds, need_valid=config.log.valid_examples > 0
-    )
-    name = f"listing-{listing.digest[:16]}.bin"
-    store.write(name, listing.to_bytes())
-    return {"file": name, "digest": listing.digest}
-
-
-def _source(config: RunConfig, store: Store, listing: dict[str, Any]) -> SourceSpec:
-    if "synthetic" in listing:
-        return SourceSpec.synthetic(
-            count=listing["synthetic"],
-            seed=config.data.seed,
-            size=config.data.resolution,
-            valid_count=config.log.valid_examples,
-        )
-    return SourceSpec.listed(f"{store.url}/{listing['file']}", listing["digest"])
 
 
 def _versions() -> dict[str, str]:

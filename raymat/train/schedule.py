@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from raymat.config import RunConfig
 from raymat.data.order import SampleOrder
+from raymat.data.past import Steps
 from raymat.errors import ConfigError
 
 
@@ -19,7 +20,7 @@ class Schedule:
     """When a run logs, validates, commits and ends."""
 
     batch_size: int
-    """Examples in every step but the last."""
+    """Examples in every step but the last, and those at `ends`."""
     total_examples: int
     """Examples in the whole run."""
     epoch_examples: int
@@ -30,6 +31,8 @@ class Schedule:
     """0: no validation at all."""
     log_loss_interval: int
     log_images_interval: int
+    ends: tuple[int, ...] = ()
+    """Where the run had ended and went on, in examples."""
 
     @classmethod
     def of(cls, config: RunConfig, order: SampleOrder) -> Schedule:
@@ -45,21 +48,30 @@ class Schedule:
         return cls(
             batch_size=order.batch_size,
             total_examples=order.total_examples,
-            epoch_examples=config.length.epoch_examples or order.pairs,
+            epoch_examples=config.length.epoch_examples or order.first_pairs,
             checkpoint_interval=config.checkpoint.checkpoint_interval,
             valid_interval=config.log.valid_interval,
             valid_examples=order.valid_examples,
             log_loss_interval=config.log.log_loss_interval,
             log_images_interval=config.log.log_images_interval,
+            ends=order.past.ends,
         )
 
     @property
     def total_steps(self) -> int:
-        return -(-self.total_examples // self.batch_size)
+        return self._steps.count(self.total_examples)
+
+    @property
+    def _steps(self) -> Steps:
+        return Steps(self.batch_size, self.ends)
 
     def examples(self, step: int) -> int:
         """Examples consumed after `step` completed steps."""
-        return min(step * self.batch_size, self.total_examples)
+        return min(self._steps.examples(step), self.total_examples)
+
+    def stops(self, step: int) -> bool:
+        """Whether the run ends after `step` steps, or had ended there before it was made longer."""
+        return step == self.total_steps or self.examples(step) in self.ends
 
     def epoch(self, step: int) -> float:
         """Virtual epochs completed after `step` steps, with their fraction."""
@@ -72,20 +84,16 @@ class Schedule:
 
     def commits(self, step: int) -> bool:
         """Whether a checkpoint is due: on the interval, at each virtual epoch's end, at the run's end."""
-        return (
-            step % self.checkpoint_interval == 0
-            or self.ends_epoch(step)
-            or step == self.total_steps
-        )
+        return step % self.checkpoint_interval == 0 or self.ends_epoch(step) or self.stops(step)
 
     def validates(self, step: int) -> bool:
         """Whether a validation is due: on the interval and at the run's end."""
-        due = step % self.valid_interval == 0 or step == self.total_steps
+        due = step % self.valid_interval == 0 or self.stops(step)
         return self.valid_examples > 0 and due
 
     def logs(self, step: int) -> bool:
         """Whether a training row is due: on the interval and at the run's end."""
-        return step % self.log_loss_interval == 0 or step == self.total_steps
+        return step % self.log_loss_interval == 0 or self.stops(step)
 
     def draws_images(self, step: int) -> bool:
         """Whether image grids are due."""
@@ -95,7 +103,9 @@ class Schedule:
         """The next step after `step` at which training pauses for a validation or ends."""
         if self.valid_examples == 0:
             return self.total_steps
-        return min(self.total_steps, (step // self.valid_interval + 1) * self.valid_interval)
+        due = (step // self.valid_interval + 1) * self.valid_interval
+        later = (self._steps.count(end) for end in self.ends)
+        return min(self.total_steps, due, *(end for end in later if end > step))
 
 
 def rates(config: RunConfig, examples: int) -> dict[str, float]:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 import raymat
-from raymat.config import RunConfig, from_dict, refuse_changes, to_dict
+from raymat.config import DATASET, RunConfig, from_dict, refuse_changes, to_dict
 from raymat.data.order import Cursor
-from raymat.errors import CheckpointError, ConfigError, DataError
+from raymat.data.past import NO_PAST, Past
+from raymat.errors import CheckpointError, DataError
 from raymat.train.optimiser import require_same
 from raymat.train.schedule import Schedule
 from raymat.train.step import TrainStep
@@ -46,6 +47,12 @@ class Record:
         """Of the newest validation."""
         return self.validations[-1].loss if self.validations else None
 
+    def validated(self, validation: Validation, since: int) -> None:
+        """Add one; the first after step `since` displaces those up to it, which were of another validation set."""
+        if validation.step > since:
+            self.validations = [kept for kept in self.validations if kept.step > since]
+        self.validations.append(validation)
+
     def best(self, config: RunConfig) -> Validation | None:
         """The best validation by the run's --best-metric; the earliest of equals."""
         kept = config.checkpoint
@@ -59,6 +66,8 @@ class Promise:
     config: RunConfig
     listing_digest: str
     """Of the dataset."""
+    past: Past = NO_PAST
+    """Which datasets it had before, and where it had ended."""
 
     def refuse(self, extra: Mapping[str, Any]) -> None:
         """Raise unless the checkpoint with this `extra` was made under the same promise.
@@ -67,11 +76,15 @@ class Promise:
             ConfigError: an option differs. DataError: the dataset differs. CheckpointError: `extra` is no state's.
         """
         require_format(extra)
-        refuse_changes(from_dict(extra["config"]), self.config, "the run")
-        if extra["listing_digest"] != self.listing_digest:
+        # Where the dataset lies is no part of the promise: its listings are.
+        refuse_changes(from_dict(extra["config"]), self.config, "the run", but=DATASET)
+        used = Cursor.load_state_dict(extra["cursor"]).next_example
+        was = Past.from_dict(extra.get("past")).listings(used, extra["listing_digest"])
+        now = self.past.listings(used, self.listing_digest)
+        if was != now:
             raise DataError(
-                f"the dataset is not the one that the run was begun with (its listing was {extra['listing_digest']}, "
-                f"is {self.listing_digest}): restore it, or use another --name"
+                f"the dataset is not the one that the run was begun with (its listing was {_told(was)}, "
+                f"is {_told(now)}): restore it, or use another --name; more data needs --grow-dataset"
             )
 
 
@@ -96,6 +109,7 @@ def capture(
         "channels_last": step.channels_last,
         "threads": torch.get_num_threads(),
         "listing_digest": promise.listing_digest,
+        "past": promise.past.to_dict(),
         "versions": {
             "raymat": raymat.__version__,
             "torch": torch.__version__,
@@ -157,13 +171,21 @@ def require_format(extra: Mapping[str, Any]) -> None:
 
 
 def require_place(record: Record, schedule: Schedule) -> None:
-    """ConfigError where a finished run's last, smaller batch keeps it from being continued."""
+    """CheckpointError for a checkpoint that is at another example than its step is in this run.
+
+    Only the driver makes a run longer, and writes down where it had ended: this cannot happen but by a fault.
+    """
     due, used = schedule.examples(record.step), record.cursor.next_example
-    if due != used:
-        raise ConfigError(
-            f"the run ended with a smaller batch (step {record.step} is at {used} examples, not {due}) and cannot be made "
-            "longer: keep its length, or start a new run with --init"
+    if due != used and used < schedule.total_examples:
+        raise CheckpointError(
+            f"step {record.step} of the run is at {due} examples, its checkpoint at {used}: the run ended there, but its "
+            "run.json does not say so; restore that file, or start a new run with --init"
         )
+
+
+def _told(listings: list[tuple[int, str]]) -> str:
+    """Listings' digests with the examples that they are from."""
+    return ", ".join(f"{digest} from {start}" if start else digest for start, digest in listings)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -295,16 +295,9 @@ def test_the_host_hears_of_the_restore_every_commit_and_the_progress(tmp_path: P
     ]
 
 
-def test_a_run_can_be_made_longer_but_not_after_a_smaller_last_batch(
-    finished: RunConfig, tmp_path: Path
-) -> None:
+def test_a_run_can_be_made_longer(finished: RunConfig) -> None:
     outcome = runs.train(World(), again(finished, steps=5))
     assert (outcome.step, outcome.already_complete) == (5, False)
-    short = runs.tiny(tmp_path, "short", epochs=1, epoch_examples=6, valid_examples=0)
-    runs.train(World(), short)
-    longer = runs.tiny(tmp_path, "short", epochs=2, epoch_examples=6, valid_examples=0)
-    with pytest.raises(ConfigError, match="smaller batch"):
-        runs.train(World(), longer)
 
 
 def test_a_refine_run_starts_from_the_weights_of_a_base_run(

@@ -1,0 +1,113 @@
+"""What a run was before it is what it is now: where it had ended and went on, and which datasets it had.
+
+A run can be made longer and its dataset can grow. What a step trains on then also depends on where that happened, so
+it is written down, in the run's `run.json` and in each checkpoint, and step k stays a pure function of (seed, past, k).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How examples are dealt out to steps: `batch_size` to each, without an end.
+
+    Args:
+        ends: numbers of examples, rising, at which the run had ended and from which it went on. The step before each
+            may be smaller, and the next one starts there.
+    """
+
+    batch_size: int
+    ends: tuple[int, ...] = ()
+
+    def examples(self, step: int) -> int:
+        """Examples consumed after `step` completed steps."""
+        begin = 0
+        for end in self.ends:
+            steps = -(-(end - begin) // self.batch_size)
+            if step <= steps:
+                return min(begin + step * self.batch_size, end)
+            begin, step = end, step - steps
+        return begin + step * self.batch_size
+
+    def count(self, examples: int) -> int:
+        """Steps until `examples` are consumed; the last one may be cut."""
+        begin = steps = 0
+        for end in self.ends:
+            if end >= examples:
+                break
+            steps += -(-(end - begin) // self.batch_size)
+            begin = end
+        return steps - (begin - examples) // self.batch_size
+
+
+@dataclass(frozen=True)
+class Era:
+    """Examples up to `end` (excluded), as far as no era before has them, are of a dataset that has grown since.
+
+    Passes are never cut: an era is a whole number of them, perhaps none.
+    """
+
+    end: int
+    pairs: int
+    backgrounds: int
+    listing: str
+    """The digest of the dataset's listing."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a run was before."""
+
+    eras: tuple[Era, ...] = ()
+    """Of the datasets before the present one, oldest first; their ends never fall."""
+    ends: tuple[int, ...] = ()
+    """Where the run had ended and went on, in examples, rising."""
+    valid_since: int = 0
+    """Validations after up to so many steps were of another validation set than the later ones."""
+
+    @property
+    def start(self) -> int:
+        """The first example of the present dataset."""
+        return self.eras[-1].end if self.eras else 0
+
+    def first_pairs(self, pairs: int) -> int:
+        """How many pairs the run was begun with; `pairs`: how many it has now."""
+        return self.eras[0].pairs if self.eras else pairs
+
+    def listings(self, examples: int, listing: str) -> list[tuple[int, str]]:
+        """Where each dataset that the first `examples` came from began, and its listing's digest; `listing`: the present one's."""
+        starts = [0, *(era.end for era in self.eras)]
+        listings = [*(era.listing for era in self.eras), listing]
+        stops = [*starts[1:], examples]
+        return [
+            (start, listed)
+            for start, stop, listed in zip(starts, stops, listings, strict=True)
+            if start < min(stop, examples)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {
+            "eras": [asdict(era) for era in self.eras],
+            "ends": list(self.ends),
+            "valid_since": self.valid_since,
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any] | None) -> Past:
+        """The inverse of `to_dict`; None, as runs have it that were begun before there was a past, is an empty one."""
+        if stored is None:
+            return cls()
+        return cls(
+            eras=tuple(Era(**era) for era in stored["eras"]),
+            ends=tuple(stored["ends"]),
+            valid_since=stored["valid_since"],
+        )
+
+
+NO_PAST = Past()
+"""Of a run that was neither continued nor given more data."""

@@ -1,0 +1,97 @@
+"""A listing that has grown keeps every old row where it was; what did not only grow is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raymat.data.growth import grow
+from raymat.data.listing import Listing, build_listing
+from raymat.errors import DataError
+
+
+def write(root: Path, *names: str, size: int = 10) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * size)
+
+
+def add_pairs(root: Path, split: str, *stems: str, suffix: str = ".jpg") -> None:
+    for stem in stems:
+        write(root, f"data/{split}/fgr/{stem}{suffix}", f"data/{split}/pha/{stem}.png")
+
+
+def look(root: Path, need_valid: bool = True) -> Listing:
+    return build_listing(f"{root}/data", f"{root}/walls", need_valid=need_valid)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    add_pairs(tmp_path, "train", "b", "d", "f")
+    add_pairs(tmp_path, "valid", "v1", "v2")
+    write(tmp_path, "walls/train/m.jpg", "walls/train/n.jpg", "walls/valid/w.jpg")
+    return tmp_path
+
+
+def test_old_rows_keep_their_places_and_new_ones_follow(root: Path) -> None:
+    old = look(root)
+    add_pairs(root, "train", "a", "c", "z", suffix=".JPEG")
+    write(root, "walls/train/a.webp")
+    growth = grow(old, look(root))
+    listing = growth.listing
+    assert listing.train.fgr.stems == ["b", "d", "f", "a", "c", "z"]
+    assert [listing.train.pair(i) for i in range(3)] == [old.train.pair(i) for i in range(3)]
+    assert listing.train.pair(3) == ("a", "train/fgr/a.JPEG", 10, "train/pha/a.png", 10)
+    walls = [listing.train.background(i).path for i in range(3)]
+    assert walls == ["train/m.jpg", "train/n.jpg", "train/a.webp"]
+    assert [str(added) for added in growth.added] == [
+        "3 pairs + 3 (a, c, z)",
+        "2 backgrounds + 1 (a)",
+        "2 validation pairs",
+        "1 validation backgrounds",
+    ]
+    back = Listing.from_bytes(listing.to_bytes())
+    assert (back.digest, back.train.pair(5)) == (listing.digest, listing.train.pair(5))
+
+
+def test_growing_twice_is_growing_on_what_had_grown(root: Path) -> None:
+    old = look(root)
+    add_pairs(root, "train", "e")
+    once = grow(old, look(root)).listing
+    add_pairs(root, "train", "a")
+    twice = grow(once, look(root)).listing
+    assert twice.train.fgr.stems == ["b", "d", "f", "e", "a"]
+
+
+def test_a_dataset_to_which_nothing_came_is_the_same(root: Path) -> None:
+    old = look(root)
+    growth = grow(old, look(root))
+    assert growth.listing.digest == old.digest
+    assert [added.count for added in growth.added] == [0, 0, 0, 0]
+
+
+def test_files_that_are_gone_or_changed_are_refused_with_their_names(root: Path) -> None:
+    old = look(root)
+    add_pairs(root, "train", "a")
+    for folder in ("fgr", "pha"):
+        for path in (root / "data/train" / folder).glob("d.*"):
+            path.unlink()
+    write(root, "walls/train/n.jpg", size=11)
+    (root / "data/valid/fgr/v1.jpg").rename(root / "data/valid/fgr/v1.png")
+    with pytest.raises(DataError) as caught:
+        grow(old, look(root))
+    line = str(caught.value)
+    assert "gone are 2 files (train/fgr/d.jpg, train/pha/d.png)" in line
+    assert "changed 2 files (train/n.jpg, valid/fgr/v1.jpg)" in line
+    assert "put them back" in line
+
+
+def test_a_validation_set_that_nobody_needs_may_be_away(root: Path) -> None:
+    old = look(root)
+    (root / "data/valid").rename(root / "data/elsewhere")
+    add_pairs(root, "train", "a")
+    growth = grow(old, look(root, need_valid=False))
+    assert growth.listing.counts["valid_pairs"] == 2
+    assert growth.listing.counts["pairs"] == 4
