@@ -24,6 +24,7 @@ Precision = Literal["fp16", "bf16", "fp32", "fp64"]
 Device = Literal["auto", "cpu", "cuda"]
 RefineMode = Literal["full", "sampling", "thresholding"]
 Mode = Literal["min", "max"]
+ValidationPlace = Literal["loop", "beside", "auto"]
 
 METRICS = ("loss", "mse", "sad", "grad", "conn")
 """What a validation can measure."""
@@ -317,6 +318,12 @@ class CheckpointConfig:
 class LogConfig:
     """Validation and logging, in steps."""
 
+    validation: ValidationPlace = "loop"
+    """Where validation runs. loop: all workers pause for it. beside: in a process of its own, on the checkpoint
+    that is then taken, while training goes on; if need be it shares the cores of training, and only where that
+    is impossible the workers pause. auto: beside where the cluster has a free core (with --device cuda a free
+    GPU), else the workers pause. With beside and auto a result counts from the next validation on,
+    wherever it was found."""
     valid_interval: int = 5000
     """Steps between validations."""
     valid_examples: int = 50

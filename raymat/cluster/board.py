@@ -2,7 +2,7 @@
 
 It holds the window of the stream that the read tasks are to make, the newest progress for the
 driver's line, what else the driver should print, the driver's wish that the workers leave, their signs
-of life, and why the controller gave up.
+of life, why the controller gave up, and the task that validates beside training.
 Nothing on it is state of the run: a board that is restarted is empty, and the next window or
 progress fills it again.
 """
@@ -17,6 +17,8 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raymat.cluster.beside import Stand
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class _Board:
         self._heard: dict[int, tuple[float, Any]] = {}
         self._stuck: list[str] = []
         self._verdict: str | None = None
+        self._stand = Stand()
 
     def set_window(self, window: Window) -> None:
         self._window = window
@@ -83,6 +86,19 @@ class _Board:
     def verdict(self) -> str | None:
         """Why the controller ended the run."""
         return self._verdict
+
+    def begin_validation(self, job: Any, claim: dict[str, float], node: str) -> None:
+        self._stand.begin(job, claim, node, ray.get_runtime_context().current_actor)
+
+    def sign_validation(self, checkpoint: Any, who: str) -> None:
+        self._stand.sign(checkpoint, who)
+
+    def validation(self) -> Any:
+        """How far it is: a `raymat.train.validator.Standing`."""
+        return self._stand.look()
+
+    def end_validation(self) -> None:
+        self._stand.end()
 
     def begin(self) -> None:
         """Workers are about to start: forget those before."""

@@ -199,7 +199,9 @@ def _train(run: PreparedRun, store: Store, lease: Lease) -> Result:
     board = boards.create()
     stop = StopSignals(board)
     plan = StreamPlan(run.source, run.order, run.geometry)
-    spec = WorkerSpec(config, run.run_id, run.listing_digest, plan, board, lease.name)
+    spec = WorkerSpec(
+        config, run.run_id, run.listing_digest, plan, board, lease.name, resources=per_worker
+    )
     filesystem, path = _ray_storage(store)
     workers = config.workers.workers
     trainer = RaymatTrainer(

@@ -68,6 +68,10 @@ def told(event: dict[str, Any]) -> str | None:
     if kind == "save_failed":
         what = "was given up" if event["given_up"] else "fails and is tried again"
         return f"saving {event['checkpoint']} {what}: {event['error']}"
+    if kind == "validation_died":
+        return f"the validation of step {event['step']} died: {event['error']}"
+    if kind == "validation_lost":
+        return f"the validation of step {event['step']} is lost: {event['reason']}"
     if kind == "nonfinite":
         return f"step {event['step']} was skipped: loss {event['loss']}, gradient norm {event['gradient_norm']}"
     return str(event["summary"]) if kind in ("init", "ema") else None

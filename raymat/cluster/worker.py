@@ -19,6 +19,7 @@ from ray.train import CheckpointUploadMode
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.nearby import folder_for
 from raymat.checkpoint.store import Store
+from raymat.cluster.beside import RayValidator
 from raymat.cluster.feed import RayFeed
 from raymat.cluster.ingest import StreamPlan
 from raymat.cluster.notices import Listener
@@ -29,6 +30,7 @@ from raymat.train.lease import Watch, require
 from raymat.train.notice import Notice
 from raymat.train.progress import Progress
 from raymat.train.pulse import Doing, Pulse
+from raymat.train.validator import Job
 from raymat.world import World
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,13 @@ class WorkerSpec:
     board: Any
     lease: str
     """The name of the driver's: without it they must not train."""
+    resources: dict[str, float]
+    """What each of them asks of Ray."""
+
+    def job(self, checkpoint: CheckpointId) -> Job:
+        """What a task that validates is told."""
+        plan = self.plan
+        return Job(checkpoint, self.config, self.run_id, plan.source, plan.order, plan.geometry)
 
 
 class RayHost:
@@ -163,6 +172,7 @@ def train_worker(config: dict[str, Any]) -> None:
         run_id=spec.run_id,
         listing_digest=spec.listing_digest,
         nearby=folder_for(spec.config.checkpoint.nearby, store, tempfile.gettempdir()),
+        validator=RayValidator(spec.board, spec.job, spec.config, spec.resources),
     )
 
 

@@ -154,7 +154,8 @@ def prepare_pruning(
         raise CheckpointError(
             f"no checkpoint of {store.url} verifies, nothing is deleted: see raymat verify"
         )
-    losses = valid_losses(read_extra(store, good)) if good else {}
+    extra = read_extra(store, good) if good else {}
+    losses = valid_losses(extra)
     found = retention.plan(
         statuses,
         policy,
@@ -162,6 +163,8 @@ def prepare_pruning(
         attempt=highest_attempt(store) or None,
         metrics={s.id: losses[s.id.step] for s in statuses if s.id.step in losses},
         epoch_ends=_epoch_ends(store, stored, [s.id.step for s in statuses]) if epochs else (),
+        # Of which a validation beside training may still find that it is the best.
+        protected=[s.id for s in statuses if s.id.step == extra.get("pending_validation")],
         damaged=damaged,
     )
     return Pruning(store, tuple(reversed(statuses)), found, damaged)

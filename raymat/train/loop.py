@@ -31,6 +31,7 @@ from raymat.train.events import EventLog
 from raymat.train.group import Group
 from raymat.train.health import BadStep, HealthWatch
 from raymat.train.initial import initialise_from
+from raymat.train.late import LateValidation
 from raymat.train.logger import Logger
 from raymat.train.metrics import MetricsLog
 from raymat.train.notice import LeavingError
@@ -44,7 +45,9 @@ from raymat.train.schedule import Schedule, rates
 from raymat.train.seams import Feed, Host
 from raymat.train.state import Promise, Record
 from raymat.train.step import StepResult, TrainStep
-from raymat.train.validation import finite, validate
+from raymat.train.validating import Parts, Validations
+from raymat.train.validation import finite
+from raymat.train.validator import NoValidator, Validator
 from raymat.train.verdicts import Validation
 from raymat.world import World
 
@@ -79,10 +82,12 @@ def run(
     run_id: str,
     listing_digest: str,
     nearby: str | None = None,
+    validator: Validator | None = None,
 ) -> Outcome:
     """Train to the end of the run, from its newest verified checkpoint or from the start. Called by all workers.
 
-    `nearby`: a folder on this machine's disk for copies of its newest shards.
+    `nearby`: a folder on this machine's disk for copies of its newest shards. `validator`: who can validate
+    beside training.
 
     `torch.distributed` must be initialised if `world` is larger than 1. Sets this process's number of threads, which
     the last bits of every sum depend on.
@@ -116,7 +121,7 @@ def run(
     with _TellFailure(attempt.events), StuckWatch(pulse, limit, stuck):
         promise = Promise(config, listing_digest, order.past)
         training = _Training(config, schedule, order, group, feed, store, host, attempt, pulse)
-        return training.run(run_id, promise, device, nearby)
+        return training.run(run_id, promise, device, nearby, validator or NoValidator())
 
 
 class _TellFailure:
@@ -175,7 +180,12 @@ class _Training:
         self.began, self.trained, self.fed = time.monotonic(), False, math.nan
 
     def run(
-        self, run_id: str, promise: Promise, device: torch.device, nearby: str | None
+        self,
+        run_id: str,
+        promise: Promise,
+        device: torch.device,
+        nearby: str | None,
+        validator: Validator,
     ) -> Outcome:
         self.nearby = Nearby.open(nearby, run_id, self.events.emit) if nearby else None
         self.watch = HealthWatch(self.config.optim.max_bad_steps, device)
@@ -189,6 +199,7 @@ class _Training:
         self.departure = Departure(
             self.group, self.host, self.saver, tell=self._tell, commit=self._commit
         )
+        self.validations = self._validations(run_id, validator)
         try:
             return self._to_the_end()
         except TrainingError:
@@ -200,16 +211,15 @@ class _Training:
             raise
 
     def _to_the_end(self) -> Outcome:
-        if self.newest is None and self.schedule.valid_examples:
-            # What the first weights are worth; and a validation set that cannot be read shows now,
-            # not hours later.
-            self._validate()
-        elif self._owes_validation():
-            self._validate()
-        complete = self.record.step >= self.schedule.total_steps
-        while self.record.step < self.schedule.total_steps:
+        self.validations.start(self.newest)
+        complete = self._complete
+        while not self._complete:
             self._segment(self.schedule.segment_end(self.record.step))
         return self._end(complete)
+
+    @property
+    def _complete(self) -> bool:
+        return self.record.step >= self.schedule.total_steps
 
     # Before the first step.
 
@@ -233,6 +243,31 @@ class _Training:
             resumed=self.record.step,
             nearby=self.nearby,
         )
+
+    def _validations(self, run_id: str, validator: Validator) -> Validations:
+        limit = self.config.workers.stuck_after.seconds
+        late = LateValidation(self.store, validator, self._tell, limit=limit)
+        parts = Parts(
+            config=self.config,
+            schedule=self.schedule,
+            store=self.store,
+            run_id=run_id,
+            attempt=self.attempt.number,
+            group=self.group,
+            feed=self.feed,
+            step=self.step,
+            saver=self.saver,
+            departure=self.departure,
+            report=self.report,
+            replaced=self.replaced,
+            beat=self._beat,
+            tell=self._tell,
+            committed=self._committed,
+            validated=self._validated,
+            complete=lambda: self._complete,
+            valid_since=self.order.past.valid_since,
+        )
+        return Validations(parts, self.record, late if self.group.leads else None)
 
     def _build(self, device: torch.device) -> TrainStep:
         config = self.config
@@ -361,51 +396,21 @@ class _Training:
         digest = digest_text(summed)
         self.report.row("train", self.record.step, finite(total / count), digest=digest, lr=rate)
         self._committed(self.saver.poll())
+        self.validations.look()
         self.report.progress(self.record)
 
-    # Between steps: validation, then the checkpoint that holds its result.
+    # Between steps: validation, then the checkpoint that holds its result, or that it reads.
 
     def _boundary(self) -> None:
         if self.schedule.validates(self.record.step):
-            self._validate()
+            self.validations.due()
         if self.schedule.commits(self.record.step):
             self._commit()
+            self.validations.saved()
 
-    def _validate(self) -> None:
-        began, step = time.monotonic(), self.record.step
-        self._beat("validating")
-        found = validate(
-            self.step.examiners(self.config.log.metrics),
-            self.feed,
-            self.group,
-            self.replaced.see,
-            self._between_batches,
-        )
-        if step:  # of the first weights there is no checkpoint that could be the best
-            validation = Validation(step, found.loss, found.metrics)
-            self.record.validated(validation, self.order.past.valid_since)
-        self.report.row(
-            "valid",
-            step,
-            found.loss,
-            digest=found.digest,
-            count=found.count,
-            metrics=found.metrics,
-        )
-        seconds = time.monotonic() - began
-        told = {"loss": found.loss, "metrics": found.metrics, "seconds": seconds}
-        self._tell("validation", step=step, **told)
-
-    def _between_batches(self) -> None:
-        self._beat("validating")
-        # Before the first step there is nothing to lose, after the last nothing left to do.
-        if 0 < self.record.step < self.schedule.total_steps:
-            self.departure.listen(self.record.step)
-
-    def _owes_validation(self) -> bool:
-        """Whether a notice came in the middle of the validation that is due after the step resumed from."""
-        done = (validation.step for validation in self.record.validations)
-        return self.schedule.validates(self.record.step) and self.record.step not in done
+    def _validated(self, validation: Validation) -> None:
+        """`validation` is known on all workers: it counts from now on."""
+        self.record.validated(validation, self.order.past.valid_since)
 
     def _commit(self, until: float | None = None) -> None:
         """Save; at the run's end, or with `until` (Unix seconds), also wait until it is committed."""
@@ -429,6 +434,7 @@ class _Training:
     def _committed(self, found: list[Saved]) -> None:
         for saved in found:
             self.newest = saved.checkpoint
+            self.validations.committed(saved.checkpoint)
             self._tell_checkpoint(
                 "commit",
                 saved.checkpoint,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from raymat.data.batch import MicroBatch
+from collections.abc import Iterable
+
+from raymat.data.batch import MicroBatch, Replacement
 from raymat.train.events import EventLog
 
 TOLD_AT_MOST = 100
@@ -20,7 +22,11 @@ class ReplacementReport:
 
     def see(self, batch: MicroBatch) -> None:
         """Write a `replaced` event for each file that is new here."""
-        for found in batch.replaced:
+        self.note(batch.replaced)
+
+    def note(self, replaced: Iterable[Replacement]) -> None:
+        """As `see`, for batches that were seen elsewhere."""
+        for found in replaced:
             self.count += 1
             if found.path in self._told or len(self._told) >= TOLD_AT_MOST:
                 continue

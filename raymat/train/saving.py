@@ -100,6 +100,8 @@ class AsyncSaver:
         self.on_look: Callable[[], None] = lambda: None
         """Called whenever the workers look at how far storage is: none of them hangs."""
         self._failing: CheckpointId | None = None
+        self._alive = 0
+        """Snapshots that the busiest worker had on its way when they last spoke of it."""
 
     def save(
         self, step: TrainStep, record: Record, metrics: dict[str, Any], *, urgent: bool = False
@@ -111,10 +113,12 @@ class AsyncSaver:
         """
         load, saved = self._agree()
         decision = decide(load, urgent=urgent)
+        if decision is Decision.JOIN and self._keeps(record):
+            decision = Decision.WAIT if urgent else Decision.SKIP
         if decision is Decision.SKIP:
             self._events_of_lead("save_skipped", step=record.step)
         if decision is Decision.WAIT:
-            saved += self._wait_for_room()
+            saved += self._wait_for_room(self._keeps(record))
         began = time.monotonic()
         tensors, extra = capture(step, record, self._promise)
         if decision is not Decision.SKIP:
@@ -133,8 +137,13 @@ class AsyncSaver:
             checkpoint = CheckpointId(record.step, self._attempt)
             stall = time.monotonic() - began
             self._taken[checkpoint] = Saved(checkpoint, metrics, stall, size)
+            self._alive = max(1, self._alive)
             self.newest_step, self._newest_at = record.step, began
         return saved
+
+    def _keeps(self, record: Record) -> bool:
+        """Whether the snapshot that waits is one that a validation needs."""
+        return self.newest_step == record.pending_validation != record.step
 
     def since_save(self) -> float:
         """Seconds since the newest snapshot; infinite before the first. Not a collective."""
@@ -144,6 +153,10 @@ class AsyncSaver:
     def counts(self) -> Counts:
         """What became of this worker's saves."""
         return self._writer.counts
+
+    def awaits(self, step: int) -> bool:
+        """Whether the snapshot of `step` is not committed yet and may still be, as far as the workers have agreed."""
+        return self._alive > 0 and any(checkpoint.step == step for checkpoint in self._taken)
 
     def settle(self) -> None:
         """Return when the optimiser may change what is being copied. Not a collective."""
@@ -200,6 +213,7 @@ class AsyncSaver:
         pairs = self._group.gather((self._writer.load(), self._host.busy()))
         self.on_look()
         load = Load.agree(load for load, _ in pairs)
+        self._alive = load.alive
         commits = self._writer.confirm(load.durable)
         saved = [replace(self._taken[c.checkpoint], seconds=c.seconds) for c in commits]
         if saved:
@@ -223,13 +237,17 @@ class AsyncSaver:
             self._agree()
         log.warning("the host was not told of %s", self._unreported and self._unreported.checkpoint)
 
-    def _wait_for_room(self) -> list[Saved]:
-        """Training stands until a snapshot fits, as long as the newest commit is fresh enough."""
+    def _wait_for_room(self, keeps: bool) -> list[Saved]:
+        """Training stands until a snapshot fits, as long as the newest commit is fresh enough.
+
+        `keeps`: not in the place of the one that waits.
+        """
         found: list[Saved] = []
         while True:
             load, saved = self._agree()
             found += saved
-            if decide(load, urgent=True) is not Decision.WAIT:
+            decision = decide(load, urgent=True)
+            if decision is Decision.BEGIN or (decision is Decision.JOIN and not keeps):
                 return found
             time.sleep(POLL_SECONDS / 2)
 
@@ -274,7 +292,9 @@ class Retainer:
             if (value := v.value(self._metric)) is not None
         }
         self._again = False
-        self._running = self._pool.submit(self._retain, values, frozenset(damaged))
+        self._running = self._pool.submit(
+            self._retain, values, frozenset(damaged), record.pending_validation
+        )
 
     def finish(self, record: Record, damaged: Collection[CheckpointId]) -> None:
         """Return when all is cleared that the newest commit made needless."""
@@ -284,13 +304,23 @@ class Retainer:
             self.committed(record, damaged)
         self._pool.shutdown()
 
-    def _retain(self, values: dict[int, float], damaged: Collection[CheckpointId]) -> None:
-        """Storage that fails is logged: what is left lying is deleted after the next commit."""
+    def _retain(
+        self, values: dict[int, float], damaged: Collection[CheckpointId], pending: int | None
+    ) -> None:
+        """Storage that fails is logged: what is left lying is deleted after the next commit.
+
+        `pending`: the step whose checkpoint a validation may still read, and that may turn out to be the best.
+        """
         try:
             statuses = scan(self._store)
             metrics = {s.id: values[s.id.step] for s in statuses if s.id.step in values}
             doomed = plan(
-                statuses, self._policy, attempt=self._attempt, metrics=metrics, damaged=damaged
+                statuses,
+                self._policy,
+                attempt=self._attempt,
+                metrics=metrics,
+                protected=[s.id for s in statuses if s.id.step == pending],
+                damaged=damaged,
             ).delete
             if doomed:
                 prune(self._store, doomed)

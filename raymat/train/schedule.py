@@ -29,6 +29,8 @@ class Schedule:
     valid_interval: int
     valid_examples: int
     """0: no validation at all."""
+    validates_late: bool = False
+    """Whether a validation's result counts from the next validation point on: it may be found beside training."""
     log_loss_interval: int
     log_images_interval: int
     ends: tuple[int, ...] = ()
@@ -52,6 +54,7 @@ class Schedule:
             checkpoint_interval=config.checkpoint.checkpoint_interval,
             valid_interval=config.log.valid_interval,
             valid_examples=order.valid_examples,
+            validates_late=config.log.validation != "loop",
             log_loss_interval=config.log.log_loss_interval,
             log_images_interval=config.log.log_images_interval,
             ends=order.past.ends,
@@ -83,8 +86,14 @@ class Schedule:
         return after // self.epoch_examples > before // self.epoch_examples
 
     def commits(self, step: int) -> bool:
-        """Whether a checkpoint is due: on the interval, at each virtual epoch's end, at the run's end."""
-        return step % self.checkpoint_interval == 0 or self.ends_epoch(step) or self.stops(step)
+        """Whether a checkpoint is due: on the interval, at each virtual epoch's end, at the run's end; and where it is
+        what a validation beside training reads."""
+        return (
+            step % self.checkpoint_interval == 0
+            or self.ends_epoch(step)
+            or self.stops(step)
+            or (self.validates_late and self.validates(step))
+        )
 
     def validates(self, step: int) -> bool:
         """Whether a validation is due: on the interval and at the run's end."""

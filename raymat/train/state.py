@@ -41,6 +41,9 @@ class Record:
     bad_steps: int = 0
     """Steps in a row, up to this one, whose loss or gradient was not finite."""
     validations: list[Validation] = field(default_factory=list)
+    """Those that count by now."""
+    pending_validation: int | None = None
+    """The step whose validation was begun and does not count yet."""
 
     @property
     def valid_loss(self) -> float | None:
@@ -104,6 +107,7 @@ def capture(
         "bad_steps": record.bad_steps,
         "best": asdict(best) if best else None,
         "validations": [asdict(validation) for validation in record.validations],
+        "pending_validation": record.pending_validation,
         "config": to_dict(promise.config),
         "precision": step.precision,
         "channels_last": step.channels_last,
@@ -141,23 +145,24 @@ def install(step: TrainStep, tensors: Mapping[str, Tensor], extra: Mapping[str, 
     """
     require_format(extra)
     own = step.network.state_dict()
-    model = _below(MODEL, tensors)
+    model = below(MODEL, tensors)
     require_same(own, model, "model")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(model[name])
-        step.optimiser.load_state_dict(_below(OPTIMIZER, tensors))
+        step.optimiser.load_state_dict(below(OPTIMIZER, tensors))
     step.scale.load_state_dict(extra["scaler"])
     if step.ema is not None:
         if extra.get("ema") is None:
             step.ema.restart()
         else:
-            step.ema.load(_below(EMA, tensors), extra["ema"])
+            step.ema.load(below(EMA, tensors), extra["ema"])
     return Record(
         step=int(extra["step"]),
         cursor=Cursor.load_state_dict(extra["cursor"]),
         bad_steps=int(extra["bad_steps"]),
         validations=[Validation(**validation) for validation in extra["validations"]],
+        pending_validation=extra.get("pending_validation"),
     )
 
 
@@ -188,6 +193,6 @@ def _told(listings: list[tuple[int, str]]) -> str:
     return ", ".join(f"{digest} from {start}" if start else digest for start, digest in listings)
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, without it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

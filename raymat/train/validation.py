@@ -54,7 +54,7 @@ class Examiner:
     def __call__(self, batch: MicroBatch) -> dict[int, Values]:
         """By example number; leaves the network in evaluation mode. Not a collective."""
         self.network.eval()
-        return {one.examples[0].number: self._examine(one) for one in _singles(batch)}
+        return {one.examples[0].number: self._examine(one) for one in singles(batch)}
 
     def _examine(self, one: MicroBatch) -> Values:
         truth = compose(
@@ -135,7 +135,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return finite(math.fsum(values) / len(values)) if all(map(math.isfinite, values)) else None
 
 
-def _singles(batch: MicroBatch) -> Iterator[MicroBatch]:
+def singles(batch: MicroBatch) -> Iterator[MicroBatch]:
     """Each example of `batch` as a batch."""
     for i in range(len(batch.examples)):
         at = slice(i, i + 1)
@@ -145,4 +145,5 @@ def _singles(batch: MicroBatch) -> Iterator[MicroBatch]:
             fgr=batch.fgr[at],
             pha=batch.pha[at],
             bgr=batch.bgr[at],
+            replaced=tuple(r for r in batch.replaced if r.number == batch.numbers[i]),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from raymat.checkpoint.find import scan
+from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import read_checkpoint
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.checkpoint.store import Store
@@ -21,6 +23,7 @@ from raymat.data.order import SampleOrder
 from raymat.data.source import SourceSpec
 from raymat.train.loop import Outcome, run
 from raymat.train.seams import Host, NullHost
+from raymat.train.validator import Job, Validator
 from raymat.world import World
 
 PAIRS = 20
@@ -116,6 +119,7 @@ def train(
     host: Host | None = None,
     listing_digest: str = "synthetic",
     nearby: str | None = None,
+    validator: Validator | None = None,
 ) -> Outcome:
     """One worker of a run; rank r dies when it has the batch of step index kill[r]."""
     torch.set_num_threads(1)
@@ -130,7 +134,22 @@ def train(
         run_id=config.name,
         listing_digest=listing_digest,
         nearby=nearby,
+        validator=validator,
     )
+
+
+def job_of(config: RunConfig, checkpoint: CheckpointId) -> Job:
+    """What a validation of a checkpoint of `train` is told."""
+    source = SourceSpec.synthetic(
+        count=PAIRS,
+        seed=config.data.seed,
+        size=config.data.resolution,
+        valid_count=config.log.valid_examples,
+    )
+    geometry = Geometry(config.stage, config.data.resolution)
+    settled = dataclasses.replace(config.optim, precision=config.optim.precision or "fp32")
+    config = dataclasses.replace(config, optim=settled)
+    return Job(checkpoint, config, config.name, source, order_of(config), geometry)
 
 
 def store_of(config: RunConfig) -> Store:

@@ -1,0 +1,174 @@
+"""Validation of a committed checkpoint, by whoever has it, and the small object that keeps its result.
+
+The object lies in the run's storage, `validations/step-000001200-a003.json`, named like the checkpoint: whoever goes
+on with the run finds it there, after a restart of the workers or of the driver. A result is a function of its
+checkpoint, so it does not matter if it is written twice.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.shards import read_checkpoint
+from raymat.checkpoint.store import Store
+from raymat.config import RunConfig
+from raymat.data.batch import MicroBatch, Replacement
+from raymat.data.local import LocalFeed
+from raymat.model.matting import build
+from raymat.train.group import Group
+from raymat.train.optimiser import require_same
+from raymat.train.precision import parameter_dtype
+from raymat.train.state import EMA, MODEL, below, require_format
+from raymat.train.validation import Examiner, ValidationResult, singles, validate
+from raymat.train.validator import Job
+from raymat.world import World
+
+FOLDER = "validations"
+FORMAT = 1
+_NAME = re.compile(rf"(?:^|/){FOLDER}/(step-\d+-a\d+)\.json$")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a validation found, and how."""
+
+    found: ValidationResult
+    place: str
+    """beside, or loop."""
+    seconds: float
+    replaced: tuple[Replacement, ...] = field(default=())
+    """Files that could not be read."""
+
+    def to_json(self) -> bytes:
+        """As the object in storage."""
+        return json.dumps({"format": FORMAT} | asdict(self), allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Result | None:
+        """The inverse; None for an object that is damaged, or of another version's."""
+        try:
+            values = json.loads(data)
+            if values.pop("format") != FORMAT:
+                return None
+            values["found"] = ValidationResult(**values["found"])
+            values["replaced"] = tuple(Replacement(**each) for each in values["replaced"])
+            return cls(**values)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return None
+
+
+def validate_checkpoint(
+    job: Job,
+    device: torch.device,
+    sign: Callable[[], None] = lambda: None,
+) -> Result:
+    """Validate a checkpoint in this process alone, and leave the result in storage.
+
+    `sign` is called at once, and then before each example. Sets this process's number of threads, as training does.
+
+    Raises:
+        CheckpointError: it is torn or damaged. StorageError: storage cannot be read or written. DataError: the
+            validation set cannot be read.
+    """
+    began, config = time.monotonic(), job.config
+    sign()
+    torch.set_num_threads(config.workers.threads)
+    store = Store.open(config.storage, config.name)
+    snapshot = read_checkpoint(store, job.checkpoint, job.run_id)
+    examiners = examiners_of(snapshot.tensors, snapshot.extra, config, device)
+    world = World()
+    feed = _SingleFeed(job.source.open(), job.order, job.geometry, world)
+    replaced: list[Replacement] = []
+
+    def see(batch: MicroBatch) -> None:
+        replaced.extend(batch.replaced)
+
+    found = validate(examiners, feed, Group(world, device), see, sign)
+    result = Result(found, "beside", time.monotonic() - began, tuple(replaced))
+    write_result(store, job.checkpoint, result)
+    return result
+
+
+class _SingleFeed(LocalFeed):
+    """Whose validation batches have one example each."""
+
+    def valid(self) -> Iterator[MicroBatch]:
+        for batch in super().valid():
+            yield from singles(batch)
+
+
+def examiners_of(
+    tensors: Mapping[str, Tensor],
+    extra: Mapping[str, Any],
+    config: RunConfig,
+    device: torch.device,
+) -> dict[str, Examiner]:
+    """What measures examples by the weights of a checkpoint (""), and, where the run keeps one, by their average
+    ("ema_").
+
+    Raises:
+        CheckpointError: it is not the state of such a network.
+    """
+    require_format(extra)
+    weights = {"": below(MODEL, tensors)}
+    if config.optim.ema_decay is not None:
+        weights["ema_"] = below(EMA, tensors) or weights[""]
+    return {prefix: _examiner(each, extra, config, device) for prefix, each in weights.items()}
+
+
+def _examiner(
+    weights: Mapping[str, Tensor], extra: Mapping[str, Any], config: RunConfig, device: torch.device
+) -> Examiner:
+    precision = config.optim.precision
+    assert precision is not None
+    channels_last = bool(extra["channels_last"])
+    network = build(config.stage, config.model, config.data.seed)
+    network.to(device=device, dtype=parameter_dtype(precision))
+    if channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    own = network.state_dict()
+    require_same(own, weights, "model")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+    return Examiner(
+        network,
+        stage=config.stage,
+        precision=precision,
+        seed=config.data.seed,
+        resolution=config.data.resolution,
+        device=device,
+        channels_last=channels_last,
+        metrics=config.log.metrics,
+    )
+
+
+def write_result(store: Store, checkpoint: CheckpointId, result: Result) -> None:
+    """Raises StorageError."""
+    store.write(f"{FOLDER}/{checkpoint}.json", result.to_json())
+
+
+def read_result(store: Store, checkpoint: CheckpointId) -> Result | None:
+    """The checkpoint's result, or None where there is none. Raises StorageError."""
+    data = store.try_read(f"{FOLDER}/{checkpoint}.json")
+    return None if data is None else Result.from_json(data)
+
+
+def find_result(store: Store, step: int) -> Result | None:
+    """The newest attempt's result for `step`, or None. Raises StorageError."""
+    names = [match[1] for file in store.list(FOLDER) if (match := _NAME.search(file.path))]
+    found = sorted(c for n in names if (c := CheckpointId.try_parse(n)) and c.step == step)
+    for checkpoint in reversed(found):
+        result = read_result(store, checkpoint)
+        if result is not None:
+            return result
+    return None
