@@ -29,6 +29,9 @@ ValidationPlace = Literal["loop", "beside", "auto"]
 METRICS = ("loss", "mse", "sad", "grad", "conn")
 """What a validation can measure."""
 
+PARTS = ("backbone", "aspp", "decoder", "refiner")
+"""Parts of a network; a base network has no refiner."""
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -241,9 +244,36 @@ class OptimConfig:
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights that keeps this much of itself in each step
     (0.999), warmed up as min(it, (1 + t) / (10 + t)) over t steps. Default: none."""
+    clip_norm: float | None = None
+    """Shrink the gradient to this norm where it is larger: over all parameters and the whole batch.
+    Default: never."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW): each step takes this much times the learning rate from every
+    weight; biases and norms have none."""
+    freeze: str | None = None
+    """Parts that are not trained, as backbone,aspp or backbone.features.0: their weights, moments and
+    batch-norm statistics stay as they are, and they work as in evaluation."""
+    accumulate: int = 1
+    """Chunks of its batch that a step takes one after another, each with its own batch-norm statistics:
+    with N activations need an N-th of the memory."""
 
     def __post_init__(self) -> None:
         _check_kinds(self)
+        _require(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"--clip-norm must be more than 0, got {self.clip_norm}",
+        )
+        _require(
+            0 <= self.weight_decay < 1,
+            f"--weight-decay must be in [0, 1), got {self.weight_decay}",
+        )
+        _require(self.accumulate > 0, f"--accumulate must be at least 1, got {self.accumulate}")
+        for name in self.frozen:
+            _require(
+                name.split(".")[0] in PARTS,
+                f"--freeze takes {', '.join(PARTS)} or what lies below them (backbone.features.0), "
+                f"with commas between: got {self.freeze!r}",
+            )
         _require(
             self.ema_decay is None or 0 < self.ema_decay < 1,
             f"--ema-decay must be between 0 and 1, as in 0.999, got {self.ema_decay}",
@@ -254,6 +284,11 @@ class OptimConfig:
         _require(
             self.max_bad_steps > 0, f"--max-bad-steps must be at least 1, got {self.max_bad_steps}"
         )
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The names in `freeze`."""
+        return () if self.freeze is None else tuple(n.strip() for n in self.freeze.split(","))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,11 +449,27 @@ class RunConfig:
             f"--name may hold letters, digits, '.', '_' and '-', got {self.name!r}",
         )
         _require(bool(self.storage), "--storage must not be empty")
-        workers, batch = self.workers.workers, self.data.batch_size
+        self._check_shares()
+        if self.stage == "base":
+            _require("refiner" not in self.optim.frozen, "--freeze refiner: base has no refiner")
+
+    def _check_shares(self) -> None:
+        workers, batch, chunks = self.workers.workers, self.data.batch_size, self.optim.accumulate
         _require(
-            workers.high <= batch,
-            f"--workers {workers} is more than the {batch} examples of a batch: "
-            f"use --workers {Range(min(workers.low, batch), batch)} or a larger --batch-size",
+            batch % chunks == 0,
+            f"--accumulate {chunks} does not divide --batch-size {batch}: its chunks are equal",
+        )
+        share = batch // chunks
+        _require(
+            chunks == 1 or share > 1,
+            f"--accumulate {chunks} leaves 1 example in a chunk, of which batch norm learns nothing: "
+            f"use at most {batch // 2}, or a larger --batch-size",
+        )
+        what = "batch" if chunks == 1 else "chunk (--batch-size over --accumulate)"
+        _require(
+            workers.high <= share,
+            f"--workers {workers} is more than the {share} examples of a {what}: "
+            f"use --workers {Range(min(workers.low, share), share)} or a larger --batch-size",
         )
         self._require_metric("--best-metric", self.checkpoint.best_metric)
 
@@ -524,7 +575,7 @@ PROMISED = (
     "stage", "dataset", "backgrounds", "synthetic", "resolution", "crop", "batch_size", "seed",
     "scaled_decode", "backbone", "init", "backbone_scale", "refine_mode", "refine_sample_pixels",
     "refine_threshold", "refine_kernel_size", "lr_backbone", "lr_aspp", "lr_decoder", "lr_refiner",
-    "precision", "threads", "ema_decay",
+    "precision", "threads", "ema_decay", "clip_norm", "weight_decay", "freeze", "accumulate",
 )  # fmt: skip
 """Options that a resumed run may not change: with another value its weights would not be an
 undisturbed run's."""

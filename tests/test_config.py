@@ -85,6 +85,17 @@ def test_steps_replace_the_default_epochs() -> None:
         ({"seed": -1}, "--seed"),
         ({"backbone_scale": 0.6}, "--backbone-scale"),
         ({"lr_aspp": 1.0}, "--lr-aspp"),
+        ({"clip_norm": 0.0}, "--clip-norm must be more than 0"),
+        ({"weight_decay": -0.1}, "--weight-decay must be in [0, 1)"),
+        ({"freeze": "backbone,head"}, "--freeze takes backbone, aspp, decoder, refiner"),
+        ({"freeze": "refiner"}, "--freeze refiner: base has no refiner"),
+        ({"accumulate": 0}, "--accumulate must be at least 1"),
+        ({"accumulate": 3}, "--accumulate 3 does not divide --batch-size 8"),
+        ({"accumulate": 8}, "--accumulate 8 leaves 1 example in a chunk"),
+        (
+            {"accumulate": 2, "workers": "2:6"},
+            "--workers 2:6 is more than the 4 examples of a chunk (--batch-size over --accumulate): use --workers 2:4",
+        ),
         ({"ema_decay": 1.0}, "--ema-decay must be between 0 and 1"),
         ({"epochs": -1.0}, "--epochs"),
         ({"checkpoint_interval": 0}, "--checkpoint-interval"),
@@ -155,6 +166,16 @@ def test_what_would_change_the_weights_is_named_with_both_values() -> None:
         "batch_size": (8, 4),
         "backbone": ("resnet50", "resnet101"),
         "seed": (0, 1),
+    }
+
+
+def test_the_training_craft_is_promised() -> None:
+    asked = {"clip_norm": 1.0, "weight_decay": 0.01, "freeze": "backbone", "accumulate": 2}
+    assert promise_changes(run(), run(**asked)) == {
+        "clip_norm": (None, 1.0),
+        "weight_decay": (0.0, 0.01),
+        "freeze": (None, "backbone"),
+        "accumulate": (1, 2),
     }
 
 

@@ -61,8 +61,8 @@ def make_row(plan: StreamPlan, window: Window, row: int) -> MicroBatch:
     world = World(row % window.world, window.world)
     source = plan.source.open()
     if window.kind == "train":
-        share = world.share(len(plan.order.step_numbers(step)))
-        return make_train_batch(source, plan.order, plan.geometry, step, share)
+        shares = plan.order.shares(step, world)
+        return make_train_batch(source, plan.order, plan.geometry, step, shares)
     first = step * plan.order.batch_size
     count = min(plan.order.batch_size, plan.order.valid_examples - first)
     return make_valid_batch(source, plan.order, plan.geometry, first, world.share(count))

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -65,6 +65,8 @@ class MicroBatch:
         bgr: uint8 (n, h, w, 3), background, RGB.
         replaced: the files that could not be read.
         train: False for validation.
+        chunks: how many of the examples go through the network together, in their order; as many chunks for all workers.
+            Empty: all at once.
     """
 
     step: int
@@ -74,6 +76,7 @@ class MicroBatch:
     bgr: Pixels
     replaced: tuple[Replacement, ...]
     train: bool
+    chunks: tuple[int, ...] = ()
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -84,6 +87,20 @@ class MicroBatch:
     def nbytes(self) -> int:
         """Bytes of all pixels."""
         return self.fgr.nbytes + self.pha.nbytes + self.bgr.nbytes
+
+    def by_chunk(self) -> list[MicroBatch]:
+        """What goes through the network together, as batches of one chunk each; their pixels are views."""
+        if not self.chunks:
+            return [self]
+        ends = list(itertools.accumulate(self.chunks))
+        cuts = [slice(end - count, end) for end, count in zip(ends, self.chunks, strict=True)]
+        return [
+            replace(
+                self, examples=self.examples[cut], fgr=self.fgr[cut], pha=self.pha[cut],
+                bgr=self.bgr[cut], chunks=(),
+            )
+            for cut in cuts
+        ]  # fmt: skip
 
     def to_columns(self) -> dict[str, Any]:
         """One row of a table: integers, a boolean, a text and flat buffers, of the same types in every row.
@@ -98,6 +115,7 @@ class MicroBatch:
             "width": self.pha.shape[2],
             "examples": np.array(numbers, dtype="<i8").tobytes(),
             "replaced": json.dumps([asdict(r) for r in self.replaced]),
+            "chunks": json.dumps(self.chunks),
             "fgr": _flat(self.fgr),
             "pha": _flat(self.pha),
             "bgr": _flat(self.bgr),
@@ -116,6 +134,7 @@ class MicroBatch:
             bgr=_shaped(columns["bgr"], (*shape, 3)),
             replaced=tuple(Replacement(**r) for r in json.loads(columns["replaced"])),
             train=bool(columns["train"]),
+            chunks=tuple(json.loads(columns["chunks"])),
         )
 
 
@@ -130,16 +149,23 @@ class Geometry:
 
 
 def make_train_batch(
-    source: Source, order: SampleOrder, geometry: Geometry, step: int, share: range
+    source: Source,
+    order: SampleOrder,
+    geometry: Geometry,
+    step: int,
+    share: range | Sequence[range],
 ) -> MicroBatch:
-    """A worker's share of step `step`: `share` are positions among the step's examples (`World.share`).
+    """A worker's share of step `step`: positions among the step's examples, chunk by chunk (`SampleOrder.shares`).
 
     Raises:
         DataError: the storage does not answer, or too many pictures in a row cannot be read.
     """
-    numbers = _cut(order.step_numbers(step), share)
+    shares = [share] if isinstance(share, range) else share
+    numbers = [n for positions in shares for n in _cut(order.step_numbers(step), positions)]
     maker = _Maker(source, order, geometry, order.crop_size(step), train=True)
-    return maker.make(step, order.examples(numbers))
+    batch = maker.make(step, order.examples(numbers))
+    chunks = tuple(len(positions) for positions in shares)
+    return replace(batch, chunks=chunks) if len(chunks) > 1 else batch
 
 
 def make_valid_batch(

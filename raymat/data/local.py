@@ -44,8 +44,8 @@ class LocalFeed:
         return self._in_order(self._valid_batch, range(0, order.valid_examples, order.batch_size))
 
     def _train_batch(self, step: int) -> MicroBatch:
-        share = self._world.share(len(self._order.step_numbers(step)))
-        return make_train_batch(self._source, self._order, self._geometry, step, share)
+        shares = self._order.shares(step, self._world)
+        return make_train_batch(self._source, self._order, self._geometry, step, shares)
 
     def _valid_batch(self, first: int) -> MicroBatch:
         order = self._order

@@ -25,6 +25,7 @@ from raymat.config import Range
 from raymat.data.draws import Draws, Stream
 from raymat.data.past import NO_PAST, Past, Steps
 from raymat.errors import CheckpointError
+from raymat.world import World
 
 CROP_MULTIPLE = 4  # the refiner works in patches of 4 x 4 pixels
 
@@ -80,6 +81,7 @@ class SampleOrder:
         valid_pairs, valid_backgrounds, valid_examples: the validation set, and how many examples
             are made of it.
         past: where the run had ended before, and which smaller datasets it had.
+        accumulate: chunks of a step, each of the next batch_size / accumulate of its examples.
     """
 
     seed: int
@@ -92,8 +94,11 @@ class SampleOrder:
     valid_backgrounds: int = 0
     valid_examples: int = 0
     past: Past = NO_PAST
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"{self.accumulate} chunks of a batch of {self.batch_size}")
         for name in ("pairs", "backgrounds", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -122,6 +127,19 @@ class SampleOrder:
             raise IndexError(f"step {step} is not in a run of {self.total_steps} steps")
         first, end = (self._steps.examples(done) for done in (step, step + 1))
         return range(first, min(end, self.total_examples))
+
+    def chunks(self, step: int) -> list[range]:
+        """The positions, among step `step`'s examples, that go through the network together; none of them is empty."""
+        count, size = len(self.step_numbers(step)), self.batch_size // self.accumulate
+        return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+    def shares(self, step: int, world: World) -> list[range]:
+        """Those of each chunk of step `step` that are this worker's."""
+        found = []
+        for positions in self.chunks(step):
+            share = world.share(len(positions))
+            found.append(positions[share.start : share.stop])
+        return found
 
     def examples(self, numbers: Iterable[int]) -> list[Example]:
         """The examples with these numbers, in their order. Any numbers from 0 up, also beyond the run's end."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raymat.config import ModelConfig, Stage
+from raymat.config import PARTS, ModelConfig, Stage
 from raymat.errors import ConfigError
 from raymat.model.aspp import ASPP
 from raymat.model.decoder import Decoder
@@ -33,9 +33,6 @@ __all__ = [
     "build",
     "set_dropout_seeds",
 ]
-
-PARTS = ("backbone", "aspp", "decoder", "refiner")
-"""First components of the parameters' names; a base network has no refiner."""
 
 BACKBONES = ("resnet50", "resnet101", "mobilenetv2")
 

@@ -11,6 +11,7 @@ running statistics are the same on all of them, to the bit, and need no broadcas
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -162,12 +163,16 @@ class RunningStatistics:
     The modules' buffers become views of the flat tensors: keys, shapes and loading stay as they were.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, fixed: Iterable[nn.Module] = ()) -> None:
+        """`fixed`: modules that stay in evaluation mode. Their statistics never change, and are left out: a backward pass
+        through them needs them as they were, and views of one tensor count as changed when any of them is.
+        """
         self._flat: list[Tensor] = []
+        kept = {part for module in fixed for part in module.modules()}
         buffers = [
             (module, name, tensor)
             for module in model.modules()
-            if isinstance(module, nn.BatchNorm2d)
+            if isinstance(module, nn.BatchNorm2d) and module not in kept
             for name, tensor in module.named_buffers(recurse=False)
         ]
         for dtype in sorted({tensor.dtype for _, _, tensor in buffers}, key=str):

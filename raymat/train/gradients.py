@@ -37,8 +37,8 @@ class _Bucket:
 class GradientSum:
     """The gradients of `parameters` and of `aside`, summed over `workers`; their `.grad` are views of a few flat tensors.
 
-    Before each backward pass call `clear`, after it `finish`. With more than one worker all must run backward passes
-    through the same operations, in the same order, whatever the size of their share.
+    Before a step's backward passes call `clear`, before each of them `expect`, and after them `finish`. With more than one
+    worker all must run backward passes through the same operations, in the same order, whatever the size of their share.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class GradientSum:
     ) -> None:
         self._workers = workers
         self._buckets: list[_Bucket] = []
-        self._next = 0
+        self._next, self._summing = 0, True
         *first, last = _drafts(parameters)
         for members in (*first, [*last, aside]):
             self._add(members)
@@ -64,6 +64,11 @@ class GradientSum:
         for bucket in self._buckets:
             bucket.ready, bucket.sent = 0, None
             bucket.flat.zero_()
+
+    def expect(self, *, last: bool) -> None:
+        """A backward pass comes, whose gradients are added to those that are there; only `last` ones are summed over the
+        workers."""
+        self._summing = last
 
     def finish(self) -> None:
         """Wait until all sums are there; on a GPU the host goes on. Parameters that were not used add 0."""
@@ -88,6 +93,8 @@ class GradientSum:
 
     def _note(self, bucket: _Bucket) -> None:
         """A gradient of `bucket` is complete. Buckets are sent in their order, the same on all workers."""
+        if not self._summing:
+            return
         bucket.ready += 1
         while self._next < len(self._buckets) and self._buckets[self._next].complete:
             self._send()

@@ -16,16 +16,20 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class PartAdam:
-    """Adam (Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015), default betas, no weight decay.
+    """Adam (Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015), default betas; with a weight decay AdamW
+    (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019).
 
     torch's fused kernels by their functional interface: torch.optim.Adam would import torch's compiler, 2 to 3 s of every
     restart. The state of every parameter is there from the start, so that a checkpoint of step 0 has the same tensors as
-    any other.
+    any other; parameters that need no gradients are never changed, and keep moments of 0.
     """
 
     BETAS, EPS = (0.9, 0.999), 1e-8
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, weight_decay: float = 0.0) -> None:
+        """`weight_decay`: times the rate, what each step takes from every weight. Not from biases and norms, which have one
+        dimension: they are few, and nothing is gained by drawing a norm's factor to 0.
+        """
         self._parameters = dict(network.named_parameters())
         # The moments lie in memory as the parameter does: the fused kernels walk through them side by side.
         self._state: dict[str, dict[str, Tensor]] = {
@@ -33,19 +37,28 @@ class PartAdam:
             "exp_avg": {n: torch.zeros_like(p) for n, p in self._parameters.items()},
             "exp_avg_sq": {n: torch.zeros_like(p) for n, p in self._parameters.items()},
         }
-        self._parts = {
-            part: names
-            for part in PARTS
-            if (names := [n for n in self._parameters if n.split(".")[0] == part])
-        }
+        self._groups: list[tuple[str, list[str], float]] = []
+        for part in PARTS:
+            mine = [
+                n
+                for n, p in self._parameters.items()
+                if n.split(".")[0] == part and p.requires_grad
+            ]
+            decayed = [n for n in mine if weight_decay and self._parameters[n].dim() > 1]
+            rest = [n for n in mine if n not in set(decayed)]
+            self._groups += [
+                group for group in ((part, decayed, weight_decay), (part, rest, 0.0)) if group[1]
+            ]
 
     @torch.no_grad()
     def step(self, rates: Mapping[str, float], bad: Tensor, scale: Tensor | None) -> None:
         """One step at `rates` by part, nothing at all where the boolean `bad` () is true; gradients are divided by `scale`."""
-        for part, names in self._parts.items():
-            self._step(names, rates[part], bad.to(torch.float32), scale)
+        for part, names, decay in self._groups:
+            self._step(names, rates[part], decay, bad.to(torch.float32), scale)
 
-    def _step(self, names: list[str], rate: float, bad: Tensor, scale: Tensor | None) -> None:
+    def _step(
+        self, names: list[str], rate: float, decay: float, bad: Tensor, scale: Tensor | None
+    ) -> None:
         parameters: list[Tensor] = [self._parameters[n] for n in names]
         gradients = [p.grad for p in parameters if p.grad is not None]
         assert len(gradients) == len(parameters)
@@ -65,7 +78,8 @@ class PartAdam:
             beta1=self.BETAS[0],
             beta2=self.BETAS[1],
             lr=rate,
-            weight_decay=0.0,
+            weight_decay=decay,
+            decoupled_weight_decay=decay > 0,
             eps=self.EPS,
             maximize=False,
         )

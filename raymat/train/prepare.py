@@ -115,6 +115,7 @@ def _prepared(
         valid_backgrounds=opened.valid_backgrounds,
         valid_examples=min(config.log.valid_examples, opened.valid_pairs),
         past=past,
+        accumulate=config.optim.accumulate,
     )
     geometry = Geometry(
         stage=config.stage,

@@ -7,6 +7,9 @@ A step whose loss or gradient is not finite leaves the whole state as it was, ba
 scale and the cursor go on. All workers find that out from the reduced gradients, which they share: the loss itself is made
 the gradient of one more parameter, so that it needs no collective of its own; and so is what one worker wants all to hear.
 Nothing in a step makes the host wait for the device; who wants to know reads the result later.
+
+A step may take its batch in several chunks. Each is spread over the workers and has the batch-norm statistics of all its
+examples; only after the last one gradients are summed over the workers, clipped and used.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from raymat.model.matting import MattingBase, set_dropout_seeds
 from raymat.train.average import WeightAverage
 from raymat.train.batchnorm import RunningStatistics, globalise
 from raymat.train.forward import compose, loss_of
+from raymat.train.freezing import freeze
 from raymat.train.gradients import GradientSum
 from raymat.train.optimiser import PartAdam
 from raymat.train.precision import LossScale, autocast, parameter_dtype
@@ -103,20 +107,23 @@ class TrainStep:
         self._stage: Stage = stage
         self._seed, self._resolution = seed, resolution
         self._dtype = parameter_dtype(precision)
+        self._frozen = freeze(network, optim.frozen)
         globalise(network, world)
         network.to(device=device, dtype=self._dtype)
         network.to(memory_format=memory)  # type: ignore[call-overload]
         self.network = network
-        self._statistics = RunningStatistics(network)
+        self._statistics = RunningStatistics(network, self._frozen)
         decay = optim.ema_decay
         self.ema = None if decay is None else WeightAverage(network, decay)
         """The average of the weights, where the run keeps one."""
-        self.optimiser = PartAdam(network)
+        self.optimiser = PartAdam(network, optim.weight_decay)
+        self._clip_norm = optim.clip_norm
         self.scale = LossScale(precision, device)
         self.before_update: Callable[[], None] = lambda: None
         """Called in every step before the optimiser changes anything."""
         self._objective = _Objective(network, stage, precision, device)
-        self._gradients = GradientSum(network.parameters(), self._objective.probe, world.size)
+        trained = [p for p in network.parameters() if p.requires_grad]
+        self._gradients = GradientSum(trained, self._objective.probe, world.size)
 
     def __call__(
         self,
@@ -128,26 +135,40 @@ class TrainStep:
     ) -> StepResult:
         """Train on this worker's share `batch` of a step of `total` examples; called by all workers, for the same step.
 
+        A batch of several chunks goes through the network chunk by chunk; their gradients are added up.
         `heard`: this worker wants all of them to hear of something; the result's health says whether any one did.
         """
         self.network.train()
-        composed = self._compose(batch)
-        set_dropout_seeds(self.network, self._dropout_seeds(batch))
+        for module in self._frozen:
+            module.eval()
         before = self._statistics.save()
         self._gradients.clear()
         if heard:
             self._objective.heard.fill_(1.0)
-        weight = len(batch.examples) / total
-        scaled, loss, outputs = self._objective(composed, weight, self.scale.value)
-        scaled.backward()
+        *first, last = batch.by_chunk()
+        done = [self._pass(part, total, pictures) for part in first]
+        done.append(self._pass(last, total, pictures, last=True))
         self._gradients.finish()
         health = self._apply(rates, before)
         return StepResult(
-            loss_sum=loss.detach().double() * len(batch.examples),
+            loss_sum=torch.stack([loss for loss, _ in done]).sum(),
             count=len(batch.examples),
             health=health,
-            pictures=_pictures(outputs, composed) if pictures else None,
+            pictures=_together([shown for _, shown in done]) if pictures else None,
         )
+
+    def _pass(
+        self, batch: MicroBatch, total: int, pictures: bool, last: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add the gradients of `batch`; the sum of its examples' losses, float64 (), and its pictures if wanted."""
+        composed = self._compose(batch)
+        set_dropout_seeds(self.network, self._dropout_seeds(batch))
+        weight = len(batch.examples) / total
+        scaled, loss, outputs = self._objective(composed, weight, self.scale.value)
+        self._gradients.expect(last=last)
+        scaled.backward()
+        shown = _pictures(outputs, composed) if pictures else {}
+        return loss.double() * len(batch.examples), shown
 
     @torch.no_grad()
     def share_weights(self) -> None:
@@ -186,6 +207,9 @@ class TrainStep:
         norm = torch.nn.utils.get_total_norm(self._gradients.flats) / self.scale.value
         bad = ~(torch.isfinite(norm) & torch.isfinite(loss))
         failed = bad & (~torch.isfinite(loss) | self.scale.at_floor())
+        if self._clip_norm is not None:
+            for flat in self._gradients.flats:
+                flat.mul_((self._clip_norm / norm).clamp(max=1.0))
         self.before_update()
         self.optimiser.step(rates, bad, self.scale.value if self.scale.used else None)
         self._statistics.undo(before, bad)
@@ -253,3 +277,8 @@ def _pictures(outputs: tuple[Tensor, ...], composed: Composed) -> dict[str, Tens
     pha, fgr = outputs[0], outputs[1]
     err = outputs[2] if len(outputs) == 4 else outputs[4]
     return {"pha": pha, "fgr": fgr, "err": err, "src": composed.src, "bgr": composed.bgr}
+
+
+def _together(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The pictures of all chunks."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

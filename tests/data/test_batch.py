@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -119,6 +120,21 @@ def test_shares_of_any_world_join_to_the_same_batch(source: FolderSource, size: 
         joined = np.concatenate([getattr(share, name) for share in shares])
         assert np.array_equal(joined, getattr(expected, name))
     assert sum((share.examples for share in shares), ()) == expected.examples
+
+
+def test_a_worker_s_batch_has_its_examples_chunk_by_chunk(source: FolderSource) -> None:
+    order = dataclasses.replace(make_order(source), accumulate=2)
+    expected = whole(source, order, 3)
+    batch = make_train_batch(source, order, GEOMETRY, 3, order.shares(3, World(1, 2)))
+    assert (batch.numbers, batch.chunks) == ((13, 15), (1, 1))
+    back, _ = through_arrow(batch)
+    assert back.chunks == (1, 1)
+    for number, part in enumerate(back.by_chunk()):
+        (place,) = part.numbers
+        assert (part.step, part.chunks, place) == (3, (), 13 + 2 * number)
+        for name in ("fgr", "pha", "bgr"):
+            assert np.array_equal(getattr(part, name), getattr(expected, name)[place - 12][None])
+    assert whole(source, order, 3).by_chunk()[0].numbers == (12, 13, 14, 15)
 
 
 def test_making_a_batch_again_gives_the_same_bits(source: FolderSource) -> None:

@@ -91,6 +91,31 @@ def test_resizing_the_world_changes_no_batch(size: int) -> None:
         assert digest_text(total) == digest_text(digest_lanes(order.examples(numbers)))
 
 
+def test_chunks_are_equal_parts_of_a_step_and_only_the_last_step_has_fewer() -> None:
+    order = make_order(batch_size=8, accumulate=4, total_examples=21)
+    four = [range(2), range(2, 4), range(4, 6), range(6, 8)]
+    assert [order.chunks(step) for step in (0, 1)] == [four, four]
+    assert order.chunks(2) == [range(2), range(2, 4), range(4, 5)]
+    assert make_order(batch_size=8).chunks(0) == [range(8)]
+    with pytest.raises(ValueError, match="3 chunks of a batch of 8"):
+        make_order(batch_size=8, accumulate=3)
+
+
+def test_each_chunk_is_shared_as_a_step_is() -> None:
+    order = make_order(batch_size=8, accumulate=2, total_examples=13)
+    assert order.shares(0, World(0, 3)) == [range(2), range(4, 6)]
+    assert order.shares(0, World(2, 3)) == [range(3, 4), range(7, 8)]
+    # The last step has 5 examples, in chunks of 4 and 1: two workers have none of the second.
+    assert [order.shares(1, World(rank, 3))[1] for rank in range(3)] == [
+        range(4, 5),
+        range(5, 5),
+        range(5, 5),
+    ]
+    for size in (1, 2, 3, 4):
+        shares = [order.shares(0, World(rank, size)) for rank in range(size)]
+        assert [n for chunk in (0, 1) for share in shares for n in share[chunk]] == list(range(8))
+
+
 def test_steps_cover_the_run_once_and_only_the_last_is_smaller() -> None:
     order = make_order(batch_size=4, total_examples=101)
     steps = [order.step_numbers(step) for step in range(order.total_steps)]

@@ -67,6 +67,7 @@ def order_of(config: RunConfig) -> SampleOrder:
         valid_pairs=config.log.valid_examples,
         valid_backgrounds=config.log.valid_examples,
         valid_examples=config.log.valid_examples,
+        accumulate=config.optim.accumulate,
     )
 
 

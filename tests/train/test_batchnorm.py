@@ -188,3 +188,16 @@ def test_running_statistics_can_be_taken_back() -> None:
     assert list(model.state_dict()) == keys
     model.load_state_dict(second)
     assert all(torch.equal(t, second[n]) for n, t in model.state_dict().items())
+
+
+def test_gradients_flow_through_fixed_statistics_while_those_of_others_move() -> None:
+    model = globalise(nn.Sequential(norm(), norm()))
+    model[1].eval()
+    statistics = RunningStatistics(model, [model[1]])
+    x = batch(2, 4).requires_grad_()
+    found = model[1](x)
+    statistics.undo([torch.zeros_like(kept) for kept in statistics.save()], torch.tensor(True))
+    found.sum().backward()
+    assert x.grad is not None
+    assert float(model[0].get_buffer("running_mean").abs().max()) == 0
+    assert torch.equal(model[1].get_buffer("running_mean"), norm().get_buffer("running_mean"))
