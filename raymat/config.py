@@ -586,7 +586,7 @@ there."""
 DATASET = ("dataset", "backgrounds", "synthetic")
 """Promised options that may change where the run's dataset has grown."""
 
-LENGTH = ("epochs", "epoch_examples", "steps")
+LENGTH = tuple(f.name for f in dataclasses.fields(LengthConfig))
 """Options that a run may be continued with other values of."""
 
 

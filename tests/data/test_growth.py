@@ -5,9 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from datakit import write_dataset
 
+from raymat.config import Range
+from raymat.data.batch import Geometry, make_train_batch
+from raymat.data.files import Retry
 from raymat.data.growth import grow
 from raymat.data.listing import Listing, build_listing
+from raymat.data.order import SampleOrder
+from raymat.data.past import Era, Past
+from raymat.data.source import FolderSource
 from raymat.errors import DataError
 
 
@@ -95,3 +102,36 @@ def test_a_validation_set_that_nobody_needs_may_be_away(root: Path) -> None:
     growth = grow(old, look(root, need_valid=False))
     assert growth.listing.counts["valid_pairs"] == 2
     assert growth.listing.counts["pairs"] == 4
+
+
+def test_batches_before_the_growth_are_the_same_to_the_byte_stand_ins_included(
+    tmp_path: Path,
+) -> None:
+    """A picture that cannot be read is replaced by one of those that there were then."""
+    urls = write_dataset(str(tmp_path), pairs=5, backgrounds=4)
+    old = build_listing(*urls)
+    broken = tmp_path / "data/train/fgr/clip0/0002.jpg"
+    broken.write_bytes(b"?" * broken.stat().st_size)
+    write_dataset(str(tmp_path / "more"), pairs=12, backgrounds=9)
+    for kind in ("data/train/fgr/clip0", "data/train/pha/clip0", "walls/train"):
+        for path in (tmp_path / "more" / kind).iterdir():
+            path.rename(tmp_path / kind / f"a{path.name}")
+    growth = grow(old, build_listing(*urls))
+    before = SampleOrder(3, 5, 4, 4, Range(32, 32), 40)
+    era = Era(10, 5, 4, old.digest)
+    after = SampleOrder(3, 11, 13, 4, Range(32, 32), 40, past=Past(eras=(era,)))
+    one, other = (FolderSource(each, Retry(1, 0)) for each in (old, growth.listing))
+    geometry = Geometry("base", 32)
+    replaced = 0
+    for step in range(2):
+        expected = make_train_batch(one, before, geometry, step, range(4))
+        found = make_train_batch(other, after, geometry, step, range(4))
+        assert (found.examples, found.replaced) == (expected.examples, expected.replaced)
+        assert found.fgr.tobytes() == expected.fgr.tobytes()
+        assert found.bgr.tobytes() == expected.bgr.tobytes()
+        assert all(e.pair < 5 and e.background < 4 for e in found.examples)
+        replaced += len(found.replaced)
+    assert replaced == 2
+    crossing = make_train_batch(other, after, geometry, 2, range(4))
+    assert max(example.pair for example in crossing.examples[:2]) < 5
+    assert len({e.pair for e in after.examples(range(10, 21))}) == 11
