@@ -86,6 +86,9 @@ COMMANDS: dict[str, Command] = {
         "compare two runs or checkpoints, tensor by tensor", _later("raymat.tools.diff:main")
     ),
     "checkpoints": Command("list a run's checkpoints", _later("raymat.tools.checkpoints:main")),
+    "evaluate": Command(
+        "measure networks on a dataset: SAD, MSE, Grad, Conn", _later("raymat.tools.evaluate:main")
+    ),
     "restarts": Command(
         "list a run's restarts, what they lost and took", _later("raymat.tools.restarts:main")
     ),

@@ -143,7 +143,12 @@ class Listing:
 
 
 def build_listing(
-    dataset_url: str, backgrounds_url: str, need_valid: bool = True, retry: Retry | None = None
+    dataset_url: str,
+    backgrounds_url: str,
+    need_valid: bool = True,
+    retry: Retry | None = None,
+    *,
+    need_train: bool = True,
 ) -> Listing:
     """List a dataset: one recursive listing for each of its six folders, all at the same time.
 
@@ -151,6 +156,7 @@ def build_listing(
         dataset_url: any fsspec URL; has train/ and valid/, each with fgr/ and pha/.
         backgrounds_url: any fsspec URL; has train/ and valid/.
         need_valid: False: a valid/ that is missing or cannot be used counts as empty.
+        need_train: the same for train/.
 
     Raises:
         DataError: a folder is missing or empty, a file has no partner, is empty or there twice, or
@@ -171,16 +177,16 @@ def build_listing(
         _check_partners(dataset, fgr, pha)
         return Split(fgr, pha, bgr)
 
-    train = make("train")
-    valid = make("valid") if need_valid else _or_empty(lambda: make("valid"))
+    train = make("train") if need_train else _or_empty(make, "train")
+    valid = make("valid") if need_valid else _or_empty(make, "valid")
     return Listing.of(dataset.url, backgrounds.url, train, valid)
 
 
-def _or_empty(make: Callable[[], Split]) -> Split:
+def _or_empty(make: Callable[[str], Split], split: str) -> Split:
     try:
-        return make()
+        return make(split)
     except DataError:
-        return Split(*(_files(f"valid{below}", {}) for below in ("/fgr", "/pha", "")))
+        return Split(*(_files(f"{split}{below}", {}) for below in ("/fgr", "/pha", "")))
 
 
 def _list_folder(folder: Folder, path: str) -> Files:

@@ -81,9 +81,9 @@ def count(number: int, noun: str) -> str:
 
 
 class Progress:
-    """Bytes done while a block runs: a bar that is redrawn on a terminal, plain lines in a log.
+    """Work done while a block runs: a bar that is redrawn on a terminal, plain lines in a log.
 
-    Threads may share it. Nothing is shown before `begin`.
+    Threads may share it. Nothing is shown before `begin`, and nothing stays of a bar that is interrupted.
     """
 
     def __init__(
@@ -91,9 +91,10 @@ class Progress:
         label: str,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        noun: str | None = None,
     ) -> None:
-        """`stream`: default stderr. `clock`: in seconds."""
-        self._label, self._clock = label, clock
+        """`stream`: default stderr. `clock`: in seconds. `noun`: what is counted, in the plural; None: bytes."""
+        self._label, self._clock, self._noun = label, clock, noun
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._lock = threading.Lock()
@@ -111,11 +112,15 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         with self._lock:
-            if self._total is not None:
+            if self._total is None:
+                return
+            if kind is not KeyboardInterrupt:
                 self._show("\n")
+            elif self._terminal:
+                self._stream.write("\r\x1b[2K")
 
     def begin(self, total: int) -> None:
-        """`total` bytes are to be done from now on."""
+        """`total` bytes or things are to be done from now on."""
         with self._lock:
             self._total, self._done = total, 0
             self._began = self._shown = self._clock()
@@ -123,7 +128,7 @@ class Progress:
                 self._show("")
 
     def add(self, done: int) -> None:
-        """So many more bytes are done."""
+        """So many more are done."""
         with self._lock:
             self._done += done
             pause = TERMINAL_SECONDS if self._terminal else LOG_SECONDS
@@ -139,10 +144,14 @@ class Progress:
         total, seconds = self._total or 0, self._clock() - self._began
         part = min(1.0, self._done / total) if total else 1.0
         bar = f"[{'#' * int(BAR * part):<{BAR}}]  " if self._terminal else ""
-        line = f"{self._label}  {bar}{size(self._done)} of {size(total)}  {100 * part:.0f}%"
+        if self._noun is None:
+            amount = f"{size(self._done)} of {size(total)}"
+        else:
+            amount = f"{self._done} of {total} {self._noun}"
+        line = f"{self._label}  {bar}{amount}  {100 * part:.0f}%"
         if seconds > 0 and self._done:
             rate = self._done / seconds
-            line += f"  {size(rate)}/s"
+            line += f"  {size(rate) if self._noun is None else f'{rate:.1f}'}/s"
             line += f"  {age((total - self._done) / rate)} left" if part < 1 else ""
         return line
 

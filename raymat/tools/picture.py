@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -51,8 +52,8 @@ def source_and_truth(batch: MicroBatch, config: RunConfig) -> tuple[Column, Colu
     """The composited sources and the true alphas of a validation batch."""
     composed = _composed(batch, config)
     return (
-        Column("source", _images(composed.src)),
-        Column("true alpha", _images(composed.pha)),
+        Column("source", images(composed.src)),
+        Column("true alpha", images(composed.pha)),
     )
 
 
@@ -61,18 +62,24 @@ def prediction(batch: MicroBatch, config: RunConfig, model: MattingBase, caption
     composed = _composed(batch, config)
     with torch.no_grad():
         pha = model(composed.src, composed.bgr)[0]
-    return Column(caption, _images(pha))
+    return Column(caption, images(pha))
 
 
 def write_picture(path: str, columns: list[Column], side: int) -> None:
     """Write a PNG with one row per example; every image is shown `side` pixels square."""
+    Path(path).write_bytes(png(columns, side))
+
+
+def png(columns: list[Column], side: int) -> bytes:
+    """A PNG with one row per example; every image is shown `side` pixels square."""
     drawn = [
-        np.concatenate([_caption(column.caption, side), *_resized(column, side)])
+        np.concatenate([caption(column.caption, side), *_resized(column, side)])
         for column in columns
     ]
     picture = np.concatenate(drawn, axis=1)
-    if not cv2.imwrite(path, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"could not write {path}")
+    done, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    assert done, "OpenCV cannot encode PNG"
+    return encoded.tobytes()
 
 
 def _composed(batch: MicroBatch, config: RunConfig):  # type: ignore[no-untyped-def]
@@ -85,11 +92,12 @@ def _composed(batch: MicroBatch, config: RunConfig):  # type: ignore[no-untyped-
     )
 
 
-def _images(batch: torch.Tensor) -> list[NDArray[np.uint8]]:
+def images(batch: torch.Tensor) -> list[NDArray[np.uint8]]:
+    """(n, 3 or 1, h, w) in 0..1, on any device, as n pictures, each uint8 (h, w, 3)."""
     pixels = (batch.float().clamp(0, 1) * 255).round().to(torch.uint8)
     if pixels.shape[1] == 1:
         pixels = pixels.repeat(1, 3, 1, 1)
-    return [np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for image in pixels]
+    return [np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()) for image in pixels]
 
 
 def _resized(column: Column, side: int) -> list[NDArray[np.uint8]]:
@@ -99,11 +107,12 @@ def _resized(column: Column, side: int) -> list[NDArray[np.uint8]]:
     ]
 
 
-def _caption(text: str, width: int) -> NDArray[np.uint8]:
+def caption(text: str, width: int) -> NDArray[np.uint8]:
+    """Text on a strip (CAPTION_PIXELS, width, 3) of white; what does not fit is cut off, and what is not ASCII a "?"."""
     strip = np.full((CAPTION_PIXELS, width, 3), 255, np.uint8)
     cv2.putText(
         strip,
-        text,
+        text.encode("ascii", "replace").decode(),
         (4, CAPTION_PIXELS - 5),
         cv2.FONT_HERSHEY_SIMPLEX,
         0.4,

@@ -132,15 +132,15 @@ def _connectivity(pred: NDArray[np.floating], true: NDArray[np.floating]) -> flo
     for step in range(1, LEVELS + 1):
         threshold = step / LEVELS
         largest = _largest_part((pred >= threshold) & (true >= threshold))
-        level[within & ~largest] = (step - 1) / LEVELS
+        np.copyto(level, (step - 1) / LEVELS, where=within & ~largest)
         within &= largest
     return float(np.abs(_cut_off(pred, level) - _cut_off(true, level)).sum())
 
 
 def _cut_off(alpha: NDArray[np.floating], level: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 less the degree of connectedness."""
+    """1 less the degree of connectedness; what is not a number stays so."""
     above = alpha.astype(np.float64) - level
-    return np.where(above >= CUT_OFF, above, 0.0)
+    return np.where(above < CUT_OFF, 0.0, above)
 
 
 def _largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

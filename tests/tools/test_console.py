@@ -53,6 +53,27 @@ def test_a_log_sees_a_plain_line_now_and_then() -> None:
     ]
 
 
+def test_things_are_counted_as_they_are_called() -> None:
+    clock, stream = _Clock(), _Terminal()
+    with Progress("evaluate", stream, clock, noun="examples") as progress:
+        progress.begin(50)
+        clock.now = 5.0
+        progress.add(10)
+    shown = stream.getvalue().split("\r\x1b[2K")
+    assert shown[2] == (
+        f"evaluate  [{'#' * 4}{' ' * 20}]  10 of 50 examples  20%  2.0/s  20 s left"
+    )
+
+
+@pytest.mark.parametrize(("stream", "left"), [(_Terminal(), "\r\x1b[2K"), (io.StringIO(), "")])
+def test_nothing_stays_of_an_interrupted_bar(stream: io.StringIO, left: str) -> None:
+    with pytest.raises(KeyboardInterrupt), Progress("verify", stream) as progress:
+        progress.begin(50)
+        before = stream.getvalue()
+        raise KeyboardInterrupt
+    assert stream.getvalue() == before + left
+
+
 def test_nothing_to_do_is_not_shown() -> None:
     stream = io.StringIO()
     with Progress("verify", stream):
@@ -77,7 +98,7 @@ def test_ages_have_one_unit(seconds: float, text: str) -> None:
     assert age(seconds) == text
 
 
-@pytest.mark.parametrize("command", ["checkpoints", "verify", "export", "prune"])
+@pytest.mark.parametrize("command", ["checkpoints", "evaluate", "verify", "export", "prune"])
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     from raymat.cli import main
 

@@ -199,6 +199,14 @@ def test_half_precision_is_summed_in_double() -> None:
     assert measured("mse", pred.bfloat16(), true) == 250.0
 
 
+def test_a_matte_that_is_not_a_number_has_no_number() -> None:
+    true = mattes(11)
+    pred = true.clone()
+    pred[1, 0, 3, 4] = math.nan
+    for name, values in alpha_metrics(pred, true).items():
+        assert [math.isnan(value) for value in values.tolist()] == [False, True, False], name
+
+
 def test_an_unknown_metric_is_refused() -> None:
     true = mattes(8)
     with pytest.raises(ConfigError, match="unknown metric 'mad': there are sad, mse, grad, conn"):

@@ -1,0 +1,53 @@
+"""Files that a command writes where it is told to: a path of this machine or any fsspec URL."""
+
+from __future__ import annotations
+
+import os
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from raymat.checkpoint.backends import Backend, FsspecBackend, LocalBackend
+from raymat.checkpoint.faults import backend_errors, classify
+from raymat.data.files import shown
+from raymat.errors import ConfigError, RaymatError
+
+
+def check_output(flag: str, url: str | None, ending: str = "") -> None:
+    """Say early what would be said after an hour of work; nothing is written. None is always right.
+
+    Raises:
+        ConfigError: `url` does not end in `ending`, its protocol is unknown, or it is a folder of this machine.
+    """
+    if url is None:
+        return
+    if not url.endswith(ending):
+        raise ConfigError(f"{flag} must end in {ending}, got {shown(url)!r}")
+    backend, path = _open(f"{flag} {shown(url)}", url)
+    if isinstance(backend, LocalBackend) and (os.path.isdir(path) or url.endswith("/")):
+        raise ConfigError(f"{flag} {shown(url)}: expected a file's name, got a folder")
+
+
+def write_output(flag: str, url: str, content: bytes) -> None:
+    """Write the file, whole or not at all, over whatever file is there; folders of this machine are made.
+
+    Raises:
+        ConfigError: as `check_output`. StorageError: it cannot be written.
+    """
+    backend, path = _open(f"{flag} {shown(url)}", url)
+    try:
+        backend.write(path, [content])
+    except backend_errors() as error:
+        raise classify(error, "write").error("write", shown(url)) from error
+
+
+def _open(what: str, url: str) -> tuple[Backend, str]:
+    try:
+        filesystem, path = url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"{what}: {RaymatError(error).line}") from error
+    except backend_errors() as error:
+        raise classify(error, "write").error("write", shown(url)) from error
+    if isinstance(filesystem, LocalFileSystem):
+        return LocalBackend(), os.path.realpath(path)
+    return FsspecBackend(filesystem), str(path)
