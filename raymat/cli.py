@@ -94,7 +94,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "verify": Command("compare every digest of a run", _later("raymat.tools.verify:main")),
     "export": Command(
-        "write a checkpoint's network as a .pth file", _later("raymat.tools.export:main")
+        "write a network as weights, TorchScript or ONNX", _later("raymat.tools.export:main")
     ),
     "prune": Command("delete old checkpoints", _later("raymat.tools.prune:main")),
     "spot-watch": Command(

@@ -7,6 +7,7 @@
     ├── StorageError                  the run's storage cannot be read or written
     │   └── CheckpointError           a checkpoint is torn, damaged or foreign
     ├── TrainingError                 training itself cannot go on (non-finite loss that persists)
+    ├── ExportError                   an exported network does not do what the network does
     ├── ClusterError                  Ray cannot give what the run needs
     ├── StoppedError                  the run was told to stop, and did
     └── LeaseError                    another driver has the run
@@ -54,6 +55,12 @@ class CheckpointError(StorageError):
 
 class TrainingError(RaymatError):
     """Training that cannot go on."""
+
+
+class ExportError(RaymatError):
+    """An exported network that does not do what the network does."""
+
+    exit_code = 1
 
 
 class ClusterError(RaymatError):

@@ -49,6 +49,9 @@ WITHOUT_RAY = BELOW_CLUSTER | {"tools", "options", "cli"}
 DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
 """Distributions whose name is not that of what they bring."""
 
+EXTRAS = {"raymat/tools/formats.py": {"onnx", "onnxruntime"}}
+"""What may be imported without being required, inside functions that say what to install."""
+
 
 def part_of(module: Path) -> str:
     """The part of the house in which a file lies: raymat/data/order.py is in data, raymat/__init__.py in none ("")."""
@@ -262,7 +265,16 @@ def requirements(*extras: str) -> dict[str, str]:
 def test_what_is_imported_is_required(module: Path) -> None:
     others = roots_of(module) - sys.stdlib_module_names - {"raymat"}
     missing = {o for o in others if DISTRIBUTIONS.get(o, o).lower() not in requirements()}
-    assert missing == set()
+    assert missing - EXTRAS.get(name(module), set()) == set()
+
+
+@pytest.mark.parametrize("place", EXTRAS)
+def test_what_an_extra_brings_is_imported_where_it_is_used(place: str) -> None:
+    """Else the module could not be imported without the extra."""
+    top = [n for n in tree_of(ROOT / place).body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    imported = ast.unparse(ast.Module(body=list(top), type_ignores=[]))
+    assert not [extra for extra in EXTRAS[place] if re.search(rf"\b{extra}\b", imported)]
+    assert requirements("onnx").keys() >= EXTRAS[place]
 
 
 def constraints() -> dict[str, list[str]]:

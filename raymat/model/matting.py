@@ -69,10 +69,10 @@ class MattingBase(nn.Module):
         hid (n, 32, H, W) hidden features, at least 0.
         """
         check_pictures(src, bgr)
-        pha, residual, err, hid = self._coarse(src, bgr)
+        pha, residual, err, hid = self.coarse(src, bgr)
         return pha, (residual + src).clamp(0, 1), err, hid
 
-    def _coarse(self, src: Tensor, bgr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def coarse(self, src: Tensor, bgr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As `forward`, for any size, but the foreground is a residual, src not yet added."""
         x, *finer = self.backbone(torch.cat([src, bgr], dim=1))
         x = self.decoder(self.aspp(x), *finer)
@@ -121,7 +121,7 @@ class MattingRefine(MattingBase):
         check_pictures(src, bgr)
         size = coarse_size(src.shape[2], src.shape[3], self.backbone_scale)
         src_sm, bgr_sm = resize(src, size), resize(bgr, size)
-        pha_sm, residual_sm, err_sm, hid_sm = self._coarse(src_sm, bgr_sm)
+        pha_sm, residual_sm, err_sm, hid_sm = self.coarse(src_sm, bgr_sm)
         pha, residual, ref_sm = self.refiner(src, bgr, pha_sm, residual_sm, err_sm, hid_sm)
         fgr = (residual + src).clamp(0, 1)
         fgr_sm = (residual_sm + src_sm).clamp(0, 1)

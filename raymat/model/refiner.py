@@ -126,7 +126,7 @@ class Refiner(nn.Module):
         features = torch.cat([hid, coarse], dim=1)
         x, y = resize(features, half), resize(pictures, half)
         if self.mode == "full":
-            out = self._refine_densely(x, y, pictures)
+            out = self.refine_densely(x, y, pictures)
             ref = src.new_ones((len(src), 1, half[0] // 2, half[1] // 2))
         else:
             ref = self.select(resize(err.detach(), (half[0] // 2, half[1] // 2)))
@@ -151,18 +151,35 @@ class Refiner(nn.Module):
 
     def _refine_patches(self, x: Tensor, y: Tensor, pictures: Tensor, patches: Patches) -> Tensor:
         """(p, 4, 4, 4): alpha and foreground residual of the patches."""
-        # Each pair of 3x3 convolutions without padding eats 2 pixels on each side, the first pair
-        # at half resolution.
-        margin_half, margin_full = (3, 2) if self.kernel_size == 3 else (0, 0)
+        margin_half, margin_full = self.margins
         cuts = [crop(z, patches, PATCH // 2, margin_half) for z in (x, y)]
-        z = doubled(self._first(torch.cat(cuts, dim=1)))
-        return self._second(torch.cat([z, crop(pictures, patches, PATCH, margin_full)], dim=1))
+        return self.refine_cuts(torch.cat(cuts, dim=1), crop(pictures, patches, PATCH, margin_full))
 
-    def _refine_densely(self, x: Tensor, y: Tensor, pictures: Tensor) -> Tensor:
-        """(n, 4, H, W): alpha and foreground residual of every pixel."""
-        margin_half, margin_full = (3, 2) if self.kernel_size == 3 else (0, 0)
-        z = doubled(self._first(F.pad(torch.cat([x, y], dim=1), (margin_half,) * 4)))
-        return self._second(torch.cat([z, F.pad(pictures, (margin_full,) * 4)], dim=1))
+    def refine_densely(self, x: Tensor, y: Tensor, pictures: Tensor) -> Tensor:
+        """Alpha and foreground residual of every pixel, (n, 4, H, W).
+
+        x: (n, 36, H/2, W/2) hidden features, alpha and foreground residual; y: (n, 6, H/2, W/2)
+        and pictures: (n, 6, H, W) source and background.
+        """
+        margin_half, margin_full = self.margins
+        half = F.pad(torch.cat([x, y], dim=1), (margin_half,) * 4)
+        return self.refine_cuts(half, F.pad(pictures, (margin_full,) * 4))
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """Pixels of surroundings that are cut with a patch, at half and at full resolution.
+
+        Each pair of 3x3 convolutions without padding eats 2 pixels on each side, the first pair at
+        half resolution.
+        """
+        return (3, 2) if self.kernel_size == 3 else (0, 0)
+
+    def refine_cuts(self, half: Tensor, full: Tensor) -> Tensor:
+        """The four convolutions: (p, 4, h, w), alpha and foreground residual.
+
+        half: (p, 42, h/2 + 2 a, w/2 + 2 a), full: (p, 6, h + 2 b, w + 2 b) with (a, b) = `margins`.
+        """
+        return self._second(torch.cat([doubled(self._first(half)), full], dim=1))
 
     def _first(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))

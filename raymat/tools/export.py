@@ -1,12 +1,14 @@
-"""`raymat export`: a checkpoint's network as a weights file in the published format."""
+"""`raymat export`: a checkpoint's network as weights, TorchScript or ONNX, checked as it is made."""
 
 from __future__ import annotations
 
-import io
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import torch
@@ -15,67 +17,118 @@ from torch import Tensor
 
 from raymat.checkpoint.backends import LocalBackend
 from raymat.checkpoint.faults import classify
-from raymat.checkpoint.find import newest
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.checkpoint.shards import list_files, read_checkpoint
-from raymat.checkpoint.snapshot import Snapshot
-from raymat.checkpoint.store import Store
-from raymat.errors import CheckpointError, ConfigError
+from raymat.config import ModelConfig, RefineMode
+from raymat.errors import ConfigError, ExportError
+from raymat.model.matting import MattingBase, MattingRefine
+from raymat.model.weights import read_file
+from raymat.tools import exportcheck, formats, sidecar
 from raymat.tools.console import Url, count, parse, size
-from raymat.tools.runs import list_checkpoints, open_url
-from raymat.train.initial import WEIGHT_FILES
-from raymat.train.state import MODEL
+from raymat.tools.exportcheck import Outcome
+from raymat.tools.formats import Format, format_of
+from raymat.train.selector import Selected, build_network, read_weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Write the network of a run's newest verified checkpoint, or of a checkpoint, as a weights file.
+    """Write a network as FILE, and what one must know to run it as FILE.json.
 
-    The file is a plain state dict under the published names: it loads with
-    torch.load(weights_only=True) and as --init. It appears when it is whole. Exit code: 0, or 2 if
-    it could not be written.
+    By FILE's ending: .pth, .pt, .ckpt, .bin (a plain state dict under the published names, also for
+    --init), .safetensors (the same), .ts (TorchScript), .onnx (needs the extra: pip install
+    'raymat[onnx]'). TorchScript and ONNX take any batch, and any height and width that are
+    multiples of 4; their outputs are compared with the network's at three sizes and on extreme
+    pictures. The file appears when it is whole and has passed. Exit code: 0; 1 if it failed its
+    check, and is not there; 2 if it could not be written.
     """
 
     url: Url
-    """STORAGE/NAME of a run, or STORAGE/NAME/checkpoints/step-... of a checkpoint, any fsspec URL."""
-    output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE.pth")]
+    """STORAGE/NAME of a run (its newest verified checkpoint), with @STEP, @best or @ema after it,
+    STORAGE/NAME/checkpoints/step-... of a checkpoint, or a weights file; any fsspec URL."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
     """The file to write, in a folder of this machine that exists."""
     force: bool = False
     """Replace the file if it exists."""
+    refine_mode: RefineMode | None = None
+    """Of the refiner: full, sampling or thresholding. Default, as for the three below: what the run has."""
+    backbone_scale: float | None = None
+    """The base network works at this scale of the picture, at most 0.5."""
+    refine_sample_pixels: int | None = None
+    """Pixels refined per picture when sampling."""
+    refine_threshold: float | None = None
+    """Error from which a patch is refined when thresholding."""
+    check_size: str | None = None
+    """HEIGHTxWIDTH of the largest pictures to check with. Default: 2160x3840 (base: 540x960) or what
+    half of the free memory takes."""
+    tolerance: float | None = None
+    """Largest difference of an output that passes. Default: 1e-4 for ONNX, 1e-5 for TorchScript."""
+
+
+OVERRIDES = ("refine_mode", "backbone_scale", "refine_sample_pixels", "refine_threshold")
 
 
 @dataclass(frozen=True)
 class Exported:
     """What was written."""
 
-    url: str
-    """Of the run."""
-    checkpoint: CheckpointId
+    selected: Selected
     path: str
-    before: int
-    """Bytes of the checkpoint."""
-    after: int
+    size: int
     """Bytes of the file."""
-    tensors: int
+    sidecar: dict[str, Any]
+    outcomes: tuple[Outcome, ...] = field(default=())
 
     @property
     def text(self) -> str:
-        """Both sides with their sizes, a line each."""
-        return (
-            f"{self.url} {self.checkpoint}: {size(self.before)}\n"
-            f"{self.path}: {size(self.after)}, {count(self.tensors, 'tensor')}"
+        """For a terminal: where from, where to, and how it was checked."""
+        chosen, form = self.selected, self.sidecar["format"]
+        lines = [
+            chosen.what if chosen.checkpoint is None else f"{chosen.what}: {chosen.checkpoint}"
+        ]
+        opset = self.sidecar["opset"]
+        lines.append(
+            f"{self.path}: {size(self.size)}, {form}{f' opset {opset}' if opset else ''}, "
+            f"{count(len(chosen.weights), 'tensor')}"
         )
+        if self.outcomes:
+            lines += [
+                exportcheck.table(self.outcomes),
+                f"largest difference allowed: {self.sidecar['check']['tolerance']:g}",
+            ]
+        else:
+            lines.append("read back: equal to the bit")
+        return "\n".join(lines)
 
 
 def main(argv: Sequence[str]) -> int:
-    """`raymat export URL -o FILE.pth`; returns the exit code. Raises RaymatError if it is not written."""
+    """`raymat export URL -o FILE`; returns the exit code. Raises RaymatError if it is not written."""
     options = parse(Options, argv, "raymat export")
-
-    def told(checkpoint: CheckpointId, reason: str) -> None:
+    overrides = {name: getattr(options, name) for name in OVERRIDES}
+    notes: list[str] = []
+    found = export(
+        options.url,
+        options.output,
+        force=options.force,
+        on_skip=lambda checkpoint, reason: notes.append(reason),
+        overrides={name: value for name, value in overrides.items() if value is not None},
+        check_size=None if options.check_size is None else parse_size(options.check_size),
+        tolerance=options.tolerance,
+    )
+    # Where nothing was left to take, the error says why.
+    for reason in notes:
         print(f"note: passed over: {reason}", file=sys.stderr)
-
-    print(export(options.url, options.output, force=options.force, on_skip=told).text)
+    print(found.text)
     return 0
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH, both positive multiples of 4; else a ConfigError."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    found = (int(match[1]), int(match[2])) if match else (0, 0)
+    if min(found) < 4 or found[0] % 4 or found[1] % 4:
+        raise ConfigError(
+            f"--check-size must be HEIGHTxWIDTH, both multiples of 4, as in 2160x3840: got {text!r}"
+        )
+    return found
 
 
 def export(
@@ -85,75 +138,135 @@ def export(
     force: bool = False,
     on_skip: Callable[[CheckpointId, str], None] = lambda checkpoint, reason: None,
     options: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    check_size: tuple[int, int] | None = None,
+    tolerance: float | None = None,
 ) -> Exported:
-    """Write the network's tensors to the file `path`, whole or not at all.
+    """Write the network that `url` selects to the file `path`, and `path`.json; both whole and checked, or neither.
 
-    `force`: replace a file. `on_skip` is told of each newer checkpoint of a run that does not
-    verify. `options`: as for `Store.open`. In memory are the checkpoint and twice the network.
+    `force`: replace files. `on_skip`, `options`: as for `read_weights`. `overrides`: options of the
+    refiner by their names in `ModelConfig`. `check_size`: height and width of the largest pictures
+    to check with. `tolerance`: of the check, instead of the format's own.
 
     Raises:
-        ConfigError: `path` cannot be written to. StorageError: the same for reasons that show when
-        it is written, or the checkpoint cannot be read. CheckpointError: none verifies.
+        ConfigError: `path` cannot be written to, an override cannot be used, or a package is
+        missing. WeightsError: there are no such weights, or not a whole network's. StorageError:
+        storage cannot be read or the file not be written. ExportError: it failed its check.
     """
-    target = _target(path, force)
-    store, asked = open_url(url, options)
-    checkpoint, snapshot = _read(store, asked, on_skip)
-    weights = published(snapshot)
-    del snapshot
-    if not weights:
-        raise CheckpointError(f"{store.url} {checkpoint} holds no network (no tensor {MODEL}...)")
-    before = sum(list_files(store, checkpoint).values())
-    content = io.BytesIO()
-    torch.save(weights, content)
-    _target(path, force)  # reading took a while
-    _write(target, content.getbuffer())
-    return Exported(store.url, checkpoint, path, before, len(content.getbuffer()), len(weights))
+    target, form = _target(path, force), format_of(path)
+    if tolerance is not None and form.tolerance is not None:
+        form = replace(form, tolerance=tolerance)
+    selected = read_weights(url, on_skip=on_skip, options=options)
+    model = _options(selected, overrides or {})
+    with _drafts(_folder(target)) as temporary:
+        draft = os.path.join(temporary, f"draft{form.ending[0]}")
+        if form.tolerance is None:
+            content = formats.weights_bytes(selected.weights, form)
+            _write(draft, content)
+            outcomes: tuple[Outcome, ...] = ()
+            _same_weights(selected.weights, draft)
+        else:
+            network = configured(selected, model)
+            content = _encode(network, form, selected)
+            _write(draft, content)
+            run = (formats.run_onnx if form.name == "onnx" else formats.run_torchscript)(draft)
+            large = check_size or exportcheck.largest(network, exportcheck.available_memory())
+            cases = exportcheck.cases(network, large)
+            outcomes = exportcheck.check(network, run, cases, form.tolerance)
+        told = sidecar.describe(os.path.basename(target), content, form, selected, model, outcomes)
+        _target(path, force)  # all this took a while
+        _write(target + sidecar.SUFFIX, sidecar.text(told))
+        _move(draft, target)
+    return Exported(selected, path, len(content), told, outcomes)
 
 
-def published(snapshot: Snapshot) -> dict[str, Tensor]:
-    """The network's state dict in `snapshot`, each tensor with memory of its own.
+def configured(selected: Selected, model: ModelConfig) -> MattingBase:
+    """The network, in evaluation mode and without gradients, refining as `model` says."""
+    network = build_network(selected).requires_grad_(False)
+    if isinstance(network, MattingRefine):
+        network.backbone_scale = model.backbone_scale
+        network.refiner.mode = model.refine_mode
+        network.refiner.sample_pixels = model.refine_sample_pixels
+        network.refiner.threshold = model.refine_threshold
+    return network
 
-    A checkpoint's tensors are views of a whole shard, which torch.save would write with each file.
-    """
-    return {
-        name.removeprefix(MODEL): tensor.clone()
-        for name, tensor in snapshot.tensors.items()
-        if name.startswith(MODEL)
+
+def _options(selected: Selected, overrides: Mapping[str, Any]) -> ModelConfig:
+    """How the network is to refine; a ConfigError where an override has no meaning or a wrong value."""
+    if overrides and selected.stage == "base":
+        flags = ", ".join("--" + name.replace("_", "-") for name in overrides)
+        raise ConfigError(
+            f"{flags}: only a refine network refines, {selected.what} is a base network"
+        )
+    model = selected.config.model if selected.config else ModelConfig()
+    return replace(model, **overrides)
+
+
+def _encode(network: MattingBase, form: Format, selected: Selected) -> bytes:
+    if form.name == "torchscript":
+        return formats.torchscript_bytes(network)
+    origin = {
+        name: str(value) for name, value in sidecar.origin(selected).items() if value is not None
     }
+    return formats.onnx_bytes(network, origin)
 
 
-def _read(
-    store: Store, asked: CheckpointId | None, on_skip: Callable[[CheckpointId, str], None]
-) -> tuple[CheckpointId, Snapshot]:
-    """The checkpoint that is asked for, or the newest verified one."""
-    list_checkpoints(store, asked)  # says so where there is no such run or checkpoint
-    if asked is not None:
-        return asked, read_checkpoint(store, asked)
-    found = newest(store, on_skip=on_skip)
-    if found is None:
-        raise CheckpointError(f"there is no checkpoint in {store.url} that verifies")
-    return found
+def _same_weights(weights: Mapping[str, Tensor], path: str) -> None:
+    """ExportError unless the file holds these tensors to the bit."""
+    found = read_file(path)
+    for name, tensor in weights.items():
+        other = found.get(name)
+        if other is None or other.dtype != tensor.dtype or not torch.equal(*_bits(other, tensor)):
+            raise ExportError(f"the file does not hold {name} as it is: it was removed")
+    if len(found) != len(weights):
+        raise ExportError(
+            f"the file holds {len(found)} tensors, not {len(weights)}: it was removed"
+        )
+
+
+def _bits(*tensors: Tensor) -> list[Tensor]:
+    """As bytes, so that equal NaNs are equal."""
+    return [t.contiguous().reshape(-1).view(torch.uint8) for t in tensors]
+
+
+@contextmanager
+def _drafts(folder: str) -> Iterator[str]:
+    """A folder beside the file, for what has not passed its check."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix=".raymat-", dir=folder)
+    except OSError as error:
+        raise classify(error, "write").error("write", folder) from error
+    with made as temporary:
+        yield temporary
+
+
+def _folder(target: str) -> str:
+    return os.path.dirname(target)
 
 
 def _target(path: str, force: bool) -> str:
     """The absolute path of the file that will be written, links followed; a ConfigError if it cannot be."""
+    format_of(path)
     target = os.path.realpath(path)
-    folder = os.path.dirname(target)
-    if not path.endswith(WEIGHT_FILES):
-        raise ConfigError(
-            f"--output must end in {', '.join(WEIGHT_FILES)}, by which --init knows weights: got {path!r}"
-        )
-    if not os.path.isdir(folder):
-        raise ConfigError(f"cannot write {path}: there is no folder {folder}")
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise ConfigError(f"cannot write {path}: something that is no file is there")
-    if os.path.exists(target) and not force:
-        raise ConfigError(f"{path} exists: use another name, or --force to replace it")
+    if not os.path.isdir(_folder(target)):
+        raise ConfigError(f"cannot write {path}: there is no folder {_folder(target)}")
+    for one, named in ((target, path), (target + sidecar.SUFFIX, path + sidecar.SUFFIX)):
+        if os.path.exists(one) and not os.path.isfile(one):
+            raise ConfigError(f"cannot write {named}: something that is no file is there")
+        if os.path.exists(one) and not force:
+            raise ConfigError(f"{named} exists: use another name, or --force to replace it")
     return target
 
 
-def _write(target: str, content: memoryview) -> None:
+def _write(target: str, content: bytes) -> None:
     try:
         LocalBackend().write(target, [content])
+    except OSError as error:
+        raise classify(error, "write").error("write", target) from error
+
+
+def _move(draft: str, target: str) -> None:
+    try:
+        os.replace(draft, target)
     except OSError as error:
         raise classify(error, "write").error("write", target) from error

@@ -34,11 +34,11 @@ def test_the_file_is_the_network_under_its_published_names(
     path = tmp_path / "weights.pth"
     code, out, err = raymat("export", local.url, "-o", str(path))
     assert (code, err) == (0, [])
-    before = sum(info.size for info in local.store.list())
     after = path.stat().st_size
     assert out == [
-        f"{local.url} step-000000010-a001: {before / 1e6:.1f} MB",
-        f"{path}: {after / 1e6:.1f} MB, {len(network.state_dict())} tensors",
+        f"{local.url}: step-000000010-a001",
+        f"{path}: {after / 1e6:.1f} MB, weights, {len(network.state_dict())} tensors",
+        "read back: equal to the bit",
     ]
     loaded = torch.load(path, weights_only=True)
     published = json.loads(GOLDEN.read_text())[f"{stage}-mobilenetv2"]
@@ -81,7 +81,7 @@ def test_a_run_stands_for_its_newest_verified_checkpoint(
 def test_it_reads_any_storage_that_fsspec_does(made: Any, tmp_path: Path) -> None:
     made.commit(10)
     found = export(made.url, str(tmp_path / "w.pth"))
-    assert (str(found.checkpoint), found.tensors) == ("step-000000010-a001", 1)
+    assert (found.selected.step, len(found.selected.weights)) == (10, 1)
     assert _value(tmp_path / "w.pth") == 10.0
 
 
@@ -96,6 +96,10 @@ def test_an_existing_file_is_replaced_only_by_force(
     assert err == [f"raymat: error: {path} exists: use another name, or --force to replace it"]
     assert raymat("export", local.url, "-o", str(path), "--force")[0] == 0
     assert _value(path) == 10.0
+    path.unlink()
+    code, _, err = raymat("export", local.url, "-o", str(path))
+    assert (code, path.exists()) == (2, False)
+    assert err == [f"raymat: error: {path}.json exists: use another name, or --force to replace it"]
 
 
 def test_a_link_is_followed(local: Any, tmp_path: Path) -> None:
@@ -112,7 +116,8 @@ def test_a_link_is_followed(local: Any, tmp_path: Path) -> None:
     ("output", "line"),
     [
         ("nowhere/w.pth", "there is no folder {tmp}/out/nowhere"),
-        ("weights", "--output must end in .pth, .pt, .ckpt, .bin"),
+        ("weights", "--output must end in .pth, .pt, .ckpt, .bin or .safetensors"),
+        ("net.torchscript", ".ts (TorchScript) or .onnx: got"),
         ("folder.pth", "something that is no file is there"),
         ("pipe.pth", "something that is no file is there"),
         (f"{'x' * 250}.pth", "File name too long"),
@@ -163,5 +168,5 @@ def test_a_run_without_a_good_checkpoint_is_refused(
     local.commit(10, ranks=1)
     code, _, err = raymat("export", local.url, "-o", str(tmp_path / "w.pth"))
     assert code == 2
-    assert err[-1] == f"raymat: error: there is no checkpoint in {local.url} that verifies"
+    assert err[-1].startswith(f"raymat: error: no checkpoint that verifies for {local.url}: ")
     assert not (tmp_path / "w.pth").exists()
