@@ -461,6 +461,7 @@ class _Training:
             outcome="complete",
             step=self.record.step,
             replaced=int(replaced),
+            waited=self.validations.waited,
             saves=dataclasses.asdict(self.saver.counts),
         )
         self.host.ended()

@@ -75,6 +75,8 @@ class Validations:
         self._parts, self._record, self._late = parts, record, late
         self._beside = False
         """Whether the newest one is to run beside training, once its checkpoint is committed."""
+        self.waited = 0.0
+        """Seconds that training stood still for results, in this attempt."""
 
     def start(self, restored: CheckpointId | None) -> None:
         """Before the first step: what is due, or was begun, at the step that the run goes on from.
@@ -148,6 +150,7 @@ class Validations:
         began = time.monotonic()
         answer = self._await(step)
         waited = time.monotonic() - began
+        self.waited += waited
         result, reason = answer.result, answer.reason
         if answer.checkpoint is not None:
             self._parts.tell("validation_in_loop", step=step, reason=reason)
@@ -214,7 +217,7 @@ class Validations:
         self._parts.beat(what)
         # Before the first step there is nothing to lose, after the last nothing left to do.
         step = self._record.step
-        if 0 < step < self._parts.schedule.total_steps:
+        if step and not self._parts.complete():
             self._parts.departure.listen(step)
 
     def _keep(self, result: Result) -> None:

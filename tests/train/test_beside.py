@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from raymat.checkpoint import writer
 from raymat.checkpoint.find import scan
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.retention import RetentionPolicy
@@ -22,15 +23,16 @@ from raymat.data.batch import Replacement
 from raymat.errors import RaymatError
 from raymat.train import beside as beside_module
 from raymat.train import loop
-from raymat.train.beside import Result, validate_checkpoint
+from raymat.train.beside import Result, examiners_of, validate_checkpoint
 from raymat.train.events import read_events
 from raymat.train.late import LateValidation
 from raymat.train.loop import Outcome
 from raymat.train.metrics import read_metrics
 from raymat.train.notice import LeavingError
 from raymat.train.saving import Retainer
-from raymat.train.state import Record
-from raymat.train.validation import ValidationResult
+from raymat.train.state import Promise, Record, capture
+from raymat.train.step import TrainStep
+from raymat.train.validation import ValidationResult, examine
 from raymat.train.validator import NoValidator, Place, Standing
 from raymat.train.verdicts import Validation
 from raymat.world import World
@@ -281,3 +283,68 @@ def test_what_was_never_saved_and_has_no_result_is_lost(tmp_path: Path) -> None:
     assert late.look().waits
     answer = late.look(lost=True, waited_for=True)
     assert (answer.waits, answer.result, answer.checkpoint) == (False, None, None)
+
+
+class _Releasing(runs.Feed):
+    """Lets the storage go on when step 7 is asked for."""
+
+    release = threading.Event()
+
+    def train(self, first_step: int, end_step: int) -> Any:
+        for batch in super().train(first_step, end_step):
+            if batch.step == 7:
+                self.release.set()
+            yield batch
+
+
+def test_no_later_save_takes_the_place_of_one_that_a_validation_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = writer.write_files
+
+    def write_when_released(*args: Any) -> Any:
+        assert _Releasing.release.wait(60)
+        return write(*args)
+
+    for module in (loop, beside_module):
+        monkeypatch.setattr(module, "build", build_small)
+    monkeypatch.setattr(writer, "write_files", write_when_released)
+    options = POINTS | {"checkpoint_interval": 1, "steps": 8}
+    config = runs.tiny(tmp_path, "behind", validation="beside", **options)
+    train(World(), config, feed=_Releasing(config, World(), {}))
+    # Step 1 is on its way until step 7; 2, 3 and 4 take each other's place, and 5 to 7 find that of 4 taken.
+    assert [e["step"] for e in events(config, "save_skipped")] == [5, 6, 7]
+    assert sorted(runs.checkpoints(config)) == [1, 4, 8]
+    assert places(config) == {0: "loop", 4: "beside", 8: "loop"}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_a_state_says_by_itself_what_its_network_and_its_average_say(
+    channels_last: bool, decay: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beside_module, "build", build_small)
+    config = runs.tiny("memory://", "alone", ema_decay=decay, crop=32)
+    config = runs.job_of(config, CheckpointId(1, 1)).config
+    step = TrainStep(
+        build_small("base", None, 0),
+        stage="base",
+        precision="fp32",
+        seed=config.data.seed,
+        resolution=config.data.resolution,
+        world=World(),
+        device=torch.device("cpu"),
+        channels_last=channels_last,
+        optim=config.optim,
+    )
+    feed = runs.Feed(config, World(), {})
+    for batch in feed.train(0, 2):
+        step(batch, len(batch.examples), {"backbone": 1e-3, "aspp": 1e-3, "decoder": 1e-3})
+    tensors, extra = capture(step, Record(), Promise(config, "synthetic"))
+    (valid,) = feed.valid()
+    alone = examine(examiners_of(tensors, extra, config, torch.device("cpu")), valid)
+    assert alone == examine(step.examiners(config.log.metrics), valid)
+    names = {"loss", "ema_loss"} if decay else {"loss"}
+    assert {name for name in alone[0] if name.endswith("loss")} == names
+    if decay:
+        assert alone[0]["loss"] != alone[0]["ema_loss"]
