@@ -25,7 +25,7 @@ from raymat.checkpoint.snapshot import Snapshot
 from raymat.checkpoint.store import Store
 from raymat.cluster import board as boards
 from raymat.cluster.board import Window
-from raymat.cluster.ingest import StreamPlan, rows_per_task
+from raymat.cluster.ingest import StreamPlan, make_row, rows_per_task
 from raymat.cluster.launch import is_complete, settle, worker_resources
 from raymat.cluster.progress import progress_line, told
 from raymat.cluster.trainer import RaymatFailurePolicy, is_fatal, raymat_error, somebody_died
@@ -70,6 +70,15 @@ def test_half_of_a_cpu_cluster_is_left_to_decode_with() -> None:
     two = tiny("base", "/nowhere", "run", workers="2")
     assert worker_resources(two, {"CPU": 2.0}) == {"CPU": 0.5}
     assert worker_resources(two, {"CPU": 64.0}) == {"CPU": 1.0}
+
+
+def test_a_row_has_a_worker_s_part_of_each_chunk_of_a_step() -> None:
+    order = SampleOrder(0, 20, 20, 8, Range(16, 32), 64, accumulate=2)
+    plan = StreamPlan(SourceSpec.synthetic(20, 0, 32), order, Geometry("base", 32))
+    rows = [make_row(plan, Window("train", 3, 5, 2), row) for row in range(4)]
+    assert [row.step for row in rows] == [3, 3, 4, 4]
+    assert [row.numbers for row in rows[:2]] == [(24, 25, 28, 29), (26, 27, 30, 31)]
+    assert [row.chunks for row in rows] == [(2, 2)] * 4
 
 
 def test_a_read_task_makes_several_rows_but_leaves_work_for_other_slots() -> None:

@@ -15,6 +15,7 @@ from raymat.errors import CheckpointError, ConfigError
 from raymat.train import loop
 from raymat.train.average import WeightAverage
 from raymat.train.events import read_events
+from raymat.train.selector import read_weights
 from raymat.train.state import Promise, Record, capture, install, lasting
 from raymat.train.step import TrainStep
 from raymat.world import World
@@ -222,6 +223,9 @@ def test_an_average_can_begin_later_but_neither_change_nor_end(tmp_path: Path) -
     found = runs.checkpoints(config(4, 0.5))
     assert not [name for name in found[2].tensors if name.startswith("ema/")]
     assert found[4].extra["ema"] == {"updates": 2}
+    selected = read_weights(f"{tmp_path}/later@ema").weights
+    assert torch.equal(selected["decoder.conv4.bias"], found[4].tensors["ema/decoder.conv4.bias"])
+    assert selected.keys() == {n.removeprefix("ema/") for n in found[4].tensors if "ema/" in n}
     for changed, words in ((None, "is None"), (0.9, r"is 0\.9")):
         with pytest.raises(ConfigError, match=rf"--ema-decay was 0\.5, {words}"):
             runs.train(World(), config(6, changed))
