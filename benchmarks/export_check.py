@@ -7,13 +7,14 @@ CPU, with --threads threads. Without --weights the network is a new one, whose o
 
 With --memory instead: peak bytes for each pixel of the check, from two sizes, a process each.
 
-    python benchmarks/export_check.py [--weights URL] [--backbone mobilenetv2] [--check-size 2160x3840] [--threads 1]
+    python benchmarks/export_check.py [--weights URL] [--backbone mobilenetv2] [--check-size 2160x3840] [--modes full ...]
     python benchmarks/export_check.py --memory
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import resource
 import subprocess
@@ -33,6 +34,7 @@ from raymat.tools.exportcheck import Case
 
 MODES = ("base", "full", "sampling", "thresholding")
 ENDINGS = {".ts": "TorchScript", ".onnx": "ONNX"}
+WIDTHS = (11, 12, 14, 15, 7, 6, 6, 8, 8)
 SIZES = ((720, 1280), (1080, 1920))
 
 
@@ -46,8 +48,9 @@ def weights_of(given: argparse.Namespace, stage: Any, folder: str) -> str:
 def rows(given: argparse.Namespace, folder: str) -> Iterator[tuple[str, ...]]:
     """The table's lines."""
     large = parse_size(given.check_size) if given.check_size else None
-    for mode in MODES if given.weights is None else MODES[1:]:
-        source = given.weights or weights_of(given, "base" if mode == "base" else "refine", folder)
+    for mode in given.modes:
+        stage = "base" if mode == "base" else "refine"
+        source = given.weights or weights_of(given, stage, folder)
         overrides = {} if mode == "base" else {"refine_mode": mode}
         for ending, name in ENDINGS.items():
             path = os.path.join(folder, f"{mode}{ending}")
@@ -70,10 +73,12 @@ def rows(given: argparse.Namespace, folder: str) -> Iterator[tuple[str, ...]]:
 
 
 def print_table(given: argparse.Namespace) -> None:
-    """All formats and modes."""
-    head = ("format", "mode", "picture", "size", "largest", "of", "other patches", "ms torch", "ms")
+    """All formats and modes, a line as soon as it is known."""
+    head = ("format", "mode", "picture", "size", "largest", "of", "others", "ms torch", "ms")
     with tempfile.TemporaryDirectory() as folder:
-        print(columns([head, *rows(given, folder)]))
+        for row in itertools.chain([head], rows(given, folder)):
+            cells = (f"{cell:<{width}}" for cell, width in zip(row, WIDTHS, strict=True))
+            print("  ".join(cells).rstrip(), flush=True)
 
 
 def network_of(mode: str, backbone: Any) -> Any:
@@ -95,7 +100,7 @@ def print_memory(given: argparse.Namespace) -> None:
     """Bytes for each pixel, by mode."""
     found = [("mode", "bytes a pixel")]
     (_, low), (_, high) = pixels = [(size, size[0] * size[1]) for size in SIZES]
-    for mode in MODES:
+    for mode in given.modes:
         with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
             file.write(formats.onnx_bytes(network_of(mode, given.backbone), {}))
             file.flush()
@@ -118,6 +123,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="mobilenetv2")
     parser.add_argument("--check-size", help="HEIGHTxWIDTH of the largest pictures")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()

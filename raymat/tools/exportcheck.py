@@ -223,8 +223,9 @@ def _other_patches(
 
 # What fits into memory.
 
-BYTES = {"base": 1600, "full": 1000, "sampling": 700, "thresholding": 1000}
-"""Peak bytes for each pixel of a picture, of the hungrier of both sides; printed by benchmarks/export_check.py --memory."""
+BYTES = {"base": 1600, "full": 1000, "sampling": 700, "thresholding": 2500}
+"""Estimated from above: peak bytes for each pixel of a picture, with every patch over the threshold. What it really is
+prints benchmarks/export_check.py --memory."""
 
 
 def bytes_needed(network: MattingBase, height: int, width: int) -> int:
