@@ -25,6 +25,7 @@ Device = Literal["auto", "cpu", "cuda"]
 RefineMode = Literal["full", "sampling", "thresholding"]
 Mode = Literal["min", "max"]
 ValidationPlace = Literal["loop", "beside", "auto"]
+ScheduleKind = Literal["constant", "cosine", "step", "plateau"]
 
 METRICS = ("loss", "mse", "sad", "grad", "conn")
 """What a validation can measure."""
@@ -226,7 +227,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Adam, one constant learning rate per part of the network."""
+    """Adam, and one learning rate per part of the network with its schedule, in examples."""
 
     lr_backbone: float = 1e-4
     """Adam's learning rate of the backbone."""
@@ -236,6 +237,40 @@ class OptimConfig:
     """Adam's learning rate of the decoder."""
     lr_refiner: float = 3e-4
     """Adam's learning rate of the refiner (refine only)."""
+    schedule: ScheduleKind = "constant"
+    """How all learning rates go on after the warm-up: constant, cosine, step, or plateau (lowered where
+    a metric of validation stops getting better)."""
+    schedule_backbone: ScheduleKind | None = None
+    """The backbone's schedule, where it is another one than --schedule."""
+    schedule_aspp: ScheduleKind | None = None
+    """The ASPP's schedule, where it is another one than --schedule."""
+    schedule_decoder: ScheduleKind | None = None
+    """The decoder's schedule, where it is another one than --schedule."""
+    schedule_refiner: ScheduleKind | None = None
+    """The refiner's schedule, where it is another one than --schedule (refine only)."""
+    warmup_examples: int = 0
+    """Examples over which all learning rates rise in a straight line from 0, with any schedule."""
+    schedule_examples: int | None = None
+    """Cosine: examples after which it ends, warm-up included. Default: the run's length when it
+    began."""
+    schedule_floor: float = 0.0
+    """Cosine, plateau: the fraction of its learning rate below which no part's goes."""
+    step_examples: int | None = None
+    """Step: examples after which the learning rates are multiplied with --step-factor, again and
+    again."""
+    step_factor: float = 0.1
+    """Step: what the learning rates are multiplied with."""
+    plateau_metric: str = "loss"
+    """Plateau: metric of validation (one of --valid-metrics, or ema_ and one) that is watched."""
+    plateau_mode: Mode = "min"
+    """Plateau: whether a lower (min) or a higher (max) --plateau-metric is better."""
+    plateau_patience: int | None = None
+    """Plateau: examples without a better validation after which the learning rates are multiplied with
+    --plateau-factor, again and again."""
+    plateau_min_delta: float = 0.0
+    """Plateau: by more than this the metric must change to be better, in its own units."""
+    plateau_factor: float = 0.1
+    """Plateau: what the learning rates are multiplied with."""
     precision: Precision | None = None
     """fp16 (autocast with a gradient scaler), bf16, fp32, or fp64 to prove equality. Default: fp16
     on cuda, fp32 on cpu."""
@@ -281,6 +316,22 @@ class OptimConfig:
         for name in ("lr_backbone", "lr_aspp", "lr_decoder", "lr_refiner"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"--{name.replace('_', '-')} must be in [0, 1), got {value}")
+        for name in ("schedule_examples", "step_examples", "plateau_patience"):
+            value = getattr(self, name)
+            _require(
+                value is None or value > 0,
+                f"--{name.replace('_', '-')} must be at least 1, got {value}",
+            )
+        for name in ("warmup_examples", "plateau_min_delta"):
+            value = getattr(self, name)
+            _require(value >= 0, f"--{name.replace('_', '-')} must not be negative, got {value}")
+        for name in ("step_factor", "plateau_factor"):
+            value = getattr(self, name)
+            _require(0 < value < 1, f"--{name.replace('_', '-')} must be in (0, 1), got {value}")
+        _require(
+            0 <= self.schedule_floor < 1,
+            f"--schedule-floor must be in [0, 1), got {self.schedule_floor}",
+        )
         _require(
             self.max_bad_steps > 0, f"--max-bad-steps must be at least 1, got {self.max_bad_steps}"
         )
@@ -301,6 +352,14 @@ class LengthConfig:
     """Examples in one virtual epoch. Default: the size that the dataset had when the run began."""
     steps: int | None = None
     """Stop after this many steps instead of --epochs."""
+    early_stop_patience: int = 0
+    """Stop early after so many examples without a better validation; 0: do not."""
+    early_stop_metric: str = "loss"
+    """Early stopping: metric of validation (one of --valid-metrics, or ema_ and one) that is watched."""
+    early_stop_mode: Mode = "min"
+    """Early stopping: whether a lower (min) or a higher (max) --early-stop-metric is better."""
+    early_stop_min_delta: float = 0.0
+    """Early stopping: by more than this the metric must change to be better, in its own units."""
 
     def __post_init__(self) -> None:
         _check_kinds(self)
@@ -314,6 +373,9 @@ class LengthConfig:
                 value is None or value > 0,
                 f"--{name.replace('_', '-')} must be more than 0, got {value}",
             )
+        for name in ("early_stop_patience", "early_stop_min_delta"):
+            value = getattr(self, name)
+            _require(value >= 0, f"--{name.replace('_', '-')} must not be negative, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -452,6 +514,8 @@ class RunConfig:
         self._check_shares()
         if self.stage == "base":
             _require("refiner" not in self.optim.frozen, "--freeze refiner: base has no refiner")
+        self._require_metric("--best-metric", self.checkpoint.best_metric)
+        self._check_schedules()
 
     def _check_shares(self) -> None:
         workers, batch, chunks = self.workers.workers, self.data.batch_size, self.optim.accumulate
@@ -471,7 +535,33 @@ class RunConfig:
             f"--workers {workers} is more than the {share} examples of a {what}: "
             f"use --workers {Range(min(workers.low, share), share)} or a larger --batch-size",
         )
-        self._require_metric("--best-metric", self.checkpoint.best_metric)
+
+    @property
+    def schedules(self) -> dict[str, ScheduleKind]:
+        """The schedule of each part of the stage's network."""
+        parts = ("backbone", "aspp", "decoder", *(("refiner",) if self.stage == "refine" else ()))
+        return {p: getattr(self.optim, f"schedule_{p}") or self.optim.schedule for p in parts}
+
+    def _check_schedules(self) -> None:
+        kinds, optim, length = self.schedules.values(), self.optim, self.length
+        for kind, needs in (("step", "step_examples"), ("plateau", "plateau_patience")):
+            _require(
+                kind not in kinds or getattr(optim, needs) is not None,
+                f"--schedule {kind} needs --{needs.replace('_', '-')} N, in examples",
+            )
+        watched = {
+            "--schedule plateau": ("--plateau-metric", optim.plateau_metric, "plateau" in kinds),
+            "--early-stop-patience": (
+                "--early-stop-metric", length.early_stop_metric, length.early_stop_patience > 0
+            ),
+        }  # fmt: skip
+        for flag, (metric_flag, metric, used) in watched.items():
+            if used:
+                self._require_metric(metric_flag, metric)
+            _require(
+                not used or self.log.valid_examples > 0,
+                f"{flag} needs validation: --valid-examples must not be 0",
+            )
 
     def _require_metric(self, flag: str, name: str) -> None:
         """Refuse a metric that no validation of this run measures."""
@@ -576,9 +666,15 @@ PROMISED = (
     "scaled_decode", "backbone", "init", "backbone_scale", "refine_mode", "refine_sample_pixels",
     "refine_threshold", "refine_kernel_size", "lr_backbone", "lr_aspp", "lr_decoder", "lr_refiner",
     "precision", "threads", "ema_decay", "clip_norm", "weight_decay", "freeze", "accumulate",
+    "schedule", "schedule_backbone",
+    "schedule_aspp", "schedule_decoder", "schedule_refiner", "warmup_examples", "schedule_examples",
+    "schedule_floor", "step_examples", "step_factor", "plateau_metric", "plateau_mode",
+    "plateau_patience", "plateau_min_delta", "plateau_factor",
 )  # fmt: skip
 """Options that a resumed run may not change: with another value its weights would not be an
 undisturbed run's."""
+PROMISED_BY_PLATEAU = ("valid_interval", "valid_examples", "validation")
+"""Promised too where validations have a say in the learning rates; of the last only whether results count at once."""
 ADDABLE = frozenset({"ema_decay"})
 """Promised options that a run may be given later, but not change or lose: what they add begins
 there."""
@@ -615,8 +711,12 @@ def refuse_changes(
 def promise_changes(stored: RunConfig, asked: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Promised options whose value differs, as {name: (stored, asked)}."""
     old, new = to_dict(stored), to_dict(asked)
+    plateau = "plateau" in stored.schedules.values()
+    promised = (*PROMISED, *(PROMISED_BY_PLATEAU if plateau else ()))
+    if (old["validation"] == "loop") == (new["validation"] == "loop"):
+        promised = tuple(name for name in promised if name != "validation")
     return {
         name: (old[name], new[name])
-        for name in PROMISED
+        for name in promised
         if old[name] != new[name] and not (name in ADDABLE and old[name] is None)
     }

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ import ray
 import ray.train
 from ray.exceptions import RayError
 
-from raymat.checkpoint.find import newest, scan
+from raymat.checkpoint.find import newest, newest_extra, scan
 from raymat.checkpoint.store import Store
 from raymat.cluster import board as boards
 from raymat.cluster.ingest import StreamPlan, dataset_factory
@@ -41,6 +42,7 @@ from raymat.errors import ClusterError, ConfigError, RaymatError
 from raymat.train.events import EventLog
 from raymat.train.lease import Lease
 from raymat.train.prepare import PreparedRun, prepare, read_run
+from raymat.train.state import stopped_in
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ class Result:
     step: int
     total_steps: int
     already_complete: bool
+    stopped: str | None = None
+    """Why it stopped before its length; None if it did not."""
 
 
 def fit(config: RunConfig) -> Result:
@@ -88,9 +92,8 @@ def _drive(config: RunConfig, store: Store, lease: Lease) -> Result:
         config = settle(config, read_run(store), ray.cluster_resources())
         run = prepare(config, store, lease.settle)
         _tell_changes(run, store)
-        total = run.order.total_steps
         if is_complete(store, run):
-            return Result(store.url, total, total, already_complete=True)
+            return _result(store, run, already_complete=True)
         _check_room(config, ray.cluster_resources(), can_grow=ours != "started")
         _note_launch(run, store, lease)
         lease.settle()
@@ -131,13 +134,38 @@ def settle(
 
 
 def is_complete(store: Store, run: PreparedRun) -> bool:
-    """Whether a checkpoint at or past the run's last step verifies. Read only where one is listed:
-    a run that is to be called complete is believed no more than one that is to go on."""
+    """Whether a checkpoint verifies that is at or past the run's last step, or at which it stopped
+    early. Read only where one is listed: a run that is to be called complete is believed no more than
+    one that is to go on."""
     total = run.order.total_steps
-    if completed_step(store) < total:
+    if completed_step(store) < total and not stopped_early(store, run):
         return False
     found = newest(store, run.run_id)
-    return found is not None and found[0].step >= total
+    if found is None:
+        return False
+    checkpoint, snapshot = found
+    return checkpoint.step >= total or _verdict(run, snapshot.extra) is not None
+
+
+def stopped_early(store: Store, run: PreparedRun) -> str | None:
+    """Why the run's newest checkpoint is its last one, though before its length; None if it is not."""
+    if not run.config.length.early_stop_patience:
+        return None  # and nothing is read
+    return _verdict(run, newest_extra(store, scan(store)))
+
+
+def _verdict(run: PreparedRun, extra: Mapping[str, Any]) -> str | None:
+    """Why a run whose checkpoint holds `extra` has stopped before its length, if it has."""
+    if not extra or extra["step"] >= run.order.total_steps:
+        return None
+    return stopped_in(extra, run.config, run.order.past)
+
+
+def _result(store: Store, run: PreparedRun, *, already_complete: bool) -> Result:
+    total = run.order.total_steps
+    return Result(
+        store.url, completed_step(store), total, already_complete, stopped_early(store, run)
+    )
 
 
 def completed_step(store: Store) -> int:
@@ -237,7 +265,7 @@ def _train(run: PreparedRun, store: Store, lease: Lease) -> Result:
         raise stop.end_of(_end_of(error, board)) from error
     finally:
         ray.kill(board)
-    return Result(store.url, completed_step(store), run.order.total_steps, False)
+    return _result(store, run, already_complete=False)
 
 
 def _data_config() -> ray.train.DataConfig:
@@ -321,7 +349,10 @@ def _end_of(error: BaseException, board: Any) -> RaymatError:
 def summary(result: Result, seconds: float) -> str:
     """The last line of a job."""
     how = "nothing to do" if result.already_complete else f"after {seconds:.0f} s"
-    return f"{result.url} is complete: step {result.step} of {result.total_steps}, {how}"
+    where = f"step {result.step} of {result.total_steps}"
+    if result.stopped:
+        where = f"stopped early at {where}, since {result.stopped}"
+    return f"{result.url} is complete: {where}, {how}"
 
 
 def timed_fit(config: RunConfig) -> str:

@@ -72,6 +72,9 @@ def told(event: dict[str, Any]) -> str | None:
         return f"the validation of step {event['step']} died: {event['error']}"
     if kind == "validation_lost":
         return f"the validation of step {event['step']} is lost: {event['reason']}"
+    if kind == "plateau":
+        lowered = ", ".join(f"{part} {rate:.3g}" for part, rate in event["lr"].items())
+        return f"learning rates lowered after step {event['step']}: {lowered}"
     if kind == "nonfinite":
         return f"step {event['step']} was skipped: loss {event['loss']}, gradient norm {event['gradient_norm']}"
     return str(event["summary"]) if kind in ("init", "ema") else None

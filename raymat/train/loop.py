@@ -41,14 +41,14 @@ from raymat.train.replaced import ReplacementReport
 from raymat.train.report import Report
 from raymat.train.restore import restore
 from raymat.train.saving import AsyncSaver, Retainer, Saved
-from raymat.train.schedule import Schedule, rates
+from raymat.train.schedule import Schedule, rates, settle_cosine
 from raymat.train.seams import Feed, Host
 from raymat.train.state import Promise, Record
 from raymat.train.step import StepResult, TrainStep
 from raymat.train.validating import Parts, Validations
 from raymat.train.validation import finite
 from raymat.train.validator import NoValidator, Validator
-from raymat.train.verdicts import Validation
+from raymat.train.verdicts import Validation, plateau_reductions
 from raymat.world import World
 
 PARTING_SECONDS = 30.0
@@ -68,6 +68,8 @@ class Outcome:
     attempt: int
     already_complete: bool
     """Whether there was nothing left to do."""
+    stopped: str | None = None
+    """Why training stopped before the run's length; None if it did not."""
 
 
 def run(
@@ -177,6 +179,8 @@ class _Training:
         self.damaged: set[CheckpointId] = set()
         self.newest: CheckpointId | None = None
         self.record = Record()
+        self.stopped: str | None = None
+        """Why training ends before the run's length."""
         self.began, self.trained, self.fed = time.monotonic(), False, math.nan
 
     def run(
@@ -211,15 +215,19 @@ class _Training:
             raise
 
     def _to_the_end(self) -> Outcome:
-        self.validations.start(self.newest)
         complete = self._complete
+        self.validations.start(self.newest)
+        if self.stopped and not complete:  # by a validation that a notice had kept from its end
+            self.saver.reopen()
+            self._commit()
+        complete = complete and self._complete
         while not self._complete:
             self._segment(self.schedule.segment_end(self.record.step))
         return self._end(complete)
 
     @property
     def _complete(self) -> bool:
-        return self.record.step >= self.schedule.total_steps
+        return self.record.step >= self.schedule.total_steps or self.stopped is not None
 
     # Before the first step.
 
@@ -309,6 +317,10 @@ class _Training:
             self._tell_average()
         else:
             self._initialise(self.config.model.init)
+        self.record.rates = settle_cosine(
+            self.config, self.schedule.total_examples, self.record.rates
+        )
+        self._judge()
         self.report.resumed(self.record.step)
         self.host.restored(self.newest)
 
@@ -345,7 +357,7 @@ class _Training:
                 f"the feed ended before step {self.record.step}, expected it up to step {end - 1}"
             )
         self._boundary()
-        if end < self.schedule.total_steps:
+        if not self._complete:
             self.departure.heed(end, self.watch.heard)
 
     def _batches(self, end: int) -> Iterator[MicroBatch]:
@@ -364,7 +376,7 @@ class _Training:
             raise TrainingError(f"the feed gave step {batch.step}, expected {self.record.step}")
         self.replaced.see(batch)
         numbers = self.order.step_numbers(batch.step)
-        rate = rates(self.config, self.record.cursor.next_example)
+        rate = rates(self.config, self.record.cursor.next_example, self.record.rates)
         done = batch.step + 1
         pictures = self.group.leads and self.schedule.draws_images(done)
         result = self.step(batch, len(numbers), rate, pictures, self.departure.heard())
@@ -404,20 +416,36 @@ class _Training:
     def _boundary(self) -> None:
         if self.schedule.validates(self.record.step):
             self.validations.due()
-        if self.schedule.commits(self.record.step):
+        if self.stopped or self.schedule.commits(self.record.step):
             self._commit()
             self.validations.saved()
 
     def _validated(self, validation: Validation) -> None:
         """`validation` is known on all workers: it counts from now on."""
         self.record.validated(validation, self.order.past.valid_since)
+        before = self.record.rates.reductions
+        self._judge()
+        if self.record.rates.reductions > before:
+            rate = rates(self.config, self.record.cursor.next_example, self.record.rates)
+            self._tell(
+                "plateau", step=self.record.step, reductions=self.record.rates.reductions, lr=rate
+            )
+
+    def _judge(self) -> None:
+        """What follows from the validations so far."""
+        found, past, rates_now = self.record.validations, self.order.past, self.record.rates
+        reductions = rates_now.reductions_before + plateau_reductions(self.config, found, past)
+        self.record.rates = dataclasses.replace(rates_now, reductions=reductions)
+        self.stopped = None
+        if self.record.step < self.schedule.total_steps:
+            self.stopped = self.record.stop_reason(self.config, past)
 
     def _commit(self, until: float | None = None) -> None:
         """Save; at the run's end, or with `until` (Unix seconds), also wait until it is committed."""
         self._beat("saving")
         self._check_health(self.watch.drain())
         self.record.bad_steps = self.watch.in_a_row
-        last = self.record.step == self.schedule.total_steps
+        last = self._complete
         if last and self.nearby is not None:
             self.nearby.stop()
         metrics, found = self.report.metrics(self.record), []
@@ -459,6 +487,7 @@ class _Training:
         self._tell(
             "end",
             outcome="complete",
+            reason=f"stopped early: {self.stopped}" if self.stopped else "the run's length",
             step=self.record.step,
             replaced=int(replaced),
             waited=self.validations.waited,
@@ -472,6 +501,7 @@ class _Training:
             best=self.record.best(self.config),
             attempt=self.attempt.number,
             already_complete=already_complete,
+            stopped=self.stopped,
         )
 
     def _beat(self, what: str) -> None:

@@ -145,6 +145,11 @@ class AsyncSaver:
         """Whether the snapshot that waits is one that a validation needs."""
         return self.newest_step == record.pending_validation != record.step
 
+    def reopen(self) -> None:
+        """What a run remembers has changed without a step since the checkpoint it goes on from: that one is not the newest
+        state."""
+        self.newest_step = self.committed_step = self.committed_step - 1
+
     def since_save(self) -> float:
         """Seconds since the newest snapshot; infinite before the first. Not a collective."""
         return time.monotonic() - self._newest_at

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,9 +22,9 @@ from raymat.data.order import Cursor
 from raymat.data.past import NO_PAST, Past
 from raymat.errors import CheckpointError, DataError
 from raymat.train.optimiser import require_same
-from raymat.train.schedule import Schedule
+from raymat.train.schedule import RateState, Schedule
 from raymat.train.step import TrainStep
-from raymat.train.verdicts import Validation, best_of
+from raymat.train.verdicts import Validation, best_of, stop_reason, validations_of
 
 FORMAT = 1
 MODEL, OPTIMIZER, EMA = "model/", "optimizer/", "ema/"
@@ -44,6 +44,7 @@ class Record:
     """Those that count by now."""
     pending_validation: int | None = None
     """The step whose validation was begun and does not count yet."""
+    rates: RateState = field(default_factory=RateState)
 
     @property
     def valid_loss(self) -> float | None:
@@ -53,13 +54,29 @@ class Record:
     def validated(self, validation: Validation, since: int) -> None:
         """Add one; the first after step `since` displaces those up to it, which were of another validation set."""
         if validation.step > since:
-            self.validations = [kept for kept in self.validations if kept.step > since]
+            kept = [kept for kept in self.validations if kept.step > since]
+            if len(kept) < len(self.validations):
+                self.rates = replace(self.rates, reductions_before=self.rates.reductions)
+            self.validations = kept
         self.validations.append(validation)
+
+    def stop_reason(self, config: RunConfig, past: Past) -> str | None:
+        """Why the run stops early now; None if it does not, or if there is a validation to be waited for."""
+        pending = self.pending_validation is not None
+        return None if pending else stop_reason(config, self.validations, past)
 
     def best(self, config: RunConfig) -> Validation | None:
         """The best validation by the run's --best-metric; the earliest of equals."""
         kept = config.checkpoint
         return best_of(self.validations, kept.best_metric, kept.best_mode)
+
+
+def stopped_in(extra: Mapping[str, Any], config: RunConfig, past: Past) -> str | None:
+    """Why a run of this `config` stops early at the checkpoint with this `extra`; None if it does not."""
+    record = Record(
+        validations=validations_of(extra), pending_validation=extra.get("pending_validation")
+    )
+    return record.stop_reason(config, past)
 
 
 @dataclass(frozen=True)
@@ -102,10 +119,11 @@ def capture(
         "format": FORMAT,
         "step": record.step,
         "cursor": record.cursor.state_dict(),
-        "schedule": {"format": 1, "kind": "constant"},
+        "schedule": record.rates.state_dict(),
         "scaler": step.scale.state_dict(),
         "bad_steps": record.bad_steps,
         "best": asdict(best) if best else None,
+        "stopped": record.stop_reason(promise.config, promise.past),
         "validations": [asdict(validation) for validation in record.validations],
         "pending_validation": record.pending_validation,
         "config": to_dict(promise.config),
@@ -161,8 +179,9 @@ def install(step: TrainStep, tensors: Mapping[str, Tensor], extra: Mapping[str, 
         step=int(extra["step"]),
         cursor=Cursor.load_state_dict(extra["cursor"]),
         bad_steps=int(extra["bad_steps"]),
-        validations=[Validation(**validation) for validation in extra["validations"]],
+        validations=validations_of(extra),
         pending_validation=extra.get("pending_validation"),
+        rates=RateState.load_state_dict(extra["schedule"]),
     )
 
 

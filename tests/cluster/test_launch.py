@@ -26,7 +26,14 @@ from raymat.checkpoint.store import Store
 from raymat.cluster import board as boards
 from raymat.cluster.board import Window
 from raymat.cluster.ingest import StreamPlan, make_row, rows_per_task
-from raymat.cluster.launch import is_complete, settle, worker_resources
+from raymat.cluster.launch import (
+    Result,
+    is_complete,
+    settle,
+    stopped_early,
+    summary,
+    worker_resources,
+)
 from raymat.cluster.progress import progress_line, told
 from raymat.cluster.trainer import RaymatFailurePolicy, is_fatal, raymat_error, somebody_died
 from raymat.config import Range, to_dict
@@ -146,11 +153,43 @@ def test_a_run_is_complete_only_by_a_last_checkpoint_that_verifies(tmp_path: Pat
         snapshot = Snapshot(step, {"weight": torch.arange(100.0)}, {"step": step})
         write_share(store, CheckpointId(step, 1), snapshot, World(), run.run_id)
     assert is_complete(store, run)
-    shard = tmp_path / "run/checkpoints/step-000000007-a001/shard-00000-of-00001.safetensors"
+    damage(tmp_path / "run/checkpoints/step-000000007-a001/shard-00000-of-00001.safetensors")
+    assert not is_complete(store, run)
+
+
+def test_a_run_that_stopped_early_is_complete_until_it_is_given_more_patience(
+    tmp_path: Path,
+) -> None:
+    options = {"steps": 70, "device": "cpu", "precision": "fp32", "early_stop_patience": 16}
+    config = tiny("base", tmp_path, "run", **options)
+    store = Store.open(config.storage, config.name)
+    run = prepare(config, store)
+    found = [{"step": 2, "loss": 1.0}, {"step": 3, "loss": 1.5}, {"step": 4, "loss": 1.5}]
+    for step, validations in ((3, found[:2]), (4, found)):
+        extra = {"step": step, "validations": validations}
+        snapshot = Snapshot(step, {"weight": torch.arange(100.0)}, extra)
+        write_share(store, CheckpointId(step, 1), snapshot, World(), run.run_id)
+        # Of 8 examples a step: 8 after the best, then 16.
+        assert is_complete(store, run) == (step == 4)
+    reason = "loss has not fallen for 16 examples (best 1 at 16)"
+    assert stopped_early(store, run) == reason
+    assert summary(Result(store.url, 4, 70, True, reason), 1.0) == (
+        f"{store.url} is complete: stopped early at step 4 of 70, since {reason}, nothing to do"
+    )
+    for patience in (0, 24):
+        other = prepare(
+            tiny("base", tmp_path, "run", **options | {"early_stop_patience": patience}), store
+        )
+        assert not is_complete(store, other)
+    damage(tmp_path / "run/checkpoints/step-000000004-a001/shard-00000-of-00001.safetensors")
+    assert not is_complete(store, run)
+
+
+def damage(shard: Path) -> None:
+    """Change one byte."""
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
-    assert not is_complete(store, run)
 
 
 def test_a_killed_worker_that_a_health_check_found_has_died(board: Any) -> None:
