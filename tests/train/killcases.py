@@ -32,8 +32,12 @@ from tests.injector import Journal, Kill
 
 ROOT = Path(__file__).parents[2]
 KEEP = 2
-OPTIONS: dict[str, Any] = {"steps": 10, "valid_examples": 2, "resolution": 16, "crop": 16}
-"""A run of 5 saves and 2 validations: the retention has something to clear away from the 4th commit on."""
+OPTIONS: dict[str, Any] = {
+    "steps": 10, "valid_examples": 2, "resolution": 16, "crop": 16, "ema_decay": 0.9, "accumulate": 2,
+    "clip_norm": 1.0, "weight_decay": 0.01,
+}  # fmt: skip
+"""A run of 5 saves and 2 validations: the retention has something to clear away from the 4th commit on. The average of the
+weights is warmed up for 80 steps: every kill comes in the middle."""
 STEPS = OPTIONS["steps"]
 AGAIN = Kill("manifest/asked", 0, 2)
 """Leaves curves of steps that come again, behind a checkpoint to restore."""
