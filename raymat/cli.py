@@ -92,6 +92,11 @@ COMMANDS: dict[str, Command] = {
     "restarts": Command(
         "list a run's restarts, what they lost and took", _later("raymat.tools.restarts:main")
     ),
+    "select": Command(
+        "name the best checkpoints of a run, or the one before its plateau",
+        _later("raymat.tools.select:main"),
+    ),
+    "average": Command("average the weights of checkpoints", _later("raymat.tools.average:main")),
     "verify": Command("compare every digest of a run", _later("raymat.tools.verify:main")),
     "export": Command(
         "write a network as weights, TorchScript or ONNX", _later("raymat.tools.export:main")
