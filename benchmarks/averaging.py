@@ -1,0 +1,120 @@
+"""What an average of checkpoints is worth with averaged batch-norm statistics, and with new ones.
+
+Trains a base network on procedural pairs (mobilenetv2, 64 pixels, in this process), twice from the same
+weights and from there on with other pictures, as in fine-tuning; takes the last checkpoints of both and
+prints the mean validation loss, and SAD of alpha, of each, of their average with the mean of their
+statistics, and of `raymat average` with statistics of 64 training examples.
+
+    python benchmarks/averaging.py [--steps 120] [--tune 60] [--folder DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raymat.checkpoint.store import Store
+from raymat.config import RunConfig, build
+from raymat.data.batch import Geometry
+from raymat.data.local import LocalFeed
+from raymat.data.order import SampleOrder
+from raymat.data.source import SourceSpec
+from raymat.model.matting import MattingBase
+from raymat.tools.average import Options, average
+from raymat.tools.soup import WeightSum
+from raymat.train.loop import run
+from raymat.train.pictures import Pictures
+from raymat.train.seams import NullHost
+from raymat.train.selector import build_network, read_weights
+from raymat.world import World
+
+PAIRS, VALID = 64, 16
+CPU = torch.device("cpu")
+
+
+def train(folder: Path, name: str, steps: int, **options: Any) -> RunConfig:
+    """A run in this process; its configuration."""
+    defaults: dict[str, Any] = {
+        "synthetic": PAIRS,
+        "backbone": "mobilenetv2",
+        "resolution": 64,
+        "crop": "64",
+        "batch_size": 8,
+        "valid_examples": VALID,
+        "valid_interval": 10**6,
+        "checkpoint_interval": 10**6,
+        "log_images_interval": 10**6,
+    }
+    config = build(
+        "base", defaults | {"storage": str(folder), "name": name, "steps": steps} | options
+    )
+    order = SampleOrder(
+        seed=config.data.seed,
+        pairs=PAIRS,
+        backgrounds=PAIRS,
+        batch_size=config.data.batch_size,
+        crop=config.data.crop,
+        total_examples=steps * config.data.batch_size,
+        valid_pairs=VALID,
+        valid_backgrounds=VALID,
+        valid_examples=VALID,
+    )
+    source = SourceSpec.synthetic(PAIRS, config.data.seed, config.data.resolution, VALID).open()
+    run(
+        config,
+        world=World(),
+        feed=LocalFeed(source, order, Geometry("base", config.data.resolution)),
+        store=Store.open(config.storage, config.name),
+        host=NullHost(),
+        order=order,
+        device=CPU,
+        run_id=name,
+        listing_digest="synthetic",
+    )
+    return config
+
+
+def main() -> None:
+    """Train, average, print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--tune", type=int, default=60)
+    parser.add_argument("--folder", type=Path)
+    args = parser.parse_args()
+    folder = args.folder or Path(tempfile.mkdtemp())
+    torch.set_num_threads(1)
+    first = train(folder, "first", args.steps)
+    start = f"{folder}/first"
+    for seed in (1, 2):
+        train(folder, f"tuned-{seed}", args.tune, init=start, seed=seed)
+    names = [f"{folder}/tuned-{seed}" for seed in (1, 2)]
+    pictures = Pictures.of(first)
+
+    def tell(label: str, network: MattingBase) -> None:
+        loss, sad = (pictures.measure(network, metric, CPU) for metric in ("loss", "sad"))
+        print(f"{label:<44} loss {loss:.4f}  SAD {sad:.4f}")
+
+    tell("where both began", build_network(read_weights(start)))
+    total: WeightSum | None = None
+    for name in names:
+        selected = read_weights(name)
+        network = build_network(selected)
+        tell(Path(name).name, network)
+        if total is None:
+            total = WeightSum(selected.weights, name)
+        else:
+            total.add(selected.weights, name)
+    assert total is not None
+    total.mean_into(network.state_dict())
+    tell("average, mean of the statistics", network)
+    out = str(folder / "average.pth")
+    average(Options(what=tuple(names), output=out, examples=64, device="cpu", force=True))
+    tell("average, new statistics", build_network(read_weights(out)))
+
+
+if __name__ == "__main__":
+    main()

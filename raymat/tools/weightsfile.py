@@ -1,0 +1,83 @@
+"""A weights file of this machine and what is told of it: in its header (.safetensors), or in a .json beside it (.pth)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raymat.checkpoint.backends import LocalBackend
+from raymat.checkpoint.digest import Buffer
+from raymat.checkpoint.faults import classify
+from raymat.errors import ConfigError
+
+ENDINGS = (".pth", ".safetensors")
+METADATA = "raymat"
+"""The key in a safetensors header."""
+
+
+def check_path(path: str, force: bool) -> None:
+    """Say before hours of work what would be said after them; `force`: a file may be there.
+
+    Raises:
+        ConfigError: no weights file can be written there.
+    """
+    folder = os.path.dirname(os.path.realpath(path))
+    if not path.endswith(ENDINGS):
+        raise ConfigError(f"--output must end in {' or '.join(ENDINGS)}, got {path!r}")
+    if not os.path.isdir(folder):
+        raise ConfigError(f"cannot write {path}: there is no folder {folder}")
+    for file in _files(path):
+        if os.path.exists(file) and not os.path.isfile(file):
+            raise ConfigError(f"cannot write {file}: something that is no file is there")
+        if os.path.exists(file) and not force:
+            raise ConfigError(f"{file} exists: use another name, or --force to replace it")
+
+
+def write_weights(path: str, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> int:
+    """Write the file, and what is to be told about it, whole or not at all; returns the file's bytes.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    told = json.dumps(about, indent=2, sort_keys=True, allow_nan=False)
+    if path.endswith(".safetensors"):
+        from safetensors.torch import save
+
+        content = save({n: t.contiguous() for n, t in weights.items()}, {METADATA: told})
+        _write(path, [content])
+        return len(content)
+    buffer = io.BytesIO()
+    torch.save(dict(weights), buffer)
+    # The sidecar first: weights of which nobody knows what they are would be worse than the reverse.
+    _write(sidecar(path), [f"{told}\n".encode()])
+    try:
+        _write(path, [buffer.getbuffer()])
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.realpath(sidecar(path)))
+        raise
+    return buffer.getbuffer().nbytes
+
+
+def sidecar(path: str) -> str:
+    """The file beside a .pth that tells what it is."""
+    return f"{path}.json"
+
+
+def _files(path: str) -> list[str]:
+    return [path] if path.endswith(".safetensors") else [path, sidecar(path)]
+
+
+def _write(path: str, chunks: Sequence[Buffer]) -> None:
+    target = os.path.realpath(path)
+    try:
+        LocalBackend().write(target, chunks)
+    except OSError as error:
+        raise classify(error, "write").error("write", target) from error
