@@ -12,24 +12,47 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 import torch
+import tyro
 from torch import Tensor
 
-from raymat.checkpoint.find import newest
-from raymat.checkpoint.shards import read_checkpoint
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.checkpoint.store import Store, split_run_url
-from raymat.errors import CheckpointError, ConfigError, RaymatError
+from raymat.errors import ConfigError, RaymatError
+from raymat.tools.changepicture import check_picture, draw_changes
+from raymat.tools.changes import Change, by_layer, by_part
+from raymat.tools.console import columns, parse
+from raymat.train.selector import parse as parse_what
+from raymat.train.selector import read_state, read_weights
 
 EQUAL, DIFFERENT, FAILED = 0, 1, 2
 
-USAGE = """usage: raymat diff A B
 
-Compare two runs (their newest committed checkpoint) or checkpoints, tensor by tensor.
-A and B: STORAGE/NAME or STORAGE/NAME/checkpoints/step-..., any fsspec URL.
-Exit code: 0 if equal to the bit, 1 if different, 2 if they could not be compared."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compare two checkpoints tensor by tensor and value by value.
+
+    A and B are STORAGE/NAME (the newest checkpoint that verifies), STORAGE/NAME@1200, STORAGE/NAME@best or
+    STORAGE/NAME/checkpoints/step-..., any fsspec URL. Where one of them is a weights file or ends in @ema, the
+    weights alone are compared. The table by part gives |B - A|, that over |A|, and the cosine between A and B as
+    vectors, over all tensors of the part. Exit code: 0 if equal to the bit, 1 if different, 2 if they could not be
+    compared.
+    """
+
+    a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
+    """One side."""
+    b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
+    """The other."""
+    limit: int = 20
+    """So many tensors and so many values are shown, those that differ most first."""
+    picture: Annotated[str | None, tyro.conf.arg(metavar="FILE.png")] = None
+    """Draw the relative change of each layer's weights into this file of this machine."""
+
+    def __post_init__(self) -> None:
+        if self.limit < 0:
+            raise ConfigError(f"--limit must not be negative, got {self.limit}")
+
 
 TIMES = frozenset(
     {
@@ -96,6 +119,9 @@ class DiffResult:
     different_tensors: tuple[TensorDifference, ...]
     """Worst first."""
     different_values: tuple[ValueDifference, ...]
+    parts: tuple[Change, ...] = ()
+    """In the network's order."""
+    layers: tuple[Change, ...] = ()
     notes: tuple[str, ...] = ()
     """What else the reader should know: newer checkpoints that were passed over."""
 
@@ -115,40 +141,51 @@ class DiffResult:
         )
 
     def text(self, limit: int = 20) -> str:
-        """For a terminal: both sides, up to `limit` differences of each kind, and the result as the
-        last line."""
+        """For a terminal: both sides, what changed by part, up to `limit` differences of each kind, and the
+        result as the last line."""
         lines = [f"A  {self.a}", f"B  {self.b}", *(f"note: {note}" for note in self.notes)]
+        if self.different_tensors:
+            lines += _part_table(self.parts)
         lines += _tensor_table(self.different_tensors, limit)
         lines += _value_table(self.different_values, limit)
         return "\n".join([*lines, self.line])
 
 
 def diff(a_url: str, b_url: str, options: Mapping[str, Any] | None = None) -> DiffResult:
-    """Compare two runs (their newest committed checkpoint) or checkpoints. `options` are those of
-    `Store.open`.
+    """Compare what two texts mean, as `raymat.train.selector` reads them. `options` are those of `Store.open`.
 
-    Both are held in memory. Raises StorageError or CheckpointError if one of them cannot be read.
+    Both are held in memory. Raises StorageError or WeightsError if one of them cannot be read.
     """
     notes: list[str] = []
-    a_name, a = _load(a_url, options, notes)
-    b_name, b = _load(b_url, options, notes)
-    return compare(a_name, a, b_name, b, tuple(notes))
+    asked = [parse_what(url) for url in (a_url, b_url)]
+    whole = not any(request.is_file or request.ema for request in asked)
+    if not whole:
+        notes.append("the weights alone are compared")
+    (a_name, a), (b_name, b) = (_load(url, whole, options, notes) for url in (a_url, b_url))
+    return compare(a_name, a, b_name, b, tuple(notes), values=whole)
 
 
 def main(argv: Sequence[str]) -> int:
-    """`raymat diff A B`: see `report`. Raises ConfigError for other arguments."""
-    if list(argv) in (["-h"], ["--help"]):
-        print(USAGE)
-        return EQUAL
-    if len(argv) != 2 or any(word.startswith("-") for word in argv):
-        raise ConfigError(f"expected two URLs: raymat diff A B, got {' '.join(argv) or 'none'}")
-    return report(*argv)
+    """`raymat diff A B`: see `report`. Raises ConfigError for a wrong command line."""
+    options = parse(Options, argv, "raymat diff")
+    return report(options.a, options.b, limit=options.limit, picture=options.picture)
 
 
-def report(a_url: str, b_url: str, *, limit: int = 20, out: TextIO | None = None) -> int:
+def report(
+    a_url: str,
+    b_url: str,
+    *,
+    limit: int = 20,
+    picture: str | None = None,
+    out: TextIO | None = None,
+) -> int:
     """Print the comparison; 0 if both are equal to the bit, 1 if not, 2 if they could not be compared."""
     try:
+        if picture is not None:
+            check_picture(picture)
         result = diff(a_url, b_url)
+        if picture is not None:
+            draw_changes(picture, result.layers, f"A  {result.a}", f"B  {result.b}")
     except RaymatError as error:
         print(f"raymat: error: cannot compare: {error.line}", file=sys.stderr)
         return FAILED
@@ -157,21 +194,38 @@ def report(a_url: str, b_url: str, *, limit: int = 20, out: TextIO | None = None
 
 
 def compare(
-    a_name: str, a: Snapshot, b_name: str, b: Snapshot, notes: tuple[str, ...] = ()
+    a_name: str,
+    a: Snapshot,
+    b_name: str,
+    b: Snapshot,
+    notes: tuple[str, ...] = (),
+    values: bool = True,
 ) -> DiffResult:
-    """Compare two states that are at hand."""
+    """Compare two states that are at hand; without `values` their tensors alone."""
     names = a.tensors.keys() | b.tensors.keys()
     tensors = (_compare_tensor(name, a.tensors.get(name), b.tensors.get(name)) for name in names)
     different = sorted(filter(None, tensors), key=lambda d: (-d.absolute, -d.relative, d.name))
-    a_values = dict(flatten({"step": a.step, **a.extra}))
-    b_values = dict(flatten({"step": b.step, **b.extra}))
+    a_values, b_values = (
+        dict(flatten({"step": side.step, **side.extra})) if values else {} for side in (a, b)
+    )
     value_names = sorted(n for n in a_values.keys() | b_values.keys() if not is_circumstance(n))
-    values = tuple(
+    different_values = tuple(
         ValueDifference(n, a_values.get(n, "-"), b_values.get(n, "-"))
         for n in value_names
         if a_values.get(n) != b_values.get(n)
     )
-    return DiffResult(a_name, b_name, len(names), len(value_names), tuple(different), values, notes)
+    moved = {d.name for d in different}
+    return DiffResult(
+        a=a_name,
+        b=b_name,
+        tensors=len(names),
+        values=len(value_names),
+        different_tensors=tuple(different),
+        different_values=different_values,
+        parts=tuple(by_part(a.tensors, b.tensors, moved)),
+        layers=tuple(by_layer(a.tensors, b.tensors, moved)),
+        notes=notes,
+    )
 
 
 def is_circumstance(name: str) -> bool:
@@ -196,19 +250,22 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield from flatten(item, f"{name}.{key}" if name else str(key))
 
 
-def _load(url: str, options: Mapping[str, Any] | None, notes: list[str]) -> tuple[str, Snapshot]:
-    """What to call it, and its state."""
-    storage, name, checkpoint = split_run_url(url)
-    store = Store.open(storage, name, options=options)
-    if checkpoint is not None:
-        return f"{store.url} {checkpoint}", read_checkpoint(store, checkpoint)
-    skipped: list[str] = []
-    found = newest(store, on_skip=lambda _, reason: skipped.append(reason))
-    if found is None:
-        why = f" ({len(skipped)} cannot be used, the newest: {skipped[0]})" if skipped else ""
-        raise CheckpointError(f"there is no committed checkpoint in {store.url}{why}")
-    notes += [f"{store.url}: {reason}" for reason in skipped]
-    return f"{store.url} {found[0]}", found[1]
+def _load(
+    what: str, whole: bool, options: Mapping[str, Any] | None, notes: list[str]
+) -> tuple[str, Snapshot]:
+    """What to call it, and its state; if not `whole`, its weights alone, under their published names."""
+    passed_over: list[str] = []
+    on_skip = lambda _, reason: passed_over.append(reason)  # noqa: E731
+    if whole:
+        state = read_state(what, on_skip=on_skip, options=options)
+        name, snapshot = f"{state.run_url} {state.checkpoint}", state.snapshot
+    else:
+        found = read_weights(what, on_skip=on_skip, options=options)
+        name = f"{found.run_url} {found.checkpoint}" if found.checkpoint else found.what
+        name += " (average)" if found.ema else ""
+        snapshot = Snapshot(0, found.weights)
+    notes += [f"{name.split()[0]}: {reason}" for reason in passed_over]
+    return name, snapshot
 
 
 def _compare_tensor(name: str, a: Tensor | None, b: Tensor | None) -> TensorDifference | None:
@@ -255,6 +312,16 @@ def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}[{','.join(map(str, tensor.shape))}]"
 
 
+def _part_table(parts: Sequence[Change]) -> list[str]:
+    rows = [("part", "tensors", "differ", "|B - A|", "/ |A|", "cosine", "only in A", "only in B")]
+    for p in parts:
+        cosine = "-" if math.isnan(p.cosine) else f"{p.cosine:.6f}"
+        numbers = (f"{p.absolute:.3g}", f"{p.relative:.3g}", cosine)
+        counts = (str(p.tensors), str(p.differ))
+        rows.append((p.name, *counts, *numbers, str(p.only_a or "-"), str(p.only_b or "-")))
+    return ["", *columns(rows).splitlines()]
+
+
 def _tensor_table(differences: tuple[TensorDifference, ...], limit: int) -> list[str]:
     if not differences:
         return []
@@ -262,21 +329,14 @@ def _tensor_table(differences: tuple[TensorDifference, ...], limit: int) -> list
     for d in differences[:limit]:
         numbers = (str(d.elements), f"{d.absolute:.3g}", f"{d.relative:.3g}")
         rows.append((d.name, d.what, *(numbers if d.kind == "values" else (d.kind, "", ""))))
-    return ["", *_columns(rows), *_more(len(differences), limit, "tensors"), ""]
+    return ["", *columns(rows).splitlines(), *_more(len(differences), limit, "tensors"), ""]
 
 
 def _value_table(differences: tuple[ValueDifference, ...], limit: int) -> list[str]:
     if not differences:
         return []
     rows = [("value", "A", "B")] + [(d.name, _short(d.a), _short(d.b)) for d in differences[:limit]]
-    return ["", *_columns(rows), *_more(len(differences), limit, "values"), ""]
-
-
-def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    return ["", *columns(rows).splitlines(), *_more(len(differences), limit, "values"), ""]
 
 
 def _more(count: int, limit: int, what: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.errors import RaymatError
 from raymat.model.matting import MattingBase
-from raymat.model.weights import InitReport, load_init, load_matching
+from raymat.model.weights import InitReport, load_init, load_matching, shown
 from raymat.train.group import Group
 from raymat.train.selector import WEIGHT_FILES, Selected, parse, pin, read_weights
 
@@ -35,7 +35,7 @@ def _load(network: MattingBase, url: str, group: Group) -> InitReport:
     if parse(url).is_file:
         return load_init(network, url)
     selected, notes = _read_run(url, group)
-    source = "; ".join([f"{selected.what} ({selected.checkpoint})", *notes])
+    source = "; ".join([f"{shown(url)} ({selected.checkpoint})", *notes])
     return load_matching(network, selected.weights, source)
 
 

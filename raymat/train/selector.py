@@ -30,12 +30,10 @@ from raymat.model.matting import MattingBase, build
 from raymat.model.weights import backbone_of, load_matching, read_file, shown, tensors_in
 from raymat.train.history import metric_of, ranked, validated
 from raymat.train.prepare import RUN_FILE
-from raymat.train.state import MODEL
+from raymat.train.state import EMA, MODEL
 
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 """Endings by which a weights file is told from a run's folder."""
-EMA = "ema/"
-"""Before the names of the averaged weights in a checkpoint."""
 
 OnSkip = Callable[[CheckpointId, str], None]
 
@@ -70,6 +68,16 @@ class Selected:
     """Published names to CPU tensors, with memory of their own."""
 
 
+@dataclass(frozen=True)
+class State:
+    """A whole checkpoint, verified; `what` asked for it, without credentials."""
+
+    what: str
+    run_url: str
+    checkpoint: CheckpointId
+    snapshot: Snapshot
+
+
 def read_weights(
     what: str,
     *,
@@ -88,6 +96,17 @@ def read_weights(
     request = parse(what)
     if request.is_file:
         return _from_file(request.url)
+    return _selected(read_state(what, on_skip=on_skip, options=options), request.ema)
+
+
+def read_state(
+    what: str,
+    *,
+    on_skip: OnSkip = lambda checkpoint, reason: None,
+    options: Mapping[str, Any] | None = None,
+) -> State:
+    """All of the checkpoint that `what` means; arguments and errors are `read_weights`'s, which also takes files."""
+    request = parse(what)
     storage, name, checkpoint = split_run_url(request.url)
     store = Store.open(storage, name, options=options)
     reasons: list[str] = []
@@ -104,7 +123,7 @@ def read_weights(
         except CheckpointError as error:
             skipped(status.id, error.line)
             continue
-        return _selected(shown(what), store, status.id, snapshot, request.ema)
+        return State(shown(what), store.url, status.id, snapshot)
     raise WeightsError(f"no checkpoint that verifies for {shown(what)}: {reasons[0]}")
 
 
@@ -126,7 +145,7 @@ def parse(what: str) -> Request:
             f"{shown(what)}: a weights file holds one set of weights: leave out the @"
         )
     if not places:
-        return Request(url, ema=ema)
+        return Request(url if ema else what, ema=ema)
     place = places[0]
     known = place == "best" or (place.isascii() and place.isdigit())
     if len(places) > 1 or not known:
@@ -182,9 +201,8 @@ def _from_file(url: str) -> Selected:
     return Selected(shown(url), None, None, None, _stage_of(weights), None, False, weights)
 
 
-def _selected(
-    what: str, store: Store, checkpoint: CheckpointId, snapshot: Snapshot, ema: bool
-) -> Selected:
+def _selected(state: State, ema: bool) -> Selected:
+    what, checkpoint, snapshot = state.what, state.checkpoint, state.snapshot
     prefix = EMA if ema else MODEL
     # Views of whole shards, which would keep the optimiser's moments alive.
     weights = {
@@ -200,7 +218,7 @@ def _selected(
         raise WeightsError(f"{what}: {checkpoint} holds no network (no tensor {MODEL}...)")
     config = _config(what, snapshot.extra)
     stage = config.stage if config else _stage_of(weights)
-    return Selected(what, store.url, checkpoint, checkpoint.step, stage, config, ema, weights)
+    return Selected(what, state.run_url, checkpoint, checkpoint.step, stage, config, ema, weights)
 
 
 def _config(what: str, extra: Mapping[str, Any]) -> RunConfig | None:

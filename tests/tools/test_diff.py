@@ -115,7 +115,8 @@ def test_names_shapes_and_dtypes_count(tmp_path: Path) -> None:
     b = _write(tmp_path, "b", extra_b=torch.ones(2), half=torch.ones(3))
     code, lines = _report(a, b)
     assert code == 1
-    table = {line.split()[0]: " ".join(line.split()[1:]) for line in lines[3:-1] if line}
+    first = lines.index(next(line for line in lines if line.startswith("tensor")))
+    table = {line.split()[0]: " ".join(line.split()[1:]) for line in lines[first:-1] if line}
     assert table == {
         "tensor": "elements max abs max rel",
         "extra_a": "float32[2] only in A",
@@ -180,14 +181,19 @@ def test_what_was_passed_over_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "line"),
     [
-        ("{tmp}/nothing", "cannot compare: there is no committed checkpoint in "),
+        ("{tmp}/nothing", "cannot compare: {tmp}/nothing is neither a weights file"),
         (
             "{tmp}/a/checkpoints/step-000000099-a001",
-            "cannot compare: step-000000099-a001 is torn: no manifest",
+            "cannot compare: there is no step-000000099-a001 in {tmp}/a: the nearest that is committed is @10",
         ),
+        ("{tmp}/a@99", "cannot compare: there is no checkpoint of step 99 in {tmp}/a"),
+        ("{tmp}/a@ema", "step-000000010-a001 holds no"),
         ("s3://", "cannot compare: expected the URL of a run"),
         ("nonsense://x/y", "cannot compare: cannot open nonsense://x"),
-        ("{tmp}/torn", "(1 cannot be used, the newest: step-000000010-a001 is torn: no manifest)"),
+        (
+            "{tmp}/torn",
+            "no checkpoint that verifies for {tmp}/torn: step-000000010-a001 is torn: no manifest",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_one_line_and_exit_2(
@@ -200,7 +206,7 @@ def test_what_cannot_be_compared_is_one_line_and_exit_2(
         code, lines = _report(*pair)
         assert (code, lines) == (2, [])
         error = capsys.readouterr().err
-        assert line in error
+        assert line.format(tmp=tmp_path) in error
         assert error.count("\n") == 1
 
 
@@ -209,8 +215,143 @@ def test_the_command_takes_two_urls(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([a, a]) == 0
     assert capsys.readouterr().out.endswith("equal to the bit: 5 tensors, 6 values\n")
     assert main([a, b]) == 1
-    assert main(["--help"]) == 0
-    assert "usage: raymat diff A B" in capsys.readouterr().out
-    for wrong in ([], [a], [a, b, a], ["--all", a]):
-        with pytest.raises(ConfigError, match="expected two URLs: raymat diff A B"):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    assert "usage: raymat diff" in capsys.readouterr().out
+    for wrong in ([], [a], [a, b, a], ["--all", a], [a, b, "--limit", "-1"]):
+        with pytest.raises(ConfigError) as refused:
             main(wrong)
+        assert "\n" not in refused.value.line
+
+
+# What changed, by part and by layer.
+
+A = {
+    "model/backbone.conv1.weight": torch.tensor([3.0, 0.0]),
+    "model/backbone.conv2.weight": torch.tensor([0.0, 4.0]),
+    "model/backbone.bn1.running_mean": torch.tensor([1.0]),
+    "model/backbone.bn1.num_batches_tracked": torch.tensor(5),
+    "model/decoder.conv4.bias": torch.zeros(2),
+    "optimizer/exp_avg/backbone.conv1.weight": torch.tensor([1.0, 0.0]),
+}
+B = {
+    "model/backbone.conv1.weight": torch.tensor([0.0, 3.0]),
+    "model/backbone.conv2.weight": torch.tensor([0.0, 4.0]),
+    "model/backbone.bn1.running_mean": torch.tensor([1.5]),
+    "model/backbone.bn1.num_batches_tracked": torch.tensor(6),
+    "model/decoder.conv4.bias": torch.zeros(2),
+    "model/refiner.conv1.weight": torch.ones(1),
+    "optimizer/exp_avg/backbone.conv1.weight": torch.tensor([-1.0, 0.0]),
+}
+
+
+def test_the_change_of_each_part_is_measured() -> None:
+    parts = {p.name: p for p in compare("a", Snapshot(1, A), "b", Snapshot(1, B)).parts}
+    assert list(parts) == [
+        "model backbone", "model decoder", "model refiner", "model statistics", "optimizer exp_avg backbone",
+    ]  # fmt: skip
+    backbone = parts["model backbone"]
+    assert (backbone.tensors, backbone.differ, backbone.only_a, backbone.only_b) == (2, 1, 0, 0)
+    # A is (3, 0, 0, 4), of length 5; B is (0, 3, 0, 4): 3 * sqrt(2) apart, their product is 16.
+    assert backbone.absolute == pytest.approx(3 * math.sqrt(2))
+    assert backbone.relative == pytest.approx(3 * math.sqrt(2) / 5)
+    assert backbone.cosine == pytest.approx(16 / 25)
+    statistics = parts["model statistics"]
+    assert (statistics.tensors, statistics.differ, statistics.relative) == (2, 2, 0.5)
+    assert parts["optimizer exp_avg backbone"].cosine == -1.0
+    decoder = parts["model decoder"]
+    assert (decoder.differ, decoder.absolute, decoder.relative) == (0, 0.0, 0.0)
+    assert math.isnan(decoder.cosine)
+    assert (parts["model refiner"].only_a, parts["model refiner"].only_b) == (0, 1)
+
+
+def test_the_summary_stands_before_the_tensors_and_the_last_line_stays() -> None:
+    lines = compare("a", Snapshot(1, A), "b", Snapshot(1, B)).text().splitlines()
+    heading = "part tensors differ |B - A| / |A| cosine only in A only in B"
+    assert " ".join(lines[3].split()) == heading
+    assert lines[4].split() == [
+        "model",
+        "backbone",
+        "2",
+        "1",
+        "4.24",
+        "0.849",
+        "0.640000",
+        "-",
+        "-",
+    ]
+    assert lines[6].split() == ["model", "refiner", "1", "0", "0", "0", "-", "-", "1"]
+    assert lines[-1] == "different: 5 of 7 tensors, 0 of 1 values"
+
+
+def test_what_is_not_finite_has_no_norm_and_no_cosine() -> None:
+    a, b = (Snapshot(1, {"model/aspp.w": torch.tensor([1.0, x])}) for x in (math.nan, 2.0))
+    (part,) = compare("a", a, "b", b).parts
+    assert math.isnan(part.relative)
+    assert math.isnan(part.cosine)
+    assert "aspp" in compare("a", a, "b", b).text()
+
+
+def test_layers_are_the_modules_with_weights_in_the_networks_order() -> None:
+    names = ["model/decoder.conv1.weight", "model/backbone.features.10.0.weight", "model/backbone.features.2.0.weight",
+             "model/backbone.features.2.0.bias", "model/aspp.project.1.running_var", "ema/aspp.x.weight"]  # fmt: skip
+    a, b = (Snapshot(1, {n: torch.full((1,), v) for n in names}) for v in (2.0, 3.0))
+    found = compare("a", a, "b", b).layers
+    assert [(layer.name, layer.tensors, layer.relative) for layer in found] == [
+        ("backbone.features.2.0", 2, 0.5),
+        ("backbone.features.10.0", 1, 0.5),
+        ("decoder.conv1", 1, 0.5),
+    ]
+
+
+def test_weights_alone_are_compared_where_one_side_is_a_file_or_an_average(tmp_path: Path) -> None:
+    a = _write(tmp_path, "a", **{"model/x": torch.ones(2), "ema/x": torch.zeros(2)})
+    torch.save({"x": torch.ones(2)}, tmp_path / "w.pth")
+    code, lines = _report(a, str(tmp_path / "w.pth"))
+    assert code == 0
+    assert lines[1:] == [
+        f"B  {tmp_path}/w.pth",
+        "note: the weights alone are compared",
+        "equal to the bit: 1 tensors, 0 values",
+    ]
+    code, lines = _report(f"{a}@ema", str(tmp_path / "w.pth"))
+    assert code == 1
+    assert lines[0] == f"A  {tmp_path}/a step-000000010-a001 (average)"
+    assert lines[-1] == "different: 1 of 1 tensors, 0 of 0 values"
+    assert _report(f"{a}@10", a)[0] == 0
+
+
+def test_the_picture_has_a_bar_for_each_layer_as_long_as_its_change(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from raymat.tools.changepicture import BARS, COLOURS, LABEL, MARGIN, ROW, TOP
+
+    def network(*moved: float) -> dict[str, Tensor]:
+        names = ("backbone.conv1", "aspp.conv", "decoder.conv1", "refiner.conv1")
+        return {
+            f"model/{n}.weight": torch.tensor([1.0 + m]) for n, m in zip(names, moved, strict=False)
+        }
+
+    a = _write(tmp_path, "a", **network(0.0, 0.0, 0.0))
+    b = _write(tmp_path, "b", **network(0.05, 0.5, 0.0, 1.0))
+    path = tmp_path / "out.png"
+    code, lines = _report(a, b, picture=str(path))
+    assert (code, lines[-1][:10]) == (1, "different:")
+    image = Image.open(path)
+    left = MARGIN + LABEL
+    assert image.size == (left + BARS + MARGIN, TOP + 4 * ROW + MARGIN)
+    # The scale goes from 0.01 to 1: 0.05 is at 0.35 of the width, 0.5 at 0.85.
+    shares = {"backbone": 0.3495, "aspp": 0.8495, "decoder": 0.0, "refiner": 0.0}
+    for row, (part, share) in enumerate(shares.items()):
+        line = [image.getpixel((x, TOP + ROW * row + 3)) for x in range(left, left + BARS + 1)]
+        assert line.count(COLOURS[part]) == pytest.approx(BARS * share, abs=3), part
+
+
+def test_a_picture_that_cannot_be_written_is_said_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in ("x.jpg", f"{tmp_path}/none/x.png"):
+        assert _report("nonsense://x/y", "nonsense://x/y", picture=path)[0] == 2
+        error = capsys.readouterr().err
+        assert "must end in .png" in error or "no such folder" in error

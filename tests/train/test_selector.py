@@ -253,23 +253,32 @@ def test_a_run_gives_its_configuration_and_its_network(tmp_path: Path) -> None:
     assert "of another raymat (unknown option of_tomorrow)" in refusal(f"{tmp_path}/real")
 
 
-def start_from(world: World, url: str) -> tuple[Tensor, str]:
+def start_from(world: World, urls: list[str]) -> list[tuple[Tensor, str] | str]:
+    """Of each URL a weight of the network and where it came from, or the error."""
     torch.set_num_threads(1)
-    network = small("refine", seed=world.rank)
-    report = initialise_from(network, url, Group(world, torch.device("cpu")))
-    return network.state_dict()["aspp.project.0.weight"], report.source
+    network, group = small("refine", seed=world.rank), Group(world, torch.device("cpu"))
+    found: list[tuple[Tensor, str] | str] = []
+    for url in urls:
+        try:
+            source = initialise_from(network, url, group).source
+        except WeightsError as error:
+            found.append(error.line)
+        else:
+            found.append((network.state_dict()["aspp.project.0.weight"].clone(), source))
+    return found
 
 
 def test_all_workers_start_from_the_checkpoint_that_the_first_chose(tmp_path: Path) -> None:
     commit_network(tmp_path, 5, 10)
     commit_network(tmp_path, 7, 20)
-    for form, seed in (("@best", 5), ("@best@ema", 6), ("@20", 7), ("", 7)):
-        expected = small("refine", seed).state_dict()["aspp.project.0.weight"]
-        found = in_workers(2, start_from, f"{tmp_path}/real{form}")
-        assert all(torch.equal(weight, expected) for weight, _ in found), form
-    assert found[0][1] == f"{tmp_path}/real (step-000000020-a001)"
-    with pytest.raises(WeightsError, match="the nearest that is committed is @20"):
-        raise in_workers(2, start_from, f"{tmp_path}/real@21")[1]
+    forms = {"@best": 5, "@best@ema": 6, "@20": 7, "": 7}
+    urls = [f"{tmp_path}/real{form}" for form in (*forms, "@21")]
+    for *loaded, refused in in_workers(2, start_from, urls):
+        for (weight, _), (form, seed) in zip(loaded, forms.items(), strict=True):
+            expected = small("refine", seed).state_dict()["aspp.project.0.weight"]
+            assert torch.equal(weight, expected), form
+        assert loaded[-1][1] == f"{tmp_path}/real (step-000000020-a001)"
+        assert "the nearest that is committed is @20" in refused
 
 
 def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
