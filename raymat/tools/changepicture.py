@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from raymat.checkpoint.backends import LocalBackend
-from raymat.checkpoint.faults import classify
-from raymat.errors import ConfigError
 from raymat.tools.changes import Change
 
 ROW, TOP, LABEL, BARS, MARGIN = 15, 64, 300, 560, 12
@@ -28,31 +24,15 @@ COLOURS = {
 OTHER, INK, GRID = (127, 127, 127), (0, 0, 0), (221, 221, 221)
 
 
-def check_picture(path: str) -> None:
-    """ConfigError where no picture can be written."""
-    if not path.endswith(".png"):
-        raise ConfigError(f"--picture must end in .png, got {path!r}")
-    if not os.path.isdir(os.path.dirname(os.path.realpath(path))) or os.path.isdir(path):
-        raise ConfigError(f"cannot write {path}: there is no such folder, or it is a folder itself")
-
-
-def draw_changes(path: str, layers: Sequence[Change], *title: str) -> None:
-    """Write a PNG with a bar for each layer: |B - A| / |A| of its weights, on a logarithmic scale.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
+def draw_changes(layers: Sequence[Change], *title: str) -> bytes:
+    """A PNG with a bar for each layer: |B - A| / |A| of its weights, on a logarithmic scale."""
     content = io.BytesIO()
     picture(layers, *title).save(content, "PNG")
-    target = os.path.realpath(path)
-    try:
-        LocalBackend().write(target, [content.getbuffer()])
-    except OSError as error:
-        raise classify(error, "write").error("write", target) from error
+    return content.getvalue()
 
 
 def picture(layers: Sequence[Change], *title: str) -> Image.Image:
-    """The picture that `draw_changes` writes."""
+    """The picture that `draw_changes` encodes."""
     low, high = decades(layers)
     height = TOP + ROW * max(1, len(layers)) + MARGIN
     image = Image.new("RGB", (LABEL + BARS + 2 * MARGIN, height), (255, 255, 255))

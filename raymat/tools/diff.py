@@ -20,9 +20,10 @@ from torch import Tensor
 
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.errors import ConfigError, RaymatError
-from raymat.tools.changepicture import check_picture, draw_changes
+from raymat.tools.changepicture import draw_changes
 from raymat.tools.changes import Change, by_layer, by_part
 from raymat.tools.console import columns, parse
+from raymat.tools.outputs import check_output, write_output
 from raymat.train.selector import parse as parse_what
 from raymat.train.selector import read_state, read_weights
 
@@ -47,7 +48,7 @@ class Options:
     limit: int = 20
     """So many tensors and so many values are shown, those that differ most first."""
     picture: Annotated[str | None, tyro.conf.arg(metavar="FILE.png")] = None
-    """Draw the relative change of each layer's weights into this file of this machine."""
+    """Draw the relative change of each layer's weights into this file, any fsspec URL."""
 
     def __post_init__(self) -> None:
         if self.limit < 0:
@@ -181,11 +182,11 @@ def report(
 ) -> int:
     """Print the comparison; 0 if both are equal to the bit, 1 if not, 2 if they could not be compared."""
     try:
-        if picture is not None:
-            check_picture(picture)
+        check_output("--picture", picture, ".png")
         result = diff(a_url, b_url)
         if picture is not None:
-            draw_changes(picture, result.layers, f"A  {result.a}", f"B  {result.b}")
+            drawn = draw_changes(result.layers, f"A  {result.a}", f"B  {result.b}")
+            write_output("--picture", picture, drawn)
     except RaymatError as error:
         print(f"raymat: error: cannot compare: {error.line}", file=sys.stderr)
         return FAILED

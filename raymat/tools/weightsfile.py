@@ -16,6 +16,7 @@ from raymat.checkpoint.backends import LocalBackend
 from raymat.checkpoint.digest import Buffer
 from raymat.checkpoint.faults import classify
 from raymat.errors import ConfigError
+from raymat.tools.sidecar import SUFFIX
 
 ENDINGS = (".pth", ".safetensors")
 METADATA = "raymat"
@@ -68,7 +69,7 @@ def write_weights(path: str, weights: Mapping[str, Tensor], about: Mapping[str, 
 
 def sidecar(path: str) -> str:
     """The file beside a .pth that tells what it is."""
-    return f"{path}.json"
+    return path + SUFFIX
 
 
 def _files(path: str) -> list[str]:
