@@ -348,3 +348,49 @@ def test_a_state_says_by_itself_what_its_network_and_its_average_say(
     assert {name for name in alone[0] if name.endswith("loss")} == names
     if decay:
         assert alone[0]["loss"] != alone[0]["ema_loss"]
+
+
+# Nothing gets better by 10: patience is over with the second validation.
+IMPATIENT = {"plateau_min_delta": 10.0, "plateau_patience": 16, "schedule": "plateau"}
+
+
+def test_a_plateau_found_late_lowers_the_rates_at_the_same_step_wherever_it_was_found(
+    tmp_path: Path,
+) -> None:
+    options = POINTS | IMPATIENT | {"steps": 16}
+    whole = runs.tiny(tmp_path, "whole", validation="beside", **options)
+    in_workers(2, train, whole)
+    killed = runs.tiny(tmp_path, "killed", validation="auto", **options)
+    with pytest.raises(WorkerError):
+        in_workers(2, train_to_death, killed, 1)
+    in_workers(2, train_in_loop, killed)
+    assert places(whole)[4] == "beside"
+    assert places(killed)[4] == "loop"
+    mine, yours = runs.checkpoints(killed), runs.checkpoints(whole)
+    # The result of step 8 counts from step 12 on, those of 12 and 16 at the end.
+    assert {n: c.extra["schedule"]["reductions"] for n, c in yours.items()} == {
+        4: 0,
+        8: 0,
+        12: 1,
+        16: 3,
+    }
+    for step in (4, 8, 12, 16):
+        assert set(runs.differences(mine[step], yours[step])) <= {"config"}
+    rates = {
+        row["step"]: row["lr"]["decoder"]
+        for row in read_metrics(runs.store_of(killed))
+        if row["kind"] == "train"
+    }
+    assert rates[13] == pytest.approx(0.1 * rates[12])
+    assert rates[12] == rates[1]
+
+
+def test_a_run_stops_early_by_a_late_result_and_validates_once_more(tmp_path: Path) -> None:
+    options = POINTS | {"steps": 16, "early_stop_patience": 16, "early_stop_min_delta": 10.0}
+    config = runs.tiny(tmp_path, "early", validation="beside", **options)
+    outcomes = in_workers(2, train, config)
+    assert [outcome.step for outcome in outcomes] == [12, 12]
+    assert places(config) == {0: "loop", 4: "beside", 8: "beside", 12: "loop"}
+    extra = runs.checkpoints(config)[12].extra
+    assert [v["step"] for v in extra["validations"]] == [4, 8, 12]
+    assert extra["pending_validation"] is None
