@@ -10,13 +10,8 @@ from typing import Any
 
 from raymat.checkpoint.find import Status, newest_extra
 from raymat.tools.console import Url, age, columns, count, parse, size
-from raymat.tools.runs import (
-    best_step,
-    list_checkpoints,
-    open_run,
-    valid_losses,
-    why,
-)
+from raymat.tools.runs import list_checkpoints, open_run, why
+from raymat.train.history import metric_of, ranked, validated
 
 MANIFESTS = 20
 """So many of the newest are held against their manifests; a request for each of their ranks."""
@@ -27,7 +22,7 @@ class Options:
     """List the checkpoints of a run, oldest first.
 
     Committed means that all files are there; of the newest 20 also their sizes are compared with
-    the manifests. Whether every byte is right says raymat verify. Losses are of the validations
+    the manifests. Whether every byte is right says raymat verify. Values are of the validations
     that the newest checkpoint remembers. Exit code: 0, or 2 if there is no such run.
     """
 
@@ -55,10 +50,10 @@ class Row:
     """committed or torn."""
     reason: str
     """Why it is torn."""
-    loss: float | None
-    """Of the validation after its step."""
+    value: float | None
+    """Of the run's --best-metric (the loss, if it has no other) in the validation after its step."""
     best: bool
-    """Whether no committed checkpoint has a lower loss: the one that retention calls best."""
+    """Whether no committed checkpoint has a better value: the one that retention calls best."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +63,14 @@ class Listing:
     url: str
     rows: tuple[Row, ...]
     best_validation: tuple[int, float] | None
-    """Step and loss."""
+    """Step and value."""
+    metric: str = "loss"
+    """The run's --best-metric."""
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Step and loss of the best checkpoint."""
-        return next(((r.step, r.loss) for r in self.rows if r.best and r.loss is not None), None)
+        """Step and value of the best checkpoint."""
+        return next(((r.step, r.value) for r in self.rows if r.best and r.value is not None), None)
 
     @property
     def line(self) -> str:
@@ -84,26 +81,29 @@ class Listing:
         text = f"{count(len(self.rows), 'checkpoint')}, {size(sum(r.bytes for r in self.rows))}: "
         text += f"{len(self.rows) - torn} committed, {torn} torn"
         if self.best is not None:
-            text += f"; best: loss {self.best[1]:.6g} at step {self.best[0]}"
+            text += f"; best: {self.metric} {self.best[1]:.6g} at step {self.best[0]}"
         if self.best_validation is not None and self.best_validation != self.best:
-            step, loss = self.best_validation
-            text += f"; no checkpoint of the best validation, {loss:.6g} at step {step}"
+            step, value = self.best_validation
+            text += f"; no checkpoint of the best validation, {value:.6g} at step {step}"
         return text
 
     def text(self) -> str:
         """For a terminal: a table, and the totals as the last line."""
-        head = ("step", "attempt", "world", "bytes", "age", "valid loss", "best", "state")
+        head = ("step", "attempt", "world", "bytes", "age", f"valid {self.metric}", "best", "state")
         table = [head, *map(_cells, self.rows)]
         return "\n".join([columns(table), self.line]) if self.rows else self.line
 
     def to_json(self) -> str:
         """The same as one JSON object."""
-        rows = [asdict(row) for row in self.rows]
+        rows = [
+            {self.metric if k == "value" else k: v for k, v in asdict(r).items()} for r in self.rows
+        ]
         content = {
             "run": self.url,
             "checkpoints": rows,
-            "best": _step_and_loss(self.best),
-            "best_validation": _step_and_loss(self.best_validation),
+            "metric": self.metric,
+            "best": _step_and_value(self.best, self.metric),
+            "best_validation": _step_and_value(self.best_validation, self.metric),
             "committed": sum(row.state == "committed" for row in self.rows),
             "torn": sum(row.state == "torn" for row in self.rows),
             "bytes": sum(row.bytes for row in self.rows),
@@ -129,22 +129,29 @@ def checkpoints(
     """
     store = open_run(url, options)
     statuses = list_checkpoints(store, manifests=MANIFESTS)
-    losses = valid_losses(newest_extra(store, statuses))
+    extra = newest_extra(store, statuses)
+    metric, mode = metric_of(extra)
+    values = validated(extra, metric)
     committed = [status for status in statuses if status.state == "committed"]
-    step = best_step({s.id.step: losses[s.id.step] for s in committed if s.id.step in losses})
+    step = next(
+        iter(
+            ranked({s.id.step: values[s.id.step] for s in committed if s.id.step in values}, mode)
+        ),
+        None,
+    )
     # Of two attempts at that step the newer is the one that retention keeps.
     best = max((s.id for s in committed if s.id.step == step), default=None)
     now = time.time() if now is None else now
-    rows = tuple(_row(status, losses, status.id == best, now) for status in reversed(statuses))
-    lowest = best_step(losses)
-    return Listing(store.url, rows, None if lowest is None else (lowest, losses[lowest]))
+    rows = tuple(_row(status, values, status.id == best, now) for status in reversed(statuses))
+    top = next(iter(ranked(values, mode)), None)
+    return Listing(store.url, rows, None if top is None else (top, values[top]), metric)
 
 
-def _step_and_loss(best: tuple[int, float] | None) -> dict[str, Any] | None:
-    return None if best is None else {"step": best[0], "loss": best[1]}
+def _step_and_value(best: tuple[int, float] | None, metric: str) -> dict[str, Any] | None:
+    return None if best is None else {"step": best[0], metric: best[1]}
 
 
-def _row(status: Status, losses: Mapping[int, float], best: bool, now: float) -> Row:
+def _row(status: Status, values: Mapping[int, float], best: bool, now: float) -> Row:
     committed = status.state == "committed"
     return Row(
         checkpoint=str(status.id),
@@ -156,7 +163,7 @@ def _row(status: Status, losses: Mapping[int, float], best: bool, now: float) ->
         age=now - status.modified if status.modified else None,
         state=status.state,
         reason="" if committed else why(status),
-        loss=losses.get(status.id.step) if committed else None,
+        value=values.get(status.id.step) if committed else None,
         best=best,
     )
 
@@ -168,7 +175,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         "-" if row.world is None else str(row.world),
         size(row.bytes),
         "-" if row.age is None else age(row.age),
-        "-" if row.loss is None else f"{row.loss:.6g}",
+        "-" if row.value is None else f"{row.value:.6g}",
         "best" if row.best else "",
         row.reason or row.state,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import tyro
@@ -21,9 +21,10 @@ from raymat.checkpoint.store import Store
 from raymat.config import from_dict
 from raymat.errors import CheckpointError, ConfigError
 from raymat.tools.console import Progress, Url, columns, count, parse, size
-from raymat.tools.runs import list_checkpoints, open_run, valid_losses, why
+from raymat.tools.runs import list_checkpoints, open_run, why
 from raymat.tools.verify import newest_good
 from raymat.train.events import highest_attempt
+from raymat.train.history import metric_of, validated
 from raymat.train.prepare import prepare, read_run
 from raymat.train.schedule import Schedule
 
@@ -155,13 +156,19 @@ def prepare_pruning(
             f"no checkpoint of {store.url} verifies, nothing is deleted: see raymat verify"
         )
     extra = read_extra(store, good) if good else {}
-    losses = valid_losses(extra)
+    metric, mode = metric_of(extra)
+    if policy.thresholds and metric != "loss":
+        raise ConfigError(
+            f"the run's best checkpoint is the one by its {metric}: leave --loss-thresholds out"
+        )
+    values = validated(extra, metric)
+    policy = replace(policy, best=None if policy.best is None else mode)
     found = retention.plan(
         statuses,
         policy,
         # One that is still training has this number; torn ones of attempts before it are dead.
         attempt=highest_attempt(store) or None,
-        metrics={s.id: losses[s.id.step] for s in statuses if s.id.step in losses},
+        metrics={s.id: values[s.id.step] for s in statuses if s.id.step in values},
         epoch_ends=_epoch_ends(store, stored, [s.id.step for s in statuses]) if epochs else (),
         # Of which a validation beside training may still find that it is the best.
         protected=[s.id for s in statuses if s.id.step == extra.get("pending_validation")],

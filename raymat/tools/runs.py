@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,24 +55,6 @@ def list_checkpoints(
             "joined by a slash"
         )
     return found
-
-
-def valid_losses(extra: Mapping[str, Any]) -> dict[int, float]:
-    """Each validation's loss by step, as far as it is finite."""
-    validations = extra.get("validations")
-    found = {}
-    for validation in validations if isinstance(validations, list) else []:
-        if not isinstance(validation, dict):
-            continue
-        step, loss = validation.get("step"), validation.get("loss")
-        if type(step) is int and isinstance(loss, int | float) and math.isfinite(loss):
-            found[step] = float(loss)
-    return found
-
-
-def best_step(losses: Mapping[int, float]) -> int | None:
-    """The step with the lowest loss, the earliest of equals; None without any."""
-    return min(losses, key=lambda step: (losses[step], step), default=None)
 
 
 def why(status: Status) -> str:

@@ -79,6 +79,28 @@ def test_the_best_is_the_one_that_can_be_had_and_a_better_validation_is_told(loc
     )
 
 
+def test_the_best_is_by_the_metric_and_in_the_direction_that_the_run_was_told(
+    local: Any, raymat: Any
+) -> None:
+    found = [
+        {"step": step, "loss": 0.5, "metrics": {"sad": sad}}
+        for step, sad in ((10, 3.0), (20, 7.0), (30, 5.0))
+    ]
+    for step in (10, 20, 30):
+        local.commit(step, validations=found, config={"best_metric": "sad", "best_mode": "max"})
+    listing = checkpoints(local.url)
+    assert [row.best for row in listing.rows] == [False, True, False]
+    assert listing.line.endswith("; best: sad 7 at step 20")
+    told = json.loads("\n".join(raymat("checkpoints", local.url, "--json")[1]))
+    assert (told["metric"], told["best"]) == ("sad", {"step": 20, "sad": 7.0})
+    assert [row["sad"] for row in told["checkpoints"]] == [3.0, 7.0, 5.0]
+    code, out, _ = raymat("prune", local.url, "--keep", "1", "--yes")
+    assert (code, local.names()) == (0, ["step-000000020-a001", "step-000000030-a001"]), out
+    code, _, err = raymat("prune", local.url, "--keep", "1", "--loss-thresholds", "0.5")
+    assert code == 2
+    assert "the one by its sad: leave --loss-thresholds out" in err[-1]
+
+
 def test_of_two_attempts_at_the_best_step_the_newer_is_the_best(local: Any) -> None:
     for attempt in (1, 2):
         local.commit(10, attempt, losses={10: 0.5})
