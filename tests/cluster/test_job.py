@@ -5,24 +5,20 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from heads import RAY, standing_head, wait_for
 from kit import rows, starts
 
 from raymat.checkpoint.store import Store
 from raymat.train.events import read_events
 
 PROJECT = Path(__file__).parents[2]
-RAY = str(Path(sys.executable).parent / "ray")
 BATCH, STEPS = 4, 60
 
 
@@ -47,53 +43,11 @@ class Head:
         return None if "No available agent" in done.stderr else done
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(what: Callable[[], Any], seconds: float) -> Any:
-    """The first true value of `what`, asked for up to `seconds`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = what()
-        if found:
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"nothing came within {seconds} s")
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 @pytest.fixture
 def head() -> Iterator[Head]:
-    port, dashboard = free_port(), free_port()
-    with tempfile.TemporaryDirectory(prefix="rm", dir="/tmp") as folder:
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith("RAY_")
-        } | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_TMPDIR": folder,
-        }
-        command = [RAY, "start", "--head", "--block", f"--port={port}"]
-        command += [f"--dashboard-port={dashboard}", "--num-cpus=4", "--disable-usage-stats"]
-        # Ray's default for this one is a fixed port: on a machine where another Ray has it, no job would ever start.
-        command += [f"--dashboard-agent-listen-port={free_port()}"]
-        command += ["--object-store-memory=500000000"]
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            wait_for(lambda: listens(dashboard), 60)
-            yield Head(f"http://127.0.0.1:{dashboard}", environment)
-        finally:
-            process.terminate()  # `ray start --block` ends its cluster, and no other, on SIGTERM
-            process.wait(timeout=60)
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with standing_head(**token) as head:
+        yield Head(f"http://127.0.0.1:{head.dashboard_port}", head.environment)
 
 
 def driver_pid(store: Store, number: int) -> int | None:

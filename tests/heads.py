@@ -1,0 +1,111 @@
+"""A Ray head of a test's own, as `ray start --head` starts it: it outlives its drivers, and can be killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+class StandingHead:
+    """Ports, a temporary folder and an environment that stay while the head itself comes and goes."""
+
+    def __init__(self, folder: str, cpus: int, **settings: str) -> None:
+        """`settings`: environment variables of the head and of whoever speaks to it."""
+        self.port, self.dashboard_port, self._cpus = free_port(), free_port(), cpus
+        outside = {n: value for n, value in os.environ.items() if not n.startswith("RAY_")}
+        self.environment = outside | {"RAY_TMPDIR": folder} | settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [RAY, "start", "--head", "--block", f"--port={self.port}"]
+        command += [f"--dashboard-port={self.dashboard_port}", f"--num-cpus={self._cpus}"]
+        # Ray's default for this one is a fixed port: on a machine where another Ray has it, no job would ever start.
+        command += [f"--dashboard-agent-listen-port={free_port()}"]
+        command += ["--object-store-memory=500000000", "--disable-usage-stats"]
+        self._process = subprocess.Popen(
+            command,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for(lambda: listens(self.dashboard_port), 60)
+
+    def end(self) -> None:
+        """Gently: `ray start --block` ends its cluster, and no other, on SIGTERM."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(timeout=60)
+            self._process = None
+
+    def kill(self) -> None:
+        """The machine that the head is on goes: all of its processes at the same moment."""
+        assert self._process is not None
+        for pid in [*descendants(self._process.pid), self._process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait(timeout=60)
+        self._process = None
+
+
+@contextlib.contextmanager
+def standing_head(cpus: int = 4, **settings: str) -> Iterator[StandingHead]:
+    """A head that runs; what it left is removed. Its folder's path is short: Ray's socket paths end at 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="rm", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        head = StandingHead(folder, cpus, **settings)
+        try:
+            head.start()
+            yield head
+        finally:
+            head.end()
+
+
+def descendants(pid: int) -> list[int]:
+    """Children of a process, theirs, and so on."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                text = (entry / "stat").read_text()
+                parents[int(entry.name)] = int(text.rpartition(")")[2].split()[1])
+    found, new = [], [pid]
+    while new:
+        new = [child for child, parent in parents.items() if parent in new]
+        found += new
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(what: Callable[[], Any], seconds: float) -> Any:
+    """The first true value of `what`, asked for up to `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"nothing came within {seconds} s")
