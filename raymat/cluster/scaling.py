@@ -10,14 +10,14 @@ Developer interfaces of Ray, as in `raymat.cluster.trainer`.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import ray
-from ray.exceptions import RayError
+from ray._private.grpc_utils import init_grpc_channel
 from ray.train.v2._internal.execution.controller.state import ReschedulingState
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
@@ -30,9 +30,8 @@ from raymat.cluster import board as boards
 from raymat.cluster.notices import draining_nodes
 from raymat.train.notice import LeavingError, Notice
 
-ANSWER_SECONDS = 5.0
-"""A node that runs no task of no size within this time is taken for frozen."""
-CONNECT_SECONDS = 1.0
+ANSWER_SECONDS = 3.0
+"""A node that does not answer within this time is taken for frozen."""
 GROWTH_SECONDS = 5.0
 """How often a running group is compared with what the cluster could hold."""
 RESTART_SECONDS = 15.0
@@ -168,44 +167,28 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
 
 
 def answering_nodes(nodes: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """Those of `nodes` (as Ray describes them, by id) that answer: a port that refuses tells of a dead one at once, a
-    task that does not run of a frozen one. This process's own node is not asked."""
+    """Those of `nodes` (as Ray describes them, by id) that answer: a dead one's port refuses at once, a frozen one is
+    silent. This process's own node is not asked."""
     here = {ray.get_runtime_context().get_node_id()} & nodes.keys()
     asked = [node for name, node in nodes.items() if name not in here]
     if not asked:
         return here
     with ThreadPoolExecutor(max_workers=min(32, len(asked))) as pool:
-        listening = [
-            node["NodeID"] for node, up in zip(asked, pool.map(_listens, asked), strict=True) if up
-        ]
-    tasks = {_ping(node): node for node in listening}
-    done, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=ANSWER_SECONDS)
-    return here | {tasks[task] for task in done if _ran(task)}
+        answers = pool.map(_answers, asked)
+        return here | {n["NodeID"] for n, up in zip(asked, answers, strict=True) if up}
 
 
-def _ran(task: Any) -> bool:
+def _answers(node: Mapping[str, Any]) -> bool:
+    """Whether the node's raylet answers gRPC's health check, by which Ray's head finds out too. No worker is needed for
+    it: starting one takes longer than a busy machine should be waited for."""
+    channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
+    check = channel.unary_unary(
+        "/grpc.health.v1.Health/Check", request_serializer=bytes, response_deserializer=bytes
+    )
     try:
-        ray.get(task)
-    except RayError:
+        check(b"", timeout=ANSWER_SECONDS)
+    except grpc.RpcError:
         return False
+    finally:
+        channel.close()
     return True
-
-
-def _listens(node: Mapping[str, Any]) -> bool:
-    try:
-        address = (node["NodeManagerAddress"], node["NodeManagerPort"])
-        socket.create_connection(address, timeout=CONNECT_SECONDS).close()
-    except OSError:
-        return False
-    return True
-
-
-def _ping(node: str) -> Any:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(num_cpus=0, max_retries=0)(_pong).options(scheduling_strategy=there).remote()
-
-
-def _pong() -> None:
-    """What a node is asked to do."""

@@ -178,12 +178,21 @@ class RaymatFailurePolicy(DefaultFailurePolicy):
 
 
 class _MindingBackend(_TorchBackend):
-    """Torch's process group; and workers that commit when they are told to end."""
+    """Torch's process group; workers that commit when they are told to end, and that end at once when they may."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         # What a worker group executes runs in the workers' main threads, the only ones to mind signals in.
         worker_group.execute(mind_sigterm)
         super().on_start(worker_group, backend_config)
+
+    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Their training function has returned, failed, or stands still: nothing of theirs is waited for any more.
+
+        Ray would ask each to take its process group apart, 30 s long where a machine is frozen, and
+        then to say goodbye, for up to 5 s where one is dead.
+        """
+        for worker in worker_group.get_workers():
+            ray.kill(worker.actor)
 
 
 class MindingTorchConfig(TorchConfig):

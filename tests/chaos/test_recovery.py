@@ -122,22 +122,27 @@ class Farm:
         """`lose` takes a machine away that has a worker; another comes when training goes on without it."""
         with ThreadPoolExecutor(1) as pool:
             training = pool.submit(fit, self.config)
-            first = wait_for_attempt(self.store, 1)
-            for _ in range(cases):
-                time.sleep(self._draws.uniform(0, 2))
-                node = self._draws.choice(self._working(first["attempt"]))
-                self.moments.append(time.time())
-                lose(node)
-                first = wait_for_attempt(self.store, first["attempt"] + 1)
-                assert starts(self.store)[-1]["world"] == 1
-                if node in self.nodes.added:
-                    self.nodes.kill(node)
-                self.nodes.add()
-                first = wait_for_attempt(self.store, first["attempt"] + 1)
-                assert starts(self.store)[-1]["world"] == 2
-            self._boards[-1].set_wish.remote(Notice("all cases are done", final=True))
+            try:
+                self._torment(cases, lose)
+            finally:
+                self._boards[-1].set_wish.remote(Notice("all cases are done", final=True))
             with pytest.raises(RaymatError, match="all cases are done"):
                 training.result()
+
+    def _torment(self, cases: int, lose: Callable[[Any], None]) -> None:
+        first = wait_for_attempt(self.store, 1)
+        for _ in range(cases):
+            time.sleep(self._draws.uniform(0, 2))
+            node = self._draws.choice(self._working(first["attempt"]))
+            self.moments.append(time.time())
+            lose(node)
+            first = wait_for_attempt(self.store, first["attempt"] + 1)
+            assert starts(self.store)[-1]["world"] == 1
+            if node in self.nodes.added:
+                self.nodes.kill(node)
+            self.nodes.add()
+            first = wait_for_attempt(self.store, first["attempt"] + 1)
+            assert starts(self.store)[-1]["world"] == 2
 
     def _working(self, attempt: int) -> list[Any]:
         """The machines that have a worker."""
