@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -18,13 +19,13 @@ RAY = str(Path(sys.executable).parent / "ray")
 
 
 class StandingHead:
-    """Ports, a temporary folder and an environment that stay while the head itself comes and goes."""
+    """Ports, a temporary folder, a token and an environment that stay while the head itself comes and goes."""
 
-    def __init__(self, folder: str, cpus: int, **settings: str) -> None:
-        """`settings`: environment variables of the head and of whoever speaks to it."""
+    def __init__(self, folder: str, cpus: int) -> None:
         self.port, self.dashboard_port, self._cpus = free_port(), free_port(), cpus
         outside = {n: value for n, value in os.environ.items() if not n.startswith("RAY_")}
-        self.environment = outside | {"RAY_TMPDIR": folder} | settings
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.environment = outside | {"RAY_TMPDIR": folder} | token
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -63,10 +64,10 @@ class StandingHead:
 
 
 @contextlib.contextmanager
-def standing_head(cpus: int = 4, **settings: str) -> Iterator[StandingHead]:
+def standing_head(cpus: int = 4) -> Iterator[StandingHead]:
     """A head that runs; what it left is removed. Its folder's path is short: Ray's socket paths end at 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="rm", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        head = StandingHead(folder, cpus, **settings)
+        head = StandingHead(folder, cpus)
         try:
             head.start()
             yield head

@@ -68,20 +68,23 @@ def assert_undisturbed(store: Store, folder: Path, steps: int) -> None:
 def test_a_driver_killed_at_five_random_moments_and_given_again_changes_no_bit(
     head: StandingHead, tmp_path: Path, cluster: None
 ) -> None:
-    steps, draws = 150, random.Random(21)
+    steps, draws = 300, random.Random(21)
     store = Store.open(str(tmp_path / "killed"), "run")
-    for number in range(5):
+    # Before there are workers: the lease, the listing, their start; or in the middle of training.
+    for number, trains in enumerate((True, False, True, True, False)):
+        begun = len(starts(store))
         driver = drive(head, tmp_path / "killed", steps)
-        # The first seconds are the lease, the listing, the start of the workers; then comes training.
-        moment = draws.uniform(1, 25)
+        if trains:
+            wait_for(store, "first_step", lambda event, n=begun: event["attempt"] > n)  # type: ignore[misc]
+        moment = draws.uniform(0, 8)
         time.sleep(moment)
         committed = newest_commit(store)
         assert driver.poll() is None, driver.communicate()[1]
         driver.kill()
         driver.communicate()
-        begun = len(starts(store))
+        since = "the first step" if trains else "its start"
         print(
-            f"driver {number + 1} killed after {moment:.1f} s: {begun} attempts, step {committed} committed"
+            f"driver {number + 1} killed {moment:.1f} s after {since}: step {committed} committed"
         )
     last = drive(head, tmp_path / "killed", steps)
     errors = last.communicate(timeout=400)[1]

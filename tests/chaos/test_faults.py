@@ -352,7 +352,7 @@ def elastic(stage: Any) -> dict[str, Any]:
     return options | ({"resolution": 64, "crop": "48:64"} if stage == "base" else {})
 
 
-@pytest.mark.chaos  # minutes where the machine is busy: every node is several processes
+@pytest.mark.slow  # the short version of what follows
 def test_three_faults_change_no_bit(nodes: Nodes, boards_made: list[Any], tmp_path: Path) -> None:
     kinds = ["worker killed", "drained, then killed", "object store lost"]
     equal_to_the_bit(nodes, boards_made, tmp_path, "base", 1, kinds)

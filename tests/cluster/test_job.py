@@ -45,8 +45,7 @@ class Head:
 
 @pytest.fixture
 def head() -> Iterator[Head]:
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with standing_head(**token) as head:
+    with standing_head() as head:
         yield Head(f"http://127.0.0.1:{head.dashboard_port}", head.environment)
 
 

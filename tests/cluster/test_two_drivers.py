@@ -107,7 +107,7 @@ def test_of_two_drivers_at_once_one_is_refused_and_who_comes_after_the_others_de
     assert rows(store) == undisturbed(tmp_path / "undisturbed", steps)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_driver_that_is_taken_over_commits_first_and_the_other_goes_on_from_there(
     tmp_path: Path,
 ) -> None:
