@@ -431,9 +431,16 @@ class LogConfig:
     """Steps between training rows in metrics/."""
     log_images_interval: int = 2000
     """Steps between image grids."""
+    logger: str | None = None
+    """MODULE:NAME of a logger of your own, beside metrics/ and tensorboard/: what makes one of the run's
+    store and the number of the attempt (raymat.train.logger says what it is told)."""
 
     def __post_init__(self) -> None:
         _check_kinds(self)
+        _require(
+            self.logger is None or re.fullmatch(r"[\w.]+:[\w.]+", self.logger) is not None,
+            f"--logger must be MODULE:NAME, got {self.logger!r}",
+        )
         for name in ("valid_interval", "log_loss_interval", "log_images_interval"):
             value = getattr(self, name)
             _require(value > 0, f"--{name.replace('_', '-')} must be at least 1, got {value}")

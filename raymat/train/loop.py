@@ -32,8 +32,7 @@ from raymat.train.group import Group
 from raymat.train.health import BadStep, HealthWatch
 from raymat.train.initial import initialise_from
 from raymat.train.late import LateValidation
-from raymat.train.logger import Logger
-from raymat.train.metrics import MetricsLog
+from raymat.train.loggers import make_loggers
 from raymat.train.notice import LeavingError
 from raymat.train.precision import settled
 from raymat.train.pulse import Doing, Pulse, StuckWatch
@@ -167,13 +166,14 @@ class _Training:
         self.config, self.schedule, self.order = config, schedule, order
         self.group, self.feed, self.store, self.host = group, feed, store, host
         self.attempt, self.events, self.pulse = attempt, attempt.events, pulse
+        loggers = make_loggers(store, attempt.number, config.log.logger, group)
         self.report = Report(
             stage=config.stage,
             schedule=schedule,
             group=group,
             host=host,
             attempt=attempt.number,
-            loggers=_loggers(store, attempt.number) if group.leads else [],
+            loggers=loggers,
         )
         self.replaced = ReplacementReport(attempt.events)
         self.damaged: set[CheckpointId] = set()
@@ -514,9 +514,3 @@ class _Training:
 
     def _tell_checkpoint(self, kind: str, checkpoint: CheckpointId, **fields: Any) -> None:
         self._tell(kind, checkpoint=str(checkpoint), step=checkpoint.step, **fields)
-
-
-def _loggers(store: Store, attempt: int) -> list[Logger]:
-    from raymat.train.tensorboard import TensorBoardLog  # half a second that only rank 0 needs
-
-    return [MetricsLog(store, attempt), TensorBoardLog(store, attempt)]
