@@ -138,12 +138,16 @@ def test_a_run_that_has_not_saved_yet_is_no_error(made: Any, raymat: Any) -> Non
     assert json.loads("\n".join(raymat("checkpoints", made.url, "--json")[1]))["checkpoints"] == []
 
 
+NO_RUN = ("there is no run at {url}", "{url} is neither a weights file")
+"""What is said of an URL that nothing lies at: to commands that take runs, and to those that take weights too."""
+
+
 @pytest.mark.parametrize("command", ["checkpoints", "verify", "prune --keep 1", "export -o x.pth"])
 @pytest.mark.parametrize(
     ("url", "line"),
     [
-        ("{tmp}/nothing", "there is no run at {tmp}/nothing: expected the URL of a run"),
-        ("memory://runs/nothing", "there is no run at memory://runs/nothing"),
+        ("{tmp}/nothing", NO_RUN),
+        ("memory://runs/nothing", NO_RUN),
         ("s3://", "expected the URL of a run"),
         ("nonsense://x/y", "cannot open nonsense://x"),
         ("{tmp}/file/run", "a file lies where a folder should be"),
@@ -155,14 +159,16 @@ def test_what_is_no_run_is_one_line_and_exit_2(
     raymat: Any,
     command: str,
     url: str,
-    line: str,
+    line: str | tuple[str, str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_bytes(b"")
-    code, out, err = raymat(*command.split(), url.format(tmp=tmp_path))
+    url = url.format(tmp=tmp_path)
+    code, out, err = raymat(*command.split(), url)
     assert (code, out, len(err)) == (2, [], 1)
     assert err[0].startswith("raymat: error: ")
-    assert line.format(tmp=tmp_path) in err[0]
+    expected = line if isinstance(line, str) else line[command.startswith("export")]
+    assert expected.format(url=url) in err[0]
 
 
 @pytest.mark.parametrize("command", ["checkpoints", "prune --keep 1"])
