@@ -4,8 +4,8 @@ Rhemann et al., "A Perceptually Motivated Online Benchmark for Image Matting", C
 evaluations use: derivatives of a Gaussian of 1.4 pixels, connectivity in steps of 0.1, no weight by distance. Over all pixels
 of a picture, without a trimap.
 
-Units: SAD, Grad and Conn are sums over pixels in thousands, mean squared errors in thousandths. Background
-Matting V2's scripts print the same SAD, Grad and Conn times 1000, MSE over 1000, and stretch an alpha
+Units: SAD, Grad and Conn are sums over pixels in thousands, mean squared errors in thousandths. BackgroundMattingV2's
+scripts print the same SAD, Grad and Conn a thousand times as large, MSE a thousandth of it. They stretch an alpha
 to its own range before they take Grad; here it is taken as it is, since a matte of half the truth is none.
 
 Every picture is measured by itself, so that a number does not depend on the others in its batch.
