@@ -46,7 +46,12 @@ MAY_IMPORT = {
 BELOW_CLUSTER = FLOOR | PARTS | {"train"}
 WITHOUT_RAY = BELOW_CLUSTER | {"tools", "options", "cli"}
 
-DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "grpc": "grpcio",
+    "yaml": "pyyaml",
+}
 """Distributions whose name is not that of what they bring."""
 
 EXTRAS = {"raymat/tools/formats.py": {"onnx", "onnxruntime"}}

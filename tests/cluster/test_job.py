@@ -91,7 +91,3 @@ def test_a_submitted_run_whose_driver_was_killed_resumes_when_it_is_submitted_ag
     assert restored[0] >= reached
     assert [start["attempt"] for start in starts(store)] == [1, 2]
     assert [row[:2] for row in rows(store)] == [(k, k * BATCH) for k in range(1, STEPS + 1)]
-
-    third = head.submit(*job)
-    assert third.returncode == 0
-    assert "nothing to do" in third.stdout

@@ -87,7 +87,7 @@ def numbers(store: Store) -> list[tuple[int, Any, Any]]:
 LONG = {"valid_examples": 40, "valid_interval": 8}
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_validation_whose_process_is_killed_is_begun_again_and_training_goes_on(
     cluster: None, tmp_path: Path
 ) -> None:
