@@ -76,7 +76,7 @@ def test_a_driver_killed_at_five_random_moments_and_given_again_changes_no_bit(
         driver = drive(head, tmp_path / "killed", steps)
         if trains:
             wait_for(store, "first_step", lambda event, n=begun: event["attempt"] > n)  # type: ignore[misc]
-        moment = draws.uniform(0, 8)
+        moment = draws.uniform(4, 14) if trains else draws.uniform(0, 8)
         time.sleep(moment)
         committed = newest_commit(store)
         assert driver.poll() is None, driver.communicate()[1]
