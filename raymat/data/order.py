@@ -146,10 +146,10 @@ class SampleOrder:
         return [self._example(number) for number in numbers]
 
     def _example(self, number: int) -> Example:
-        start, epochs = 0, 0
-        pairs, backgrounds = self.counts(number)
+        start, epochs, pairs, backgrounds = 0, 0, self.pairs, self.backgrounds
         for era in self.past.eras:
             if number < era.end:
+                pairs, backgrounds = era.pairs, era.backgrounds
                 break
             epochs += (era.end - start) // era.pairs
             start = era.end

@@ -8,23 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
 import raymat
-from raymat.checkpoint.store import Store, split_run_url
 from raymat.config import Device, RunConfig, build, to_dict
 from raymat.data.files import shown
-from raymat.data.source import Source
 from raymat.errors import ConfigError, WeightsError
 from raymat.model.matting import MattingBase
 from raymat.model.weights import backbone_of
 from raymat.tools.console import columns, count, parse, size
+from raymat.tools.inputs import device_of, kept_source
 from raymat.tools.soup import Trial, WeightSum, greedy
 from raymat.tools.weightsfile import check_path, write_weights
-from raymat.train.dataset import source_of
 from raymat.train.pictures import Pictures
-from raymat.train.prepare import read_run
 from raymat.train.selector import Selected, build_network, read_weights
 from raymat.train.statistics import recompute_statistics
 
@@ -165,7 +161,7 @@ class _Kitchen:
 
     def __init__(self, options: Options, names: Sequence[str], told: OnSkip) -> None:
         self._options, self._told = options, told
-        self._device = _device(options.device)
+        self._device = device_of(options.device)
         self.sources: dict[str, Selected] = {}
         self.taken: list[str] = []
         self._sum: WeightSum | None = None
@@ -260,21 +256,12 @@ def _pictures(options: Options, sources: Sequence[Selected]) -> Pictures:
     if elsewhere or config.data.synthetic is not None:
         return Pictures.of(config)
     assert run is not None
-    return Pictures(config, _source_of(run))
-
-
-def _source_of(run: Selected) -> Source:
-    """The dataset of a run by the listing that lies with it."""
-    assert run.config is not None
-    assert run.run_url is not None
-    storage, name, _ = split_run_url(run.run_url)
-    store = Store.open(storage, name)
-    stored = read_run(store)
-    if stored is None:
+    source = kept_source(run)
+    if source is None:
         raise ConfigError(
             f"{run.run_url} has no run.json, which knows its dataset: give --dataset and --backgrounds, or --synthetic N"
         )
-    return source_of(run.config, store, stored["listing"]).open()
+    return Pictures(config, source)
 
 
 def _require_one_dataset(sources: Sequence[Selected]) -> None:
@@ -289,13 +276,6 @@ def _require_one_dataset(sources: Sequence[Selected]) -> None:
         raise ConfigError(
             f"these weights {what}: give --dataset and --backgrounds, or --synthetic N, for the batch-norm statistics"
         )
-
-
-def _device(kind: Device) -> torch.device:
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: there is no CUDA device here")
-    cuda = kind == "cuda" or (kind == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if cuda else "cpu")
 
 
 def _without_weights(one: Selected) -> Selected:

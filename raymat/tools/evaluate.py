@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from raymat.checkpoint.store import Store, split_run_url
 from raymat.config import STAGE_DEFAULTS, DataConfig, Device, Precision, RunConfig
 from raymat.data.batch import Geometry
 from raymat.data.files import shown
@@ -26,12 +25,11 @@ from raymat.tools.evaluation import (
     measure,
     spread,
 )
+from raymat.tools.inputs import device_of, kept_source
 from raymat.tools.outputs import check_output, write_output
 from raymat.tools.scores import Report, Seen
 from raymat.tools.worst import Worst
-from raymat.train.dataset import source_of
 from raymat.train.precision import settled
-from raymat.train.prepare import read_run
 from raymat.train.selector import Selected, read_weights
 
 _REPLACED_SHOWN = 10
@@ -91,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     """`raymat evaluate WHAT...`; returns the exit code. Raises RaymatError if something cannot be read or written."""
     options = parse(Options, argv, "raymat evaluate")
     _check(options)
-    device = _device(options.device)
+    device = device_of(options.device)
     selected = [read_weights(what, on_skip=_told) for what in options.what]
     config = next((one.config for one in selected if one.config is not None), None)
     precision = options.precision or _precision(config, device)
@@ -211,13 +209,6 @@ def _told(checkpoint: object, reason: str) -> None:
     print(f"note: passed over: {reason}", file=sys.stderr)
 
 
-def _device(name: Device) -> torch.device:
-    there = torch.cuda.is_available()
-    if name == "cuda" and not there:
-        raise ConfigError("--device cuda: torch finds no CUDA device here, use --device cpu")
-    return torch.device("cuda" if there and name == "auto" else "cpu" if name == "auto" else name)
-
-
 def _precision(config: RunConfig | None, device: torch.device) -> Precision:
     theirs = config and config.workers.device in (device.type, "auto") and config.optim.precision
     return theirs or settled(None, device)
@@ -242,7 +233,8 @@ def _examples(
     else:
         data = config.data
         # A run validates on as many procedural pairs as it has validation examples.
-        kept = None if data.synthetic is not None else _kept_source(selected, config)
+        run = next(one for one in selected if one.config is config)
+        kept = None if data.synthetic is not None else kept_source(run)
         source = kept or _source(
             data, config.log.valid_examples, seed, geometry.resolution, options.split
         )
@@ -260,16 +252,6 @@ def _source(
     valid = split == "valid"
     listing = build_listing(data.dataset, data.backgrounds, need_train=not valid, need_valid=valid)
     return FolderSource(listing)
-
-
-def _kept_source(selected: Sequence[Selected], config: RunConfig) -> Source | None:
-    """The run's dataset by the listing that lies with it, if one does."""
-    (url,) = {one.run_url for one in selected if one.config is config}
-    assert url is not None
-    storage, name, _ = split_run_url(url)
-    store = Store.open(storage, name)
-    stored = read_run(store)
-    return None if stored is None else source_of(config, store, stored["listing"]).open()
 
 
 def _compare_resolutions(selected: Sequence[Selected], resolution: int) -> None:

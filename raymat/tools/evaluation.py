@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from raymat.train.forward import compose, loss_of
 from raymat.train.mattingmetrics import ALPHA_METRICS, alpha_metrics, foreground_mse
 from raymat.train.precision import autocast, parameter_dtype
 from raymat.train.selector import Selected, build_network
+from raymat.train.validation import mean_of
 
 Split = Literal["valid", "train"]
 METRICS = ("loss", *ALPHA_METRICS, "fgr_mse")
@@ -217,6 +217,4 @@ def _channels_last(device: torch.device) -> bool:
 def mean(values: Sequence[float | None]) -> float | None:
     """Of those that are there, in their order, exactly rounded; None where there are none or it is not finite."""
     there = [value for value in values if value is not None]
-    if not there or not all(map(math.isfinite, there)):
-        return None
-    return math.fsum(there) / len(there)
+    return mean_of(there) if there else None

@@ -15,7 +15,6 @@ import torch
 import tyro
 from torch import Tensor
 
-from raymat.checkpoint.backends import LocalBackend
 from raymat.checkpoint.faults import classify
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.config import ModelConfig, RefineMode
@@ -26,6 +25,7 @@ from raymat.tools import exportcheck, formats, sidecar
 from raymat.tools.console import Url, count, parse, size
 from raymat.tools.exportcheck import Outcome
 from raymat.tools.formats import Format, format_of
+from raymat.tools.outputs import check_new_files, write_file
 from raymat.train.selector import Selected, build_network, read_weights
 
 
@@ -158,24 +158,24 @@ def export(
         form = replace(form, tolerance=tolerance)
     selected = read_weights(url, on_skip=on_skip, options=options)
     model = _options(selected, overrides or {})
-    with _drafts(_folder(target)) as temporary:
+    with _drafts(os.path.dirname(target)) as temporary:
         draft = os.path.join(temporary, f"draft{form.ending[0]}")
         if form.tolerance is None:
             content = formats.weights_bytes(selected.weights, form)
-            _write(draft, content)
+            write_file(draft, [content])
             outcomes: tuple[Outcome, ...] = ()
             _same_weights(selected.weights, draft)
         else:
             network = configured(selected, model)
             content = _encode(network, form, selected)
-            _write(draft, content)
+            write_file(draft, [content])
             run = (formats.run_onnx if form.name == "onnx" else formats.run_torchscript)(draft)
             large = check_size or exportcheck.largest(network, exportcheck.available_memory())
             cases = exportcheck.cases(network, large)
             outcomes = exportcheck.check(network, run, cases, form.tolerance)
         told = sidecar.describe(os.path.basename(target), content, form, selected, model, outcomes)
         _target(path, force)  # all this took a while
-        _write(target + sidecar.SUFFIX, sidecar.text(told))
+        write_file(target + sidecar.SUFFIX, [sidecar.text(told)])
         _move(draft, target)
     return Exported(selected, path, len(content), told, outcomes)
 
@@ -240,29 +240,12 @@ def _drafts(folder: str) -> Iterator[str]:
         yield temporary
 
 
-def _folder(target: str) -> str:
-    return os.path.dirname(target)
-
-
 def _target(path: str, force: bool) -> str:
     """The absolute path of the file that will be written, links followed; a ConfigError if it cannot be."""
     format_of(path)
     target = os.path.realpath(path)
-    if not os.path.isdir(_folder(target)):
-        raise ConfigError(f"cannot write {path}: there is no folder {_folder(target)}")
-    for one, named in ((target, path), (target + sidecar.SUFFIX, path + sidecar.SUFFIX)):
-        if os.path.exists(one) and not os.path.isfile(one):
-            raise ConfigError(f"cannot write {named}: something that is no file is there")
-        if os.path.exists(one) and not force:
-            raise ConfigError(f"{named} exists: use another name, or --force to replace it")
+    check_new_files(path, {target: path, target + sidecar.SUFFIX: path + sidecar.SUFFIX}, force)
     return target
-
-
-def _write(target: str, content: bytes) -> None:
-    try:
-        LocalBackend().write(target, [content])
-    except OSError as error:
-        raise classify(error, "write").error("write", target) from error
 
 
 def _move(draft: str, target: str) -> None:

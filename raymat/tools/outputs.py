@@ -1,13 +1,15 @@
-"""Files that a command writes where it is told to: a path of this machine or any fsspec URL."""
+"""Files that a command writes where it is told to: reports to any fsspec URL, networks to a path of this machine."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from raymat.checkpoint.backends import Backend, FsspecBackend, LocalBackend
+from raymat.checkpoint.digest import Buffer
 from raymat.checkpoint.faults import backend_errors, classify
 from raymat.data.files import shown
 from raymat.errors import ConfigError, RaymatError
@@ -39,6 +41,33 @@ def write_output(flag: str, url: str, content: bytes) -> None:
         backend.write(path, [content])
     except backend_errors() as error:
         raise classify(error, "write").error("write", shown(url)) from error
+
+
+def check_new_files(path: str, files: Mapping[str, str], force: bool) -> None:
+    """Say before hours of work what would be said after them, of files of this machine; `force`: they may be there.
+
+    `files`: each that will be written, and what the user knows it by; `path` is the first of those names.
+
+    Raises:
+        ConfigError: there is no such folder, or something is there already.
+    """
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(folder):
+        raise ConfigError(f"cannot write {path}: there is no folder {folder}")
+    for file, named in files.items():
+        if os.path.exists(file) and not os.path.isfile(file):
+            raise ConfigError(f"cannot write {named}: something that is no file is there")
+        if os.path.exists(file) and not force:
+            raise ConfigError(f"{named} exists: use another name, or --force to replace it")
+
+
+def write_file(path: str, chunks: Sequence[Buffer]) -> None:
+    """Write a file of this machine, whole or not at all; links are followed. Raises StorageError."""
+    target = os.path.realpath(path)
+    try:
+        LocalBackend().write(target, chunks)
+    except OSError as error:
+        raise classify(error, "write").error("write", target) from error
 
 
 def _open(what: str, url: str) -> tuple[Backend, str]:

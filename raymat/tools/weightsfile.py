@@ -6,16 +6,14 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from raymat.checkpoint.backends import LocalBackend
-from raymat.checkpoint.digest import Buffer
-from raymat.checkpoint.faults import classify
 from raymat.errors import ConfigError
+from raymat.tools.outputs import check_new_files, write_file
 from raymat.tools.sidecar import SUFFIX
 
 ENDINGS = (".pth", ".safetensors")
@@ -29,16 +27,9 @@ def check_path(path: str, force: bool) -> None:
     Raises:
         ConfigError: no weights file can be written there.
     """
-    folder = os.path.dirname(os.path.realpath(path))
     if not path.endswith(ENDINGS):
         raise ConfigError(f"--output must end in {' or '.join(ENDINGS)}, got {path!r}")
-    if not os.path.isdir(folder):
-        raise ConfigError(f"cannot write {path}: there is no folder {folder}")
-    for file in _files(path):
-        if os.path.exists(file) and not os.path.isfile(file):
-            raise ConfigError(f"cannot write {file}: something that is no file is there")
-        if os.path.exists(file) and not force:
-            raise ConfigError(f"{file} exists: use another name, or --force to replace it")
+    check_new_files(path, {file: file for file in _files(path)}, force)
 
 
 def write_weights(path: str, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> int:
@@ -52,14 +43,14 @@ def write_weights(path: str, weights: Mapping[str, Tensor], about: Mapping[str, 
         from safetensors.torch import save
 
         content = save({n: t.contiguous() for n, t in weights.items()}, {METADATA: told})
-        _write(path, [content])
+        write_file(path, [content])
         return len(content)
     buffer = io.BytesIO()
     torch.save(dict(weights), buffer)
     # The sidecar first: weights of which nobody knows what they are would be worse than the reverse.
-    _write(sidecar(path), [f"{told}\n".encode()])
+    write_file(sidecar(path), [f"{told}\n".encode()])
     try:
-        _write(path, [buffer.getbuffer()])
+        write_file(path, [buffer.getbuffer()])
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(os.path.realpath(sidecar(path)))
@@ -74,11 +65,3 @@ def sidecar(path: str) -> str:
 
 def _files(path: str) -> list[str]:
     return [path] if path.endswith(".safetensors") else [path, sidecar(path)]
-
-
-def _write(path: str, chunks: Sequence[Buffer]) -> None:
-    target = os.path.realpath(path)
-    try:
-        LocalBackend().write(target, chunks)
-    except OSError as error:
-        raise classify(error, "write").error("write", target) from error

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from raymat.errors import CheckpointError
-from raymat.train.optimiser import require_same
+from raymat.train.optimiser import copy_same
 
 
 class WeightAverage:
@@ -72,12 +72,9 @@ class WeightAverage:
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """The inverse of `tensors` and `state_dict`. Raises CheckpointError for what is none."""
-        own = self.tensors()
-        require_same(own, tensors, "average of the weights")
         try:
             updates = int(state["updates"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint holds no average's count: {error!r}") from error
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+        copy_same(self.tensors(), tensors, "average of the weights")
         self._updates.fill_(updates)

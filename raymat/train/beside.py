@@ -25,7 +25,7 @@ from raymat.data.batch import MicroBatch, Replacement
 from raymat.data.local import LocalFeed
 from raymat.model.matting import build
 from raymat.train.group import Group
-from raymat.train.optimiser import require_same
+from raymat.train.optimiser import copy_same
 from raymat.train.precision import parameter_dtype
 from raymat.train.state import EMA, MODEL, below, require_format
 from raymat.train.validation import Examiner, ValidationResult, singles, validate
@@ -135,11 +135,7 @@ def _examiner(
     network.to(device=device, dtype=parameter_dtype(precision))
     if channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    own = network.state_dict()
-    require_same(own, weights, "model")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(weights[name])
+    copy_same(network.state_dict(), weights, "model")
     return Examiner(
         network,
         stage=config.stage,

@@ -94,10 +94,7 @@ class PartAdam:
         Raises:
             CheckpointError: names or shapes are not those of this network.
         """
-        own = self.state_dict()
-        require_same(own, tensors, "optimizer state")
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+        copy_same(self.state_dict(), tensors, "optimizer state")
 
     def _named(self) -> Iterator[tuple[str, Tensor]]:
         for moment in MOMENTS:
@@ -108,6 +105,14 @@ class PartAdam:
 def _zero(parameter: Tensor) -> Tensor:
     """A count of steps, as the fused kernels want it."""
     return torch.zeros((), dtype=torch.float32, device=parameter.device)
+
+
+@torch.no_grad()
+def copy_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
+    """Copy `given` into the tensors `own`, or nothing. Raises as `require_same`."""
+    require_same(own, given, what)
+    for name, tensor in own.items():
+        tensor.copy_(given[name])
 
 
 def require_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:

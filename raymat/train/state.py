@@ -21,7 +21,7 @@ from raymat.config import DATASET, RunConfig, from_dict, refuse_changes, to_dict
 from raymat.data.order import Cursor
 from raymat.data.past import NO_PAST, Past
 from raymat.errors import CheckpointError, DataError
-from raymat.train.optimiser import require_same
+from raymat.train.optimiser import copy_same
 from raymat.train.schedule import RateState, Schedule
 from raymat.train.step import TrainStep
 from raymat.train.verdicts import Validation, best_of, stop_reason, validations_of
@@ -162,13 +162,8 @@ def install(step: TrainStep, tensors: Mapping[str, Tensor], extra: Mapping[str, 
         CheckpointError: it is not the state of such a network, or of a format that this raymat does not know.
     """
     require_format(extra)
-    own = step.network.state_dict()
-    model = below(MODEL, tensors)
-    require_same(own, model, "model")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(model[name])
-        step.optimiser.load_state_dict(below(OPTIMIZER, tensors))
+    copy_same(step.network.state_dict(), below(MODEL, tensors), "model")
+    step.optimiser.load_state_dict(below(OPTIMIZER, tensors))
     step.scale.load_state_dict(extra["scaler"])
     if step.ema is not None:
         if extra.get("ema") is None:

@@ -123,7 +123,7 @@ def mean_values(values: Mapping[int, Values]) -> dict[str, float | None]:
     """The mean of each name over the examples, by number; None where an example's is not finite."""
     numbers = sorted(values)
     names = values[numbers[0]] if numbers else ()
-    return {name: _mean([values[number][name] for number in numbers]) for name in names}
+    return {name: mean_of([values[number][name] for number in numbers]) for name in names}
 
 
 def finite(value: float) -> float | None:
@@ -131,7 +131,8 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def mean_of(values: Sequence[float]) -> float | None:
+    """The mean, correctly rounded; None where one of `values` is not finite."""
     return finite(math.fsum(values) / len(values)) if all(map(math.isfinite, values)) else None
 
 
