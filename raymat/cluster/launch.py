@@ -25,6 +25,7 @@ from ray.exceptions import RayError
 from raymat.checkpoint.find import newest, newest_extra, scan
 from raymat.checkpoint.store import Store
 from raymat.cluster import board as boards
+from raymat.cluster.health import answers
 from raymat.cluster.ingest import StreamPlan, dataset_factory
 from raymat.cluster.progress import ProgressLine
 from raymat.cluster.stop import StopSignals
@@ -224,6 +225,7 @@ def _train(run: PreparedRun, store: Store, lease: Lease) -> Result:
     config = run.config
     per_worker = worker_resources(config, ray.cluster_resources())
     _set_ledger_aside(store)
+    head = ray.get_runtime_context().gcs_address
     board = boards.create()
     stop = StopSignals(board)
     plan = StreamPlan(run.source, run.order, run.geometry)
@@ -262,7 +264,7 @@ def _train(run: PreparedRun, store: Store, lease: Lease) -> Result:
         with ProgressLine(board), stop, lease.telling(board.set_wish.remote):
             trainer.fit()
     except (ray.train.TrainingFailedError, RayError) as error:
-        raise stop.end_of(_end_of(error, board)) from error
+        raise stop.end_of(_end_of(error, board, head)) from error
     finally:
         ray.kill(board)
     return _result(store, run, already_complete=False)
@@ -335,11 +337,17 @@ def _ray_storage(store: Store) -> tuple[Any, str]:
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
 
 
-def _end_of(error: BaseException, board: Any) -> RaymatError:
-    """Why training ended, for the user: what raymat raised, or why the controller gave up."""
+def _end_of(error: BaseException, board: Any, head: str) -> RaymatError:
+    """Why training ended, for the user: what raymat raised, that the cluster's `head` (HOST:PORT) is gone, or why the
+    controller gave up."""
     raised = raymat_error(error)
     if raised is not None:
         return raised
+    if not answers(head):
+        return ClusterError(
+            f"the head of the Ray cluster, {head}, does not answer any more: when it is back, give the same command "
+            "again, and the run goes on from its newest checkpoint"
+        )
     lines = [line for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else repr(error)
     verdict = boards.ask(board.verdict.remote(), None)

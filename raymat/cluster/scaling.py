@@ -15,9 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grpc
 import ray
-from ray._private.grpc_utils import init_grpc_channel
 from ray.train.v2._internal.execution.controller.state import ReschedulingState
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
@@ -27,11 +25,10 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 
 from raymat.cluster import board as boards
+from raymat.cluster.health import answers
 from raymat.cluster.notices import draining_nodes
 from raymat.train.notice import LeavingError, Notice
 
-ANSWER_SECONDS = 3.0
-"""A node that does not answer within this time is taken for frozen."""
 GROWTH_SECONDS = 5.0
 """How often a running group is compared with what the cluster could hold."""
 RESTART_SECONDS = 15.0
@@ -130,10 +127,8 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
     def _consider(self, workers: int, now: float) -> None:
         """Ask the workers to make way for more of them, once the room for more has stood for a while."""
         possible = self._possible(fresh=False)
-        if possible <= workers:
-            if self._room_since is not None:  # what came has gone again
-                self._board.set_wish.remote(None)
-            self._room_since = None
+        if possible <= workers:  # also if what came has gone again
+            self._withdraw()
             return
         if self._room_since is None or self._room_since[0] != possible:
             self._room_since = (possible, now)
@@ -141,9 +136,18 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
         pays = growth_pays(
             workers, possible, restart_seconds=self._restart_seconds, expected_seconds=expected
         )
-        if pays and now - self._room_since[1] >= SETTLE_SECONDS:
-            text = f"there is room for {possible} workers instead of {workers}"
-            self._board.set_wish.remote(Notice(text))
+        if not pays or now - self._room_since[1] < SETTLE_SECONDS:
+            return
+        if self._possible(fresh=True) < possible:  # a frozen node is known to be dead only later
+            self._withdraw()
+            return
+        text = f"there is room for {possible} workers instead of {workers}"
+        self._board.set_wish.remote(Notice(text))
+
+    def _withdraw(self) -> None:
+        if self._room_since is not None:
+            self._board.set_wish.remote(None)
+        self._room_since = None
 
     def _possible(self, fresh: bool) -> int:
         """How many workers the cluster could hold, had it nothing else to do; `fresh`: on nodes that answer now.
@@ -167,28 +171,13 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
 
 
 def answering_nodes(nodes: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """Those of `nodes` (as Ray describes them, by id) that answer: a dead one's port refuses at once, a frozen one is
-    silent. This process's own node is not asked."""
+    """Those of `nodes` (as Ray describes them, by id) that answer. This process's own node is not asked."""
     here = {ray.get_runtime_context().get_node_id()} & nodes.keys()
     asked = [node for name, node in nodes.items() if name not in here]
     if not asked:
         return here
     with ThreadPoolExecutor(max_workers=min(32, len(asked))) as pool:
-        answers = pool.map(_answers, asked)
-        return here | {n["NodeID"] for n, up in zip(asked, answers, strict=True) if up}
-
-
-def _answers(node: Mapping[str, Any]) -> bool:
-    """Whether the node's raylet answers gRPC's health check, by which Ray's head finds out too. No worker is needed for
-    it: starting one takes longer than a busy machine should be waited for."""
-    channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
-    check = channel.unary_unary(
-        "/grpc.health.v1.Health/Check", request_serializer=bytes, response_deserializer=bytes
-    )
-    try:
-        check(b"", timeout=ANSWER_SECONDS)
-    except grpc.RpcError:
-        return False
-    finally:
-        channel.close()
-    return True
+        up = pool.map(
+            lambda node: answers(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"), asked
+        )
+        return here | {node["NodeID"] for node, there in zip(asked, up, strict=True) if there}

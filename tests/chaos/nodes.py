@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -34,7 +35,7 @@ class Nodes:
 
     def __init__(self) -> None:
         # Blocks of tiny pictures would travel inside of messages; real ones lie in the nodes' object stores.
-        settings = {"max_direct_call_object_size": 4096}
+        settings = {"max_direct_call_object_size": 4096} | health_checks()
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={
@@ -94,6 +95,13 @@ class Nodes:
     def stop(self) -> None:
         ray.shutdown()
         self.cluster.shutdown()
+
+
+def health_checks() -> dict[str, int]:
+    """How the head looks for dead nodes, as cluster.yaml has it."""
+    text = (Path(__file__).parents[2] / "cluster.yaml").read_text(encoding="utf-8")
+    found = re.findall(r"RAY_(health_check_\w+)=(\d+)", text)
+    return {name: int(value) for name, value in found}
 
 
 def raylet(node: Any) -> int:

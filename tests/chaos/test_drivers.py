@@ -111,7 +111,8 @@ def test_a_killed_head_ends_the_driver_and_the_same_command_goes_on_when_it_is_b
         f"the driver ended after {time.monotonic() - killed:.0f} s with {driver.returncode}: {lines[-1]}"
     )
     assert driver.returncode not in (0, None)
-    assert lines[-1].startswith("raymat: error: "), errors
+    assert lines[-1].startswith("raymat: error: the head of the Ray cluster, "), errors
+    assert f":{head.port}, does not answer any more: " in lines[-1], errors
     assert "Traceback" not in errors
     head.start()
     steps = newest_commit(store) + 30
