@@ -1,6 +1,6 @@
 """The whole configuration of a run: small frozen dataclasses, each checked when it is built.
 
-`RunConfig.base(...)` and `RunConfig.refine(...)` fill in a stage's defaults. Names are the flags'
+`build` fills in a stage's defaults. Names are the flags'
 names with underscores. Nothing here reads a file, the environment or the command line: `raymat.cli`
 does.
 """
@@ -12,7 +12,6 @@ import math
 import re
 import types
 import typing
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -666,64 +665,3 @@ def from_dict(flat: dict[str, Any]) -> RunConfig:
     """The inverse of `to_dict`."""
     options = dict(flat)
     return build(options.pop("stage"), options)
-
-
-PROMISED = (
-    "stage", "dataset", "backgrounds", "synthetic", "resolution", "crop", "batch_size", "seed",
-    "scaled_decode", "backbone", "init", "backbone_scale", "refine_mode", "refine_sample_pixels",
-    "refine_threshold", "refine_kernel_size", "lr_backbone", "lr_aspp", "lr_decoder", "lr_refiner",
-    "precision", "threads", "ema_decay", "clip_norm", "weight_decay", "freeze", "accumulate",
-    "schedule", "schedule_backbone",
-    "schedule_aspp", "schedule_decoder", "schedule_refiner", "warmup_examples", "schedule_examples",
-    "schedule_floor", "step_examples", "step_factor", "plateau_metric", "plateau_mode",
-    "plateau_patience", "plateau_min_delta", "plateau_factor",
-)  # fmt: skip
-"""Options that a resumed run may not change: with another value its weights would not be an
-undisturbed run's."""
-PROMISED_BY_PLATEAU = ("valid_interval", "valid_examples", "validation")
-"""Promised too where validations have a say in the learning rates; of the last only whether results count at once."""
-ADDABLE = frozenset({"ema_decay"})
-"""Promised options that a run may be given later, but not change or lose: what they add begins
-there."""
-
-DATASET = ("dataset", "backgrounds", "synthetic")
-"""Promised options that may change where the run's dataset has grown."""
-
-LENGTH = tuple(f.name for f in dataclasses.fields(LengthConfig))
-"""Options that a run may be continued with other values of."""
-
-
-def refuse_changes(
-    stored: RunConfig, asked: RunConfig, what: str, but: Collection[str] = ()
-) -> None:
-    """Raise where `asked` would break the promise of what was begun with `stored`, the options in `but` aside.
-
-    Raises:
-        ConfigError: naming `what` was begun, each changed option with both values, and the fix.
-    """
-    changes = promise_changes(stored, asked)
-    changes = {name: values for name, values in changes.items() if name not in but}
-    if changes:
-        told = ", ".join(
-            f"--{name.replace('_', '-')} was {old}, is {new}"
-            for name, (old, new) in changes.items()
-        )
-        grown = changes.keys() <= set(DATASET)
-        raise ConfigError(
-            f"{what} was begun with another configuration: {told}; "
-            f"use the old one, or another --name{', or --grow-dataset for more data' if grown else ''}"
-        )
-
-
-def promise_changes(stored: RunConfig, asked: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Promised options whose value differs, as {name: (stored, asked)}."""
-    old, new = to_dict(stored), to_dict(asked)
-    plateau = "plateau" in stored.schedules.values()
-    promised = (*PROMISED, *(PROMISED_BY_PLATEAU if plateau else ()))
-    if (old["validation"] == "loop") == (new["validation"] == "loop"):
-        promised = tuple(name for name in promised if name != "validation")
-    return {
-        name: (old[name], new[name])
-        for name in promised
-        if old[name] != new[name] and not (name in ADDABLE and old[name] is None)
-    }

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from raymat.config import Duration, Range, RunConfig, build, from_dict, promise_changes, to_dict
+from raymat.config import Duration, Range, RunConfig, build, from_dict, to_dict
 from raymat.errors import ClusterError, ConfigError, RaymatError
+from raymat.train.promised import promise_changes
 from raymat.world import World
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import raymat
 from raymat.checkpoint.store import Store
-from raymat.config import DATASET, LENGTH, RunConfig, from_dict, refuse_changes, to_dict
+from raymat.config import RunConfig, from_dict, to_dict
 from raymat.data.batch import Geometry
 from raymat.data.order import SampleOrder
 from raymat.data.past import NO_PAST, Past
@@ -28,6 +28,7 @@ from raymat.data.source import SourceSpec
 from raymat.errors import DataError, StorageError
 from raymat.train.continued import Standing, longer, standing, total_examples, with_more_data
 from raymat.train.dataset import Grown, grow_dataset, list_dataset, source_of
+from raymat.train.promised import DATASET, LENGTH, refuse_changes
 
 log = logging.getLogger(__name__)
 

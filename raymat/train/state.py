@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 import raymat
-from raymat.config import DATASET, RunConfig, from_dict, refuse_changes, to_dict
+from raymat.config import RunConfig, from_dict, to_dict
 from raymat.data.order import Cursor
 from raymat.data.past import NO_PAST, Past
 from raymat.errors import CheckpointError, DataError
 from raymat.train.optimiser import copy_same
+from raymat.train.promised import DATASET, refuse_changes
 from raymat.train.schedule import RateState, Schedule
 from raymat.train.step import TrainStep
 from raymat.train.verdicts import Validation, best_of, stop_reason, validations_of

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from raymat.config import RunConfig, build, from_dict, promise_changes, to_dict
+from raymat.config import RunConfig, build, from_dict, to_dict
 from raymat.data.past import Era, Past
 from raymat.errors import CheckpointError, ConfigError
-from raymat.train import loop
+from raymat.train import beginning
 from raymat.train.events import read_events
 from raymat.train.loop import Outcome
 from raymat.train.metrics import read_metrics
+from raymat.train.promised import promise_changes
 from raymat.train.schedule import RateState, rates, settle_cosine
 from raymat.train.seams import NullHost
 from raymat.train.state import Record
@@ -300,7 +301,7 @@ def train_small(
     world: World, config: RunConfig, kill: dict[int, int] | None = None, host: Any = None
 ) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "build", build_small)
+        patch.setattr(beginning, "build", build_small)
         return runs.train(world, config, kill, patient=True, host=host)
 
 
