@@ -305,7 +305,7 @@ def _places(injector: Injector) -> None:
         journal.note("restored", checkpoint=name, rank=rank, attempt=attempt)
         passes("restore/done")
 
-    _around(loop._Training, "_restore", restored)
+    _around(loop._Training, "_begin", restored)
     _between(passes, store.Store, "read_into", before="restore/reading")
 
     def committed(plain: Any, self: Any, found: list[Any]) -> None:

@@ -24,13 +24,12 @@ from raymat.config import RunConfig
 from raymat.data.batch import MicroBatch
 from raymat.data.order import Cursor, SampleOrder, digest_lanes, digest_text
 from raymat.errors import LeaseLostError, RaymatError, StorageError, TrainingError
-from raymat.model.matting import build
 from raymat.train.attempt import Attempt, begin_attempt
+from raymat.train.beginning import begin
 from raymat.train.departure import Departure
 from raymat.train.events import EventLog
 from raymat.train.group import Group
 from raymat.train.health import BadStep, HealthWatch
-from raymat.train.initial import initialise_from
 from raymat.train.late import LateValidation
 from raymat.train.loggers import make_loggers
 from raymat.train.notice import LeavingError
@@ -38,12 +37,11 @@ from raymat.train.precision import settled
 from raymat.train.pulse import Doing, Pulse, StuckWatch
 from raymat.train.replaced import ReplacementReport
 from raymat.train.report import Report
-from raymat.train.restore import restore
 from raymat.train.saving import AsyncSaver, Retainer, Saved
-from raymat.train.schedule import Schedule, rates, settle_cosine
+from raymat.train.schedule import Schedule, rates
 from raymat.train.seams import Feed, Host
 from raymat.train.state import Promise, Record
-from raymat.train.step import StepResult, TrainStep
+from raymat.train.step import StepResult
 from raymat.train.validating import Parts, Validations
 from raymat.train.validation import finite
 from raymat.train.validator import NoValidator, Validator
@@ -176,8 +174,6 @@ class _Training:
             loggers=loggers,
         )
         self.replaced = ReplacementReport(attempt.events)
-        self.damaged: set[CheckpointId] = set()
-        self.newest: CheckpointId | None = None
         self.record = Record()
         self.stopped: str | None = None
         """Why training ends before the run's length."""
@@ -193,10 +189,7 @@ class _Training:
     ) -> Outcome:
         self.nearby = Nearby.open(nearby, run_id, self.events.emit) if nearby else None
         self.watch = HealthWatch(self.config.optim.max_bad_steps, device)
-        self.pulse.beat("building the network", 0)
-        self.step = self._build(device)
-        self.pulse.beat("reading a checkpoint", 0)
-        self._restore(run_id, promise)
+        self._begin(run_id, promise, device)
         self.saver = self._saver(run_id, promise)
         self.step.before_update = self.saver.settle
         self.saver.on_look = lambda: self._beat("waiting for storage")
@@ -230,6 +223,28 @@ class _Training:
         return self.record.step >= self.schedule.total_steps or self.stopped is not None
 
     # Before the first step.
+
+    def _begin(self, run_id: str, promise: Promise, device: torch.device) -> None:
+        found = begin(
+            self.config,
+            self.store,
+            self.group,
+            self.schedule,
+            device,
+            run_id=run_id,
+            promise=promise,
+            nearby=self.nearby,
+            beat=self._beat,
+            tell=self._tell,
+        )
+        self.step, self.record, self.newest = found.step, found.record, found.checkpoint
+        self.damaged = found.damaged
+        self.watch.in_a_row = self.record.bad_steps
+        self._judge()
+        if self.newest is not None:
+            self.report.committed(self.newest)
+        self.report.resumed(self.record.step)
+        self.host.restored(self.newest)
 
     def _saver(self, run_id: str, promise: Promise) -> AsyncSaver:
         kept, number = self.config.checkpoint, self.attempt.number
@@ -276,71 +291,6 @@ class _Training:
             valid_since=self.order.past.valid_since,
         )
         return Validations(parts, self.record, late if self.group.leads else None)
-
-    def _build(self, device: torch.device) -> TrainStep:
-        config = self.config
-        assert config.optim.precision is not None
-        return TrainStep(
-            build(config.stage, config.model, config.data.seed),
-            stage=config.stage,
-            precision=config.optim.precision,
-            seed=config.data.seed,
-            resolution=config.data.resolution,
-            world=self.group.world,
-            device=device,
-            optim=config.optim,
-        )
-
-    def _restore(self, run_id: str, promise: Promise) -> None:
-        began = time.monotonic()
-        found = restore(
-            self.step,
-            self.store,
-            self.group,
-            run_id=run_id,
-            promise=promise,
-            schedule=self.schedule,
-            on_skip=self._skipped,
-            nearby=self.nearby,
-        )
-        self.newest, self.record = found.checkpoint, found.record
-        self.watch.in_a_row = self.record.bad_steps
-        if self.newest is not None:
-            self.report.committed(self.newest)
-            self._tell_checkpoint(
-                "restore",
-                self.newest,
-                seconds=time.monotonic() - began,
-                nearby_bytes=found.nearby_bytes,
-                storage_bytes=found.storage_bytes,
-            )
-            self._tell_average()
-        else:
-            self._initialise(self.config.model.init)
-        self.record.rates = settle_cosine(
-            self.config, self.schedule.total_examples, self.record.rates
-        )
-        self._judge()
-        self.report.resumed(self.record.step)
-        self.host.restored(self.newest)
-
-    def _skipped(self, checkpoint: CheckpointId, reason: str) -> None:
-        self.damaged.add(checkpoint)
-        self._tell_checkpoint("skip", checkpoint, reason=reason)
-
-    def _initialise(self, url: str | None) -> None:
-        self.step.share_weights()
-        if url is not None:
-            report = initialise_from(self.step.network, url, self.group)
-            self._tell("init", url=url, summary=report.summary)
-        if self.step.ema is not None:
-            self.step.ema.restart()
-
-    def _tell_average(self) -> None:
-        """A run that is given --ema-decay later has no average from before."""
-        if self.step.ema is not None and not self.step.ema.updates:
-            summary = f"the average of the weights begins with those of step {self.record.step}"
-            self._tell("ema", step=self.record.step, summary=summary)
 
     # Steps.
 
@@ -463,9 +413,10 @@ class _Training:
         for saved in found:
             self.newest = saved.checkpoint
             self.validations.committed(saved.checkpoint)
-            self._tell_checkpoint(
+            self._tell(
                 "commit",
-                saved.checkpoint,
+                checkpoint=str(saved.checkpoint),
+                step=saved.checkpoint.step,
                 seconds=saved.seconds,
                 stall=saved.stall,
                 bytes=saved.bytes,
@@ -511,6 +462,3 @@ class _Training:
         """An event that all workers know of, written by rank 0."""
         if self.group.leads:
             self.events.emit(kind, **fields)
-
-    def _tell_checkpoint(self, kind: str, checkpoint: CheckpointId, **fields: Any) -> None:
-        self._tell(kind, checkpoint=str(checkpoint), step=checkpoint.step, **fields)
