@@ -20,7 +20,7 @@ from raymat.checkpoint.store import Store
 from raymat.train.events import read_events
 
 PROJECT = Path(__file__).parents[2]
-BATCH, STEPS = 4, 60
+BATCH, STEPS = 4, 30
 
 
 @dataclass
@@ -66,7 +66,7 @@ def test_a_submitted_run_whose_driver_was_killed_resumes_when_it_is_submitted_ag
     job = [sys.executable, "jobs/base.py", "--name", "night", "--storage", str(tmp_path)]
     job += ["--synthetic", "40", "--backbone", "mobilenetv2", "--device", "cpu"]
     job += ["--resolution", "64", "--crop", "64", "--batch-size", str(BATCH)]
-    job += ["--steps", str(STEPS), "--checkpoint-interval", "10", "--log-loss-interval", "1"]
+    job += ["--steps", str(STEPS), "--checkpoint-interval", "5", "--log-loss-interval", "1"]
     job += ["--valid-examples", "0", "--workers", "2", "--epoch-examples", "1000000"]
     store = Store.open(str(tmp_path), "night")
 
@@ -77,7 +77,7 @@ def test_a_submitted_run_whose_driver_was_killed_resumes_when_it_is_submitted_ag
     first = head.submit(*job, wait=False)
     assert first.returncode == 0, first.stdout + first.stderr
     pid = wait_for(lambda: driver_pid(store, 0), 120)
-    wait_for(lambda: newest_commit(store) >= 20, 120)
+    wait_for(lambda: newest_commit(store) >= 10, 120)
     os.kill(pid, signal.SIGKILL)
     reached = newest_commit(store)
     assert reached < STEPS

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from raymat.config import Range
 from raymat.data.decode import OpenImage, RawImage
+from raymat.data.order import SampleOrder
 
 Pixels = NDArray[np.uint8]
 
@@ -91,3 +93,16 @@ class MemorySource:
 
     def name_of(self, index: int, valid: bool = False) -> str:
         return f"{'valid' if valid else 'train'} {index}"
+
+
+def make_order(**changed: object) -> SampleOrder:
+    """25 whole batches and one example, of a dataset of 10 pairs."""
+    fields = {
+        "seed": 42,
+        "pairs": 10,
+        "backgrounds": 7,
+        "batch_size": 4,
+        "crop": Range(256, 512),
+        "total_examples": 101,
+    }
+    return SampleOrder(**(fields | changed))  # type: ignore[arg-type]

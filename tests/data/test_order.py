@@ -18,18 +18,7 @@ from raymat.data.order import (
 )
 from raymat.errors import CheckpointError
 from raymat.world import World
-
-
-def make_order(**changed: object) -> SampleOrder:
-    fields = {
-        "seed": 42,
-        "pairs": 10,
-        "backgrounds": 7,
-        "batch_size": 4,
-        "crop": Range(256, 512),
-        "total_examples": 101,
-    }
-    return SampleOrder(**(fields | changed))  # type: ignore[arg-type]
+from tests.data.datakit import make_order
 
 
 def pass_of(order: SampleOrder, epoch: int) -> list[int]:

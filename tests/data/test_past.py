@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 
 import pytest
 
-from raymat.config import Range
 from raymat.data.order import SampleOrder, _permutation
 from raymat.data.past import Era, Past, Steps
+from tests.data import datakit
 
-
-def make_order(**changed: object) -> SampleOrder:
-    fields = {
-        "seed": 42,
-        "pairs": 10,
-        "backgrounds": 7,
-        "batch_size": 4,
-        "crop": Range(256, 512),
-        "total_examples": 1000,
-    }
-    return SampleOrder(**(fields | changed))  # type: ignore[arg-type]
+make_order = functools.partial(datakit.make_order, total_examples=1000)
 
 
 def grown(pairs: int = 15, **changed: object) -> SampleOrder:

@@ -26,7 +26,7 @@ import raymat.train.tensorboard  # noqa: F401  (imported late otherwise, by each
 from raymat.checkpoint.find import scan
 from raymat.config import RunConfig
 from raymat.data.batch import MicroBatch
-from raymat.train import loop
+from raymat.train import beginning, loop
 from raymat.world import World
 from tests.injector import Injector, Journal, Kill, install
 from tests.train import runs
@@ -73,7 +73,7 @@ def work(world: World, order: dict[str, Any], meeting: Path) -> None:
     journal = Journal(Path(order["journal"]))
     injector = Injector(world.rank, order["kill"] and Kill(**order["kill"]), journal)
     install(injector)
-    loop.build = build_small
+    beginning.build = build_small
     outcome = runs.train(world, config, feed=PacedFeed(config, world, order["lag"], journal))
     journal.note("passed", rank=world.rank, counts=dict(injector.passed))
     journal.note("ended", rank=world.rank, **_plain(outcome))

@@ -71,6 +71,15 @@ def order_of(config: RunConfig) -> SampleOrder:
     )
 
 
+def source_of(config: RunConfig) -> SourceSpec:
+    return SourceSpec.synthetic(
+        count=PAIRS,
+        seed=config.data.seed,
+        size=config.data.resolution,
+        valid_count=config.log.valid_examples,
+    )
+
+
 class Feed:
     """LocalFeed, which can kill this process when it is asked for a step.
 
@@ -80,12 +89,7 @@ class Feed:
     def __init__(
         self, config: RunConfig, world: World, kill: Mapping[int, int], patient: bool = False
     ) -> None:
-        source = SourceSpec.synthetic(
-            count=PAIRS,
-            seed=config.data.seed,
-            size=config.data.resolution,
-            valid_count=config.log.valid_examples,
-        )
+        source = source_of(config)
         geometry = Geometry(config.stage, config.data.resolution)
         self._feed = LocalFeed(source.open(), order_of(config), geometry, world)
         self._kill_at = kill.get(world.rank)
@@ -141,16 +145,10 @@ def train(
 
 def job_of(config: RunConfig, checkpoint: CheckpointId) -> Job:
     """What a validation of a checkpoint of `train` is told."""
-    source = SourceSpec.synthetic(
-        count=PAIRS,
-        seed=config.data.seed,
-        size=config.data.resolution,
-        valid_count=config.log.valid_examples,
-    )
     geometry = Geometry(config.stage, config.data.resolution)
     settled = dataclasses.replace(config.optim, precision=config.optim.precision or "fp32")
     config = dataclasses.replace(config, optim=settled)
-    return Job(checkpoint, config, config.name, source, order_of(config), geometry)
+    return Job(checkpoint, config, config.name, source_of(config), order_of(config), geometry)
 
 
 def store_of(config: RunConfig) -> Store:

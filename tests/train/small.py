@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raymat.config import OptimConfig
 from raymat.model.initial import initialise
 from raymat.model.matting import MattingBase, SeededDropout
 from raymat.model.pixels import resize
+from raymat.train.step import TrainStep
+from raymat.world import World
 
 OUT_CHANNELS = 37
 
@@ -57,3 +60,12 @@ def build_small(stage: Any, config: Any, seed: int) -> MattingBase:
     network = SmallMatting()
     initialise(network, seed)
     return network
+
+
+def new_step(precision: Any = "fp64", **options: Any) -> TrainStep:
+    """A step of base at 32 pixels, in one worker."""
+    torch.set_num_threads(1)
+    return TrainStep(
+        build_small("base", None, 0), stage="base", precision=precision, seed=0, resolution=32,
+        world=World(), device=torch.device("cpu"), optim=OptimConfig(**options),
+    )  # fmt: skip

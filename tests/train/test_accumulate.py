@@ -14,15 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from raymat.config import OptimConfig, RunConfig
+from raymat.config import RunConfig
 from raymat.data.batch import MicroBatch
 from raymat.model.matting import set_dropout_seeds
-from raymat.train import loop
+from raymat.train import beginning, loop
 from raymat.train.metrics import read_metrics
-from raymat.train.step import TrainStep
 from raymat.world import World
 from tests.train import runs
-from tests.train.small import build_small
+from tests.train.small import build_small, new_step
 from tests.train.workers import WorkerError, in_workers
 
 RATES = {"backbone": 1e-3, "aspp": 1e-3, "decoder": 1e-3}
@@ -37,14 +36,6 @@ def config_of(accumulate: int, **options: Any) -> RunConfig:
 def batch_of(accumulate: int) -> MicroBatch:
     (batch,) = runs.Feed(config_of(accumulate), World(), {}).train(0, 1)
     return batch
-
-
-def new_step(precision: Any = "fp64", **options: Any) -> TrainStep:
-    torch.set_num_threads(1)
-    return TrainStep(
-        build_small("base", None, 0), stage="base", precision=precision, seed=0, resolution=32,
-        world=World(), device=torch.device("cpu"), optim=OptimConfig(**options),
-    )  # fmt: skip
 
 
 def test_chunks_are_one_loop_over_the_parts_of_the_batch_in_their_order() -> None:
@@ -178,7 +169,7 @@ def train_small(world: World, config: RunConfig, kill: int | None) -> loop.Outco
         if world.rank == 1 and done == kill:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    loop.build = build
+    beginning.build = build
     return runs.train(world, config, patient=True)
 
 

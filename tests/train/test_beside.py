@@ -21,8 +21,8 @@ from raymat.checkpoint.store import Store
 from raymat.config import RunConfig
 from raymat.data.batch import Replacement
 from raymat.errors import RaymatError
+from raymat.train import beginning
 from raymat.train import beside as beside_module
-from raymat.train import loop
 from raymat.train.beside import Result, examiners_of, validate_checkpoint
 from raymat.train.events import read_events
 from raymat.train.late import LateValidation
@@ -85,7 +85,7 @@ def train(world: World, config: RunConfig, deaths: int = 0, hangs: int = 0, **mo
 
 def train_in_loop(world: World, config: RunConfig, **more: Any) -> Outcome:
     """With nobody to validate beside training; with a small network."""
-    for module in (loop, beside_module):
+    for module in (beginning, beside_module):
         module.build = build_small  # type: ignore[attr-defined]
     return runs.train(world, config, **more)
 
@@ -306,7 +306,7 @@ def test_no_later_save_takes_the_place_of_one_that_a_validation_needs(
         assert _Releasing.release.wait(60)
         return write(*args)
 
-    for module in (loop, beside_module):
+    for module in (beginning, beside_module):
         monkeypatch.setattr(module, "build", build_small)
     monkeypatch.setattr(writer, "write_files", write_when_released)
     options = POINTS | {"checkpoint_interval": 1, "steps": 8}

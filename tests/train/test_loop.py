@@ -14,7 +14,7 @@ from raymat.checkpoint.find import scan
 from raymat.config import RunConfig
 from raymat.data.batch import MicroBatch, Replacement
 from raymat.errors import ConfigError, DataError, StorageError, TrainingError, WeightsError
-from raymat.train import loop
+from raymat.train import beginning
 from raymat.train.events import read_events
 from raymat.train.loop import Outcome
 from raymat.train.metrics import read_metrics
@@ -153,7 +153,7 @@ class Poison:
 
 
 def train_poisoned(world: World, config: RunConfig, steps: set[int], first: int = 0) -> Outcome:
-    plain = loop.build
+    plain = beginning.build
 
     def build(*args: Any) -> Any:
         network = plain(*args)
@@ -161,7 +161,7 @@ def train_poisoned(world: World, config: RunConfig, steps: set[int], first: int 
             network.decoder.register_forward_hook(Poison(steps, first))
         return network
 
-    loop.build = build
+    beginning.build = build
     return runs.train(world, config, patient=True)
 
 

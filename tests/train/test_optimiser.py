@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raymat.config import OptimConfig
 from raymat.errors import ConfigError
 from raymat.train.state import Promise, Record, capture, install
 from raymat.train.step import TrainStep
 from raymat.world import World
 from tests.train import runs
-from tests.train.small import build_small
+from tests.train.small import new_step
 
 RATES = {"backbone": 1e-3, "aspp": 2e-3, "decoder": 3e-3}
 CONFIG = runs.tiny("memory://", "optimiser", batch_size=2, crop=32, valid_examples=0)
@@ -25,14 +24,6 @@ CONFIG = runs.tiny("memory://", "optimiser", batch_size=2, crop=32, valid_exampl
 @pytest.fixture(scope="module")
 def batches() -> list[Any]:
     return list(runs.Feed(CONFIG, World(), {}).train(0, 4))
-
-
-def new_step(precision: Any = "fp64", **options: Any) -> TrainStep:
-    torch.set_num_threads(1)
-    return TrainStep(
-        build_small("base", None, 0), stage="base", precision=precision, seed=0, resolution=32,
-        world=World(), device=torch.device("cpu"), optim=OptimConfig(**options),
-    )  # fmt: skip
 
 
 def gradients(step: TrainStep) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from raymat.data.local import LocalFeed
 from raymat.data.order import digest_lanes, digest_text
 from raymat.data.past import Era, Past
 from raymat.errors import CheckpointError, ConfigError, DataError, StorageError
-from raymat.train import loop
+from raymat.train import beginning, loop
 from raymat.train.loop import Outcome
 from raymat.train.metrics import read_metrics
 from raymat.train.prepare import PreparedRun, prepare
@@ -57,7 +57,7 @@ class Feed(LocalFeed):
 
 def work(world: World, run: PreparedRun, kill: Mapping[int, int] | None = None) -> Outcome:
     """One worker of what a driver prepared; rank r dies when it has the batch of step index kill[r]."""
-    loop.build = build_small
+    beginning.build = build_small
     feed = Feed(run.source.open(), run.order, run.geometry, world)
     feed.kill_at = (kill or {}).get(world.rank)
     return loop.run(

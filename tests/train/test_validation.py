@@ -11,7 +11,7 @@ import torch
 
 from raymat.config import RunConfig
 from raymat.errors import ConfigError
-from raymat.train import loop
+from raymat.train import beginning
 from raymat.train.metrics import read_metrics
 from raymat.train.state import Promise, Record, capture, install
 from raymat.train.step import TrainStep
@@ -100,7 +100,7 @@ def test_a_state_without_metrics_is_read_and_one_with_them_comes_back(tmp_path: 
 def test_an_average_of_the_weights_is_measured_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "build", build_small)
+    monkeypatch.setattr(beginning, "build", build_small)
     config = runs.tiny(
         tmp_path, "r", steps=2, valid_interval=1, ema_decay=0.9, best_metric="ema_mse"
     )
@@ -118,7 +118,7 @@ def test_an_average_of_the_weights_is_measured_too(
 def test_retention_keeps_the_best_by_the_metric_that_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "build", build_small)
+    monkeypatch.setattr(beginning, "build", build_small)
     config = runs.tiny(
         tmp_path, "r", keep=1, valid_interval=2, valid_metrics="grad,sad,grad", best_metric="sad", best_mode="max"
     )  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.config import OptimConfig
 from raymat.errors import CheckpointError, ConfigError
-from raymat.train import loop
+from raymat.train import beginning, loop
 from raymat.train.average import WeightAverage
 from raymat.train.events import read_events
 from raymat.train.selector import read_weights
@@ -184,7 +184,7 @@ def test_an_evaluation_of_the_average_is_one_of_a_network_with_its_weights(
 
 
 def train_small(world: World, config: Any, kill: dict[int, int]) -> loop.Outcome:
-    loop.build = build_small
+    beginning.build = build_small
     return runs.train(world, config, kill, patient=True)
 
 
@@ -208,7 +208,7 @@ def test_killed_in_the_middle_of_the_warm_up_the_average_is_the_same_to_the_bit(
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process train the small network."""
-    monkeypatch.setattr(loop, "build", build_small)
+    monkeypatch.setattr(beginning, "build", build_small)
 
 
 @pytest.mark.usefixtures("small")
