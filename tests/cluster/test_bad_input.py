@@ -13,7 +13,10 @@ from kit import rows
 
 from raymat.checkpoint.store import Store
 from raymat.cli import job_main
+from raymat.cluster.launch import settle
+from raymat.options import parse_run
 from raymat.train.events import read_events
+from raymat.train.prepare import prepare
 
 Job = Callable[..., str]
 
@@ -36,29 +39,34 @@ def dataset(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def words(dataset: Path, *flags: str) -> list[str]:
+    """A small run's flags, with these in place of some."""
+    plain = {
+        "--dataset": str(dataset / "pairs"),
+        "--backgrounds": str(dataset / "scenes"),
+        "--storage": str(dataset / "runs"),
+        "--name": "run",
+        "--backbone": "mobilenetv2",
+        "--device": "cpu",
+        "--resolution": "32",
+        "--crop": "32",
+        "--batch-size": "4",
+        "--steps": "2",
+        "--checkpoint-interval": "1",
+        "--valid-examples": "2",
+        "--log-loss-interval": "1",
+    }
+    given = dict(zip(flags[::2], flags[1::2], strict=True))
+    merged = {name: value for name, value in (plain | given).items() if value != "-"}
+    return [word for pair in merged.items() for word in pair]
+
+
 @pytest.fixture
 def job(dataset: Path, capsys: pytest.CaptureFixture[str]) -> Job:
     """Runs the base job with some flags; expects it to fail, and gives its one line."""
 
     def run(*flags: str, fails: bool = True) -> str:
-        plain = {
-            "--dataset": str(dataset / "pairs"),
-            "--backgrounds": str(dataset / "scenes"),
-            "--storage": str(dataset / "runs"),
-            "--name": "run",
-            "--backbone": "mobilenetv2",
-            "--device": "cpu",
-            "--resolution": "32",
-            "--crop": "32",
-            "--batch-size": "4",
-            "--steps": "2",
-            "--checkpoint-interval": "1",
-            "--valid-examples": "2",
-            "--log-loss-interval": "1",
-        }
-        given = dict(zip(flags[::2], flags[1::2], strict=True))
-        merged = {name: value for name, value in (plain | given).items() if value != "-"}
-        code = job_main("base", [word for pair in merged.items() for word in pair])
+        code = job_main("base", words(dataset, *flags))
         captured = capsys.readouterr()
         if not fails:
             assert code == 0, captured.err
@@ -132,6 +140,7 @@ def test_weights_of_which_nothing_matches_are_refused(
 def test_resuming_with_another_backbone_is_refused_and_the_difference_shown(
     cluster: None, job: Job, dataset: Path
 ) -> None:
-    job(fails=False)
+    begun = settle(parse_run("base", words(dataset)), None, {"CPU": 1.0})
+    prepare(begun, Store.open(begun.storage, begun.name))
     line = job("--backbone", "resnet50")
     assert "--backbone was mobilenetv2, is resnet50" in line

@@ -136,7 +136,7 @@ def whole_run(world: int, folder: Path) -> RunConfig:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("other", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("other", [2, pytest.param(3, marks=pytest.mark.chaos)])
 def test_any_number_of_workers_does_the_same_mathematics_in_chunks(
     tmp_path: Path, other: int
 ) -> None:

@@ -305,8 +305,9 @@ def holder(store: Store, machine: str, ttl: float) -> Iterator[Holder]:
 def test_a_holder_that_was_killed_on_this_machine_is_replaced_at_once(local: Store) -> None:
     with holder(local, "here", 30.0) as dead:
         dead.signal(signal.SIGKILL)
+        # Its parent, this process, does not ask for its exit code: it is a zombie then.
+        os.waitid(os.P_PID, dead.process.pid, os.WEXITED | os.WNOWAIT)
         began = time.monotonic()
-        # Its parent, this process, has not asked for its exit code: it is a zombie still.
         with Lease.acquire(local, pace=Pace(watch=0.5), say=no_line) as lease:
             assert time.monotonic() - began < 5
             lease.settle()  # Ray may take seconds to end a dead driver's workers

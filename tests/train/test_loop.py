@@ -124,7 +124,13 @@ def test_any_number_of_workers_does_the_same_mathematics(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["sampling", "thresholding", "full"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "sampling",
+        *(pytest.param(mode, marks=pytest.mark.chaos) for mode in ("thresholding", "full")),
+    ],
+)
 def test_any_number_of_workers_refines_the_same(tmp_path: Path, mode: str) -> None:
     losses = {}
     for world in (1, 3):

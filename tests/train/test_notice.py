@@ -119,7 +119,7 @@ def leave_and_go_on(tmp_path: Path, rank: int, first: int, **options: Any) -> Ru
     return config
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.chaos)])
 def test_all_leave_after_the_step_in_which_one_heard_and_nothing_is_lost(
     tmp_path: Path, rank: int
 ) -> None:
