@@ -37,107 +37,33 @@ upon, no lock of the file system's.
 
 from __future__ import annotations
 
-import copy
-import json
 import logging
-import math
-import re
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from types import TracebackType
-from typing import Literal
 
-from raymat.checkpoint.store import FileInfo, RetryPolicy, Store
-from raymat.errors import LeaseError, LeaseLostError, StorageError
+from raymat.checkpoint.store import FileInfo, Store
+from raymat.errors import LeaseLostError, StorageError
+from raymat.train.contender import Contender, Say
+from raymat.train.leasefiles import (
+    PACE,
+    Entry,
+    Pace,
+    Seen,
+    boottime,
+    impatient,
+    list_entries,
+    path_of,
+    read_entries,
+    successors_of,
+)
 from raymat.train.notice import LeavingError, Notice
 from raymat.train.owner import Owner
 
 log = logging.getLogger(__name__)
-
-FOLDER = "lease"
-_NAME = re.compile(rf"{FOLDER}/(?P<name>(?P<term>\d{{6,}})-[0-9a-f]{{8}})\.json")
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """How often things are looked at, in seconds."""
-
-    renew: float = 5.0
-    """A holder renews its object so often."""
-    ttl: float = 20.0
-    """Who was watched for so long and did not renew is dead."""
-    stale: float = 300.0
-    """So much older by the storage's clock: dead at once. Storages whose machines' clocks differ by more do not work."""
-    look: float = 1.0
-    """A contender looks so often."""
-    watch: float = 3.0
-    """Rank 0 looks so often."""
-    patience: float = 600.0
-    """A holder that was asked to leave may take so long for its last commit."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A contender's object."""
-
-    name: str
-    state: Literal["candidate", "holder", "released"]
-    owner: Owner
-    since: float
-    """Unix seconds, by its own clock, for people only."""
-    renewals: int = 0
-    replaces: str | None = None
-    """The holder that it asks to leave."""
-
-    @property
-    def path(self) -> str:
-        """Where it lies in the run's folder."""
-        return path_of(self.name)
-
-    @property
-    def term(self) -> tuple[int, str]:
-        """Orders all contenders of a run."""
-        return term_of(self.name)
-
-    def encode(self) -> bytes:
-        """The object's bytes: other ones after each renewal."""
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def try_decode(cls, data: bytes) -> Entry | None:
-        """None for what is no entry."""
-        try:
-            values = json.loads(data)
-            return cls(**values | {"owner": Owner(**values["owner"])})
-        except (ValueError, KeyError, TypeError):
-            return None
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Another's object, at one look."""
-
-    entry: Entry
-    data: bytes
-    modified: float
-    """Unix seconds by the storage's clock; 0: it does not say."""
-
-
-def path_of(name: str) -> str:
-    """The path of a contender's object in the run's folder."""
-    return f"{FOLDER}/{name}.json"
-
-
-def term_of(name: str) -> tuple[int, str]:
-    """What orders the names of contenders."""
-    number, _, word = name.partition("-")
-    return int(number), word
 
 
 class Lease:
@@ -168,7 +94,7 @@ class Lease:
         store: Store,
         *,
         take_over: bool = False,
-        pace: Pace = Pace(),
+        pace: Pace = PACE,
         say: Say = log.warning,
         owner: Owner | None = None,
     ) -> Lease:
@@ -180,13 +106,13 @@ class Lease:
         Raises:
             LeaseError: another driver holds the run. StorageError: the storage cannot be read or written.
         """
-        contender = _Contender(store, take_over, pace, say, owner or Owner.me())
+        contender = Contender(store, take_over, pace, say, owner or Owner.me())
         try:
             entry, proved, left_behind = contender.contend()
         except BaseException:
             contender.withdraw()
             raise
-        lease = cls(_impatient(store, pace), entry, proved, pace, say)
+        lease = cls(impatient(store, pace), entry, proved, pace, say)
         if left_behind:
             lease._settled = time.monotonic() + 2 * pace.watch
         return lease
@@ -258,19 +184,19 @@ class Lease:
     def _renew(self) -> None:
         began = boottime()
         if began - self._proved > self._pace.ttl:
-            self._refuse_successor(_list(self._store))
+            self._refuse_successor(list_entries(self._store))
         self._entry = replace(self._entry, renewals=self._entry.renewals + 1)
         self._store.write(self._entry.path, self._entry.encode())
         if boottime() - began <= self._pace.ttl:
             self._proved, self._told_late = began, False
-        listed = _list(self._store)
+        listed = list_entries(self._store)
         self._refuse_successor(listed)
         del listed[self.name]
-        self._heed(_read(self._store, listed))
+        self._heed(read_entries(self._store, listed))
 
     def _refuse_successor(self, listed: dict[str, FileInfo]) -> None:
         """Raise LeaseLostError if another has become holder since."""
-        successors = _successors(self._store, self.name, listed)
+        successors = successors_of(self._store, self.name, listed)
         if successors or self.name not in listed:
             raise LeaseLostError(_loss(self._store, successors))
 
@@ -307,8 +233,8 @@ class Lease:
 class Watch:
     """Rank 0's own look at its driver's lease, by a thread; for when the driver sleeps."""
 
-    def __init__(self, store: Store, name: str, pace: Pace = Pace()) -> None:
-        self._store, self._name, self._pace = _impatient(store, pace), name, pace
+    def __init__(self, store: Store, name: str, pace: Pace = PACE) -> None:
+        self._store, self._name, self._pace = impatient(store, pace), name, pace
         self._lost: LeaseLostError | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="lease-watch", daemon=True)
@@ -343,195 +269,9 @@ def require(store: Store, name: str) -> None:
     data = store.try_read(path_of(name))
     entry = None if data is None else Entry.try_decode(data)
     if entry is None or entry.state != "holder":
-        raise LeaseLostError(_loss(store, _successors(store, name, _list(store))))
-
-
-class _Contender:
-    """A driver that wants the lease."""
-
-    def __init__(self, store: Store, take_over: bool, pace: Pace, say: Say, owner: Owner) -> None:
-        self._store, self._take_over, self._pace, self._say = store, take_over, pace, say
-        self._owner = owner
-        self._own: Entry | None = None
-        self._proved = -math.inf
-        """When the newest write of the own object began that did not last too long (boottime)."""
-        self._looked = 0.0
-        """When the newest look began (monotonic)."""
-        self._storage_now = 0.0
-        """What the storage's clock showed at the newest own write; 0: unknown."""
-        self._target: str | None = None
-        self._asked_at = 0.0
-        self._said: set[str] = set()
-        self._known: dict[str, tuple[bytes, float, bool]] = {}
-        """By name: the bytes seen last, since when (monotonic), and whether they ever changed."""
-
-    def contend(self) -> tuple[Entry, float, bool]:
-        """The own entry as holder; when its newest write began; whether a holder was succeeded that had not released."""
-        while True:
-            others = self._look()
-            live = [seen for seen in others if self._lives(seen)]
-            candidates = [seen.entry for seen in live if seen.entry.state == "candidate"]
-            if self._own is None and not candidates:
-                self._apply(others)
-                continue
-            self._refuse(live)
-            if self._own is not None and not live:
-                if self._promote(others):
-                    return self._own, self._proved, self._clear(others)
-                continue
-            if self._own is not None and any(c.term < self._own.term for c in candidates):
-                self.withdraw()
-            time.sleep(self._pace.look)
-
-    def withdraw(self) -> None:
-        """Take the own object away, if the storage lets us."""
-        own, self._own = self._own, None
-        if own is not None:
-            try:
-                self._store.delete([own.path])
-            except StorageError as error:
-                log.warning("an object of the lease is left behind: %s", error.line)
-
-    def _look(self) -> list[Seen]:
-        """All others, after having renewed the own object."""
-        if self._own is not None:
-            self._write(replace(self._own, renewals=self._own.renewals + 1))
-        self._looked = time.monotonic()
-        listed = _list(self._store)
-        own = listed.pop(self._own.name, None) if self._own is not None else None
-        self._storage_now = own.modified if own is not None else 0.0
-        return _read(self._store, listed)
-
-    def _lives(self, seen: Seen) -> bool:
-        """Whether another's object must be reckoned with."""
-        if seen.entry.state == "released" or seen.entry.owner.gone:
-            return False
-        if seen.modified and self._storage_now - seen.modified > self._pace.stale:
-            return False
-        data, since, changed = self._known.get(seen.entry.name, (None, 0.0, False))
-        if data != seen.data:
-            changed = data is not None
-            self._known[seen.entry.name] = (seen.data, time.monotonic(), changed)
-            return True
-        # Of two readings that are equal the first was over `since`, and the second not begun when `_looked` was taken.
-        return self._looked - since <= self._pace.ttl
-
-    def _refuse(self, live: list[Seen]) -> None:
-        """Raise LeaseError where a holder lives; ask it to leave, or say whom is waited for."""
-        for seen in live:
-            holder = seen.entry
-            if holder.state != "holder":
-                continue
-            if self._take_over and self._target in (None, holder.name):
-                self._ask(holder)
-            elif self._known[holder.name][2]:
-                raise LeaseError(
-                    f"{self._store.url} is being trained by {holder.owner}, since {_clock(holder.since)}: "
-                    "wait until it ends, stop it, or say --take-over"
-                )
-            else:
-                ago = self._storage_now - seen.modified
-                renewed = (
-                    f", renewed {max(0.0, ago):.0f} s ago"
-                    if self._storage_now and seen.modified
-                    else ""
-                )
-                self._say_once(
-                    f"the run is held by {holder.owner}{renewed}; "
-                    f"waiting up to {self._pace.ttl:.0f} s to see whether it still lives"
-                )
-
-    def _ask(self, holder: Entry) -> None:
-        if self._own is None:
-            return
-        if self._target is None:
-            self._target, self._asked_at = holder.name, time.monotonic()
-            self._write(replace(self._own, replaces=holder.name))
-            self._say_once(f"asked {holder.owner} to leave the run; waiting for its last commit")
-        if self._own.replaces is None:
-            self._write(replace(self._own, replaces=holder.name))
-        waited = time.monotonic() - self._asked_at
-        if waited > self._pace.patience:
-            raise LeaseError(
-                f"{holder.owner} was asked {waited:.0f} s ago to leave {self._store.url} and still holds it: "
-                "stop it, and try again"
-            )
-
-    def _apply(self, others: list[Seen]) -> None:
-        highest = max((seen.entry.term[0] for seen in others), default=0)
-        name = f"{highest + 1:06d}-{uuid.uuid4().hex[:8]}"
-        self._write(Entry(name, "candidate", self._owner, time.time()))
-
-    def _promote(self, dead: list[Seen]) -> bool:
-        """Become the holder after those that are `dead`. False: start over, under a new name."""
-        assert self._own is not None
-        before, term = self._proved, self._own.term
-        if all(seen.entry.term < term for seen in dead):  # as a successor's must be
-            self._write(replace(self._own, state="holder", since=time.time()))
-            if boottime() - before <= self._pace.ttl:  # else others may have taken us for dead
-                return True
-        self.withdraw()
-        return False
-
-    def _clear(self, dead: list[Seen]) -> bool:
-        """Remove the objects of those that were succeeded; whether one of them held the lease to its end."""
-        if dead:
-            self._store.delete([seen.entry.path for seen in dead])
-        return any(seen.entry.state == "holder" for seen in dead)
-
-    def _write(self, entry: Entry) -> None:
-        self._own = entry
-        began = boottime()
-        self._store.write(entry.path, entry.encode())
-        if boottime() - began <= self._pace.ttl:
-            self._proved = began
-
-    def _say_once(self, line: str) -> None:
-        kind = line.partition("renewed")[0]
-        if kind not in self._said:
-            self._said.add(kind)
-            self._say(line)
-
-
-def boottime() -> float:
-    """Seconds, on a clock that goes on while the machine is suspended."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
-def _impatient(store: Store, pace: Pace) -> Store:
-    """The same store, which gives up before a renewal is due again."""
-    impatient = copy.copy(store)
-    impatient.retry = RetryPolicy(total=pace.renew)
-    return impatient
-
-
-def _list(store: Store) -> dict[str, FileInfo]:
-    """The objects of all contenders, by name."""
-    found = ((_NAME.fullmatch(info.path), info) for info in store.list(FOLDER))
-    return {match["name"]: info for match, info in found if match}
-
-
-def _read(store: Store, listed: dict[str, FileInfo]) -> list[Seen]:
-    """What lies in them; without those that were removed meanwhile, and what is no entry."""
-    found = []
-    for info in listed.values():
-        data = store.try_read(info.path)
-        entry = None if data is None else Entry.try_decode(data)
-        if data is not None and entry is not None:
-            found.append(Seen(entry, data, info.modified))
-    return found
-
-
-def _successors(store: Store, name: str, listed: dict[str, FileInfo]) -> list[Entry]:
-    """Who became holder after `name`, or was it."""
-    later = {other: info for other, info in listed.items() if term_of(other) > term_of(name)}
-    return [seen.entry for seen in _read(store, later) if seen.entry.state != "candidate"]
+        raise LeaseLostError(_loss(store, successors_of(store, name, list_entries(store))))
 
 
 def _loss(store: Store, successors: list[Entry]) -> str:
     who = f"{successors[-1].owner} drives it" if successors else "its object in storage is gone"
     return f"this driver has lost the lease on {store.url}: {who}; it stops, as do its workers"
-
-
-def _clock(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

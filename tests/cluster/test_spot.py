@@ -18,24 +18,20 @@ from typing import Any
 import pytest
 import yaml
 
-from raymat.cluster import spot
-from raymat.cluster.spot import (
+from raymat.cluster import clouds, drain, spot
+from raymat.cluster.clouds import (
     Auto,
     Aws,
     Azure,
     Gcp,
     Interruption,
     MetadataError,
-    Options,
-    Watch,
-    address_of,
     aws_action,
     aws_rebalance,
     azure_preemption,
-    cloud_of,
     gcp_preempted,
-    says_more,
 )
+from raymat.cluster.spot import Options, Watch, address_of, cloud_of, says_more
 from raymat.errors import ClusterError, ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -159,7 +155,7 @@ def metadata() -> Iterator[Metadata]:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spot, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(clouds, "ANSWER_SECONDS", 0.2)
 
 
 class Drains:
@@ -539,8 +535,8 @@ def test_an_attempt_that_hangs_is_ended_and_one_that_dies_says_its_last_words(
 ) -> None:
     stand_in = tmp_path / "python"
     monkeypatch.setattr(sys, "executable", str(stand_in))
-    monkeypatch.setattr(spot, "DRAIN_SECONDS", 0.5)
-    drain = spot.drain_by_process(None, None)
+    monkeypatch.setattr(drain, "DRAIN_SECONDS", 0.5)
+    attempt = drain.drain_by_process(None, None)
     for script, words in (
         ("exec sleep 30", "did not answer within"),
         (
@@ -552,7 +548,7 @@ def test_an_attempt_that_hangs_is_ended_and_one_that_dies_says_its_last_words(
         stand_in.write_text(f"#!/bin/sh\n{script}\n")
         stand_in.chmod(0o755)
         with pytest.raises(ClusterError, match=words):
-            drain(Interruption("r"))
+            attempt(Interruption("r"))
 
 
 def test_a_head_that_is_away_is_told_at_once() -> None:
@@ -560,7 +556,7 @@ def test_a_head_that_is_away_is_told_at_once() -> None:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
         with pytest.raises(ClusterError, match=rf"^Ray's head at \S+:{port}: Connection refused$"):
-            spot.drain_by_process(f"127.0.0.1:{port}", NODE)(Interruption("r"))
+            drain.drain_by_process(f"127.0.0.1:{port}", NODE)(Interruption("r"))
 
 
 # The command.
@@ -717,7 +713,7 @@ def test_the_command_drains_its_node_with_the_deadline(metadata: Metadata) -> No
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     process = driver = None
     try:
-        assert spot._node(spot._client(cluster.address), None) == cluster.head_node.node_id
+        assert drain._node(drain._client(cluster.address), None) == cluster.head_node.node_id
         node = cluster.add_node(num_cpus=1).node_id
         driver = Driver(cluster.address)
         metadata.be_aws()
@@ -735,9 +731,9 @@ def test_the_command_drains_its_node_with_the_deadline(metadata: Metadata) -> No
         assert driver.draining_nodes() == {node: float(deadline)}
         # More than one node runs on this machine: without its id none is drained.
         with pytest.raises(ClusterError, match=r"give --node-id"):
-            spot.drain_by_process(cluster.address, None)(Interruption("r"))
+            drain.drain_by_process(cluster.address, None)(Interruption("r"))
         with pytest.raises(ClusterError, match=r"node cdcdcdcd is not alive"):
-            spot.drain_by_process(cluster.address, "cd" * 28)(Interruption("r"))
+            drain.drain_by_process(cluster.address, "cd" * 28)(Interruption("r"))
         assert end_watch(process)[1] == ""
         process = None
     finally:

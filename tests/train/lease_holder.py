@@ -12,7 +12,8 @@ import time
 
 from raymat.checkpoint.store import Store
 from raymat.errors import LeaseLostError
-from raymat.train.lease import Lease, Pace
+from raymat.train.lease import Lease
+from raymat.train.leasefiles import Pace
 from raymat.train.notice import LeavingError, Notice
 from raymat.train.owner import Owner
 

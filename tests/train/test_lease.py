@@ -27,7 +27,8 @@ from raymat.checkpoint.find import scan
 from raymat.checkpoint.store import Store
 from raymat.errors import LeaseError, LeaseLostError
 from raymat.train.events import highest_attempt
-from raymat.train.lease import FOLDER, Entry, Lease, Pace, Watch, require, term_of
+from raymat.train.lease import Lease, Watch, require
+from raymat.train.leasefiles import FOLDER, Entry, Pace, term_of
 from raymat.train.notice import LeavingError, Notice
 from raymat.train.owner import Owner
 

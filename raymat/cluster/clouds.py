@@ -1,0 +1,298 @@
+"""What a cloud says of the end of a spot machine, through the metadata service that each of its machines can ask: AWS, GCP, Azure.
+
+None is ever answered: an acknowledgement (Azure's StartRequests) would only bring the end forward.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, Protocol
+
+from raymat.errors import ClusterError
+
+LINK_LOCAL = "http://169.254.169.254"
+"""Where all three clouds answer; by number, since a name would need a resolver that works."""
+ANSWER_SECONDS = 2.0
+"""A metadata service answers within milliseconds or not at all."""
+ANSWER_BYTES = 1 << 20
+TOKEN_SECONDS = 21600
+"""The longest that AWS grants."""
+TOKEN_MARGIN_SECONDS = 300
+GCP_SECONDS = 30.0
+"""From the notice to the end: https://cloud.google.com/compute/docs/instances/preemptible#preemption-process"""
+
+
+@dataclass(frozen=True)
+class Interruption:
+    """A notice that this machine will be taken: why, and when in Unix seconds (None: the cloud gives no time)."""
+
+    reason: str
+    deadline: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.reason}, {f'at {utc(self.deadline)}' if self.deadline else 'no deadline'}"
+
+
+class MetadataError(ClusterError):
+    """The metadata service did not answer, or not what its documents say."""
+
+
+class Cloud(Protocol):
+    """A cloud's word on the end of this machine."""
+
+    def poll(self) -> Interruption | None:
+        """What is announced now. Raises MetadataError; asking again may help."""
+
+
+# What the clouds answer.
+
+
+def aws_action(text: str) -> Interruption:
+    """A spot interruption notice: {"action": "terminate", "time": "2017-09-18T08:22:00Z"}.
+
+    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
+    Raises MetadataError for anything else.
+    """
+    answer = _object(text)
+    action, when = answer.get("action"), answer.get("time")
+    if not isinstance(action, str) or not isinstance(when, str):
+        raise MetadataError(f"expected action and time, got {_excerpt(text)}")
+    return Interruption(f"AWS will {action[:40]} this spot instance", _iso_time(when))
+
+
+def aws_rebalance(text: str) -> Interruption:
+    """A rebalance recommendation: {"noticeTime": "2020-10-27T08:22:00Z"}, when it was given. No deadline.
+
+    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/rebalance-recommendations.html
+    Raises MetadataError for anything else.
+    """
+    if not isinstance(_object(text).get("noticeTime"), str):
+        raise MetadataError(f"expected noticeTime, got {_excerpt(text)}")
+    return Interruption("AWS recommends to leave this spot instance")
+
+
+def gcp_preempted(text: str, now: float) -> Interruption | None:
+    """TRUE from the moment at which 30 seconds are left, FALSE before; `now` in Unix seconds.
+
+    https://cloud.google.com/compute/docs/instances/create-use-spot#detect-preemption
+    Raises MetadataError for anything else.
+    """
+    word = text.strip()
+    if word not in ("TRUE", "FALSE"):
+        raise MetadataError(f"expected TRUE or FALSE, got {_excerpt(text)}")
+    return Interruption("GCP preempts this instance", now + GCP_SECONDS) if word == "TRUE" else None
+
+
+def azure_preemption(text: str, machine: str, now: float) -> Interruption | None:
+    """The earliest scheduled event that takes this machine; `now` in Unix seconds.
+
+    All machines of a scale set hear of each other's events, so only those that name `machine` count ("" if its name is
+    not known: all do). NotBefore is empty once an event has started.
+    https://learn.microsoft.com/azure/virtual-machines/linux/scheduled-events
+    Raises MetadataError for what is no list of events.
+    """
+    events = _object(text).get("Events")
+    if not isinstance(events, list):
+        raise MetadataError(f"expected a list of Events, got {_excerpt(text)}")
+    times = [
+        _http_time(event.get("NotBefore") or "") or now
+        for event in events
+        if isinstance(event, dict)
+        and event.get("EventType") == "Preempt"
+        and _names(event, machine)
+    ]
+    return Interruption("Azure evicts this spot machine", min(times)) if times else None
+
+
+def _names(event: Mapping[str, Any], machine: str) -> bool:
+    resources = event.get("Resources")
+    if not machine or not isinstance(resources, list):
+        return True
+    return machine.lower() in (str(name).lower() for name in resources)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise MetadataError(f"expected a JSON object, got {_excerpt(text)}")
+    return answer
+
+
+def _iso_time(text: str) -> float:
+    """Unix seconds of an ISO 8601 time in UTC."""
+    try:
+        # Python 3.10 knows no Z.
+        when = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
+        return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
+        raise MetadataError(f"expected a time, got {_excerpt(text)}") from None
+
+
+def _http_time(text: object) -> float | None:
+    """Unix seconds of an RFC 1123 time as in "Mon, 19 Sep 2016 18:29:47 GMT"; None if it is empty."""
+    if text == "":
+        return None
+    try:
+        return email.utils.parsedate_to_datetime(str(text)).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        raise MetadataError(f"expected a time, got {_excerpt(str(text))}") from None
+
+
+def _excerpt(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")
+
+
+def utc(seconds: float) -> str:
+    """A time in Unix seconds as people read it: 2026-01-31T08:22:00Z."""
+    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+
+
+# How they are asked.
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A metadata service redirects nobody; what does is something else, and gets no token."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+# Never through a proxy, whatever the environment names: it would answer for its own machine.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+
+
+def ask(url: str, headers: Mapping[str, str], method: str = "GET") -> tuple[int, str]:
+    """The status and text of an answer, whatever the status. Raises MetadataError if there is none."""
+    request = urllib.request.Request(url, headers=dict(headers), method=method)
+    try:
+        with _OPENER.open(request, timeout=ANSWER_SECONDS) as response:
+            return response.status, response.read(ANSWER_BYTES).decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, ""
+    except urllib.error.URLError as error:
+        raise MetadataError(f"{url}: {error.reason}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise MetadataError(f"{url}: {type(error).__name__}: {error}") from None
+
+
+def _ask_ok(url: str, headers: Mapping[str, str], method: str = "GET") -> str:
+    status, text = ask(url, headers, method)
+    if status != 200:
+        raise MetadataError(f"{url}: HTTP {status}")
+    return text
+
+
+@dataclass
+class Aws:
+    """EC2, by IMDSv2: each question carries a token, which expires."""
+
+    endpoint: str = LINK_LOCAL
+    rebalance: bool = False
+    """Whether a rebalance recommendation is a notice."""
+    clock: Callable[[], float] = time.monotonic
+    _token: str = field(default="", repr=False)
+    _renew: float = 0.0
+
+    def poll(self) -> Interruption | None:
+        """The notice, or else the recommendation if it counts."""
+        text = self._get("spot/instance-action")
+        if text is not None:
+            return aws_action(text)
+        text = self._get("events/recommendations/rebalance") if self.rebalance else None
+        return None if text is None else aws_rebalance(text)
+
+    def _get(self, path: str) -> str | None:
+        """What the service has at a path, None if it has nothing there."""
+        url = f"{self.endpoint}/latest/meta-data/{path}"
+        status, text = ask(url, self._headers())
+        if status == 401:  # the token is not known any more, for instance after a stop and start
+            self._token = ""
+            status, text = ask(url, self._headers())
+        if status not in (200, 404):
+            raise MetadataError(f"{url}: HTTP {status}")
+        return text if status == 200 else None
+
+    def _headers(self) -> dict[str, str]:
+        if not self._token or self.clock() >= self._renew:
+            self._token = ""
+            url = f"{self.endpoint}/latest/api/token"
+            asked = self.clock()
+            token = _ask_ok(
+                url, {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}, "PUT"
+            )
+            if not token or not token.isascii() or not token.isprintable():
+                raise MetadataError(f"{url}: what came is no token")
+            self._token, self._renew = token, asked + TOKEN_SECONDS - TOKEN_MARGIN_SECONDS
+        return {"X-aws-ec2-metadata-token": self._token}
+
+
+@dataclass
+class Gcp:
+    """Compute Engine."""
+
+    endpoint: str = LINK_LOCAL
+    clock: Callable[[], float] = time.time
+
+    def poll(self) -> Interruption | None:
+        """The preemption, with a deadline that counts from now."""
+        url = f"{self.endpoint}/computeMetadata/v1/instance/preempted"
+        return gcp_preempted(_ask_ok(url, {"Metadata-Flavor": "Google"}), self.clock())
+
+
+@dataclass
+class Azure:
+    """Azure's scheduled events."""
+
+    endpoint: str = LINK_LOCAL
+    clock: Callable[[], float] = time.time
+    _machine: str | None = None
+
+    def poll(self) -> Interruption | None:
+        """The eviction of this machine."""
+        url = f"{self.endpoint}/metadata/scheduledevents?api-version=2020-07-01"
+        text = _ask_ok(url, {"Metadata": "true"})
+        if self._machine is None and azure_preemption(text, "", self.clock()):
+            self._machine = self._name()
+        return azure_preemption(text, self._machine or "", self.clock())
+
+    def _name(self) -> str:
+        """This machine's name, "" where the service does not tell it."""
+        url = f"{self.endpoint}/metadata/instance/compute/name?api-version=2021-02-01&format=text"
+        status, text = ask(url, {"Metadata": "true"})
+        if status >= 500 or status == 429:
+            raise MetadataError(f"{url}: HTTP {status}")
+        return text.strip() if status == 200 else ""
+
+
+@dataclass
+class Auto:
+    """Whichever cloud answers first as its documents say: this machine is there."""
+
+    clouds: Sequence[Cloud]
+    _found: Cloud | None = None
+
+    def poll(self) -> Interruption | None:
+        """What the found one says. Raises MetadataError while none is found, and then what that one raises."""
+        if self._found:
+            return self._found.poll()
+        for cloud in self.clouds:
+            try:
+                seen = cloud.poll()
+            except MetadataError as error:
+                last = error
+            else:
+                self._found = cloud
+                return seen
+        raise MetadataError(f"no cloud's metadata service answers (the last asked, {last.line})")
