@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
+# Without its bytecode each of Ray's processes would compile raymat anew, half a second each.
+unexport PYTHONDONTWRITEBYTECODE
 
 VENV := .venv
 BIN := $(VENV)/bin

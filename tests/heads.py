@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 RAY = str(Path(sys.executable).parent / "ray")
@@ -21,11 +22,11 @@ RAY = str(Path(sys.executable).parent / "ray")
 class StandingHead:
     """Ports, a temporary folder, a token and an environment that stay while the head itself comes and goes."""
 
-    def __init__(self, folder: str, cpus: int) -> None:
+    def __init__(self, folder: str, cpus: int, environment: Mapping[str, str]) -> None:
         self.port, self.dashboard_port, self._cpus = free_port(), free_port(), cpus
         outside = {n: value for n, value in os.environ.items() if not n.startswith("RAY_")}
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        self.environment = outside | {"RAY_TMPDIR": folder} | token
+        self.environment = outside | {"RAY_TMPDIR": folder} | token | dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -65,10 +66,15 @@ class StandingHead:
 
 
 @contextlib.contextmanager
-def standing_head(cpus: int = 4) -> Iterator[StandingHead]:
-    """A head that runs; what it left is removed. Its folder's path is short: Ray's socket paths end at 107 bytes."""
+def standing_head(
+    cpus: int = 4, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[StandingHead]:
+    """A head that runs, with more in its `environment`; what it left is removed.
+
+    Its folder's path is short: Ray's socket paths end at 107 bytes.
+    """
     with tempfile.TemporaryDirectory(prefix="rm", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        head = StandingHead(folder, cpus)
+        head = StandingHead(folder, cpus, environment)
         try:
             head.start()
             yield head

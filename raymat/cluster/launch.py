@@ -28,6 +28,7 @@ from raymat.cluster import board as boards
 from raymat.cluster.health import answers
 from raymat.cluster.ingest import StreamPlan, dataset_factory
 from raymat.cluster.progress import ProgressLine
+from raymat.cluster.spares import worker_environment
 from raymat.cluster.stop import StopSignals
 from raymat.cluster.trainer import (
     MindingTorchConfig,
@@ -254,11 +255,13 @@ def _train(run: PreparedRun, store: Store, lease: Lease) -> Result:
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=config.workers.max_failures),
             callbacks=[FailureLog(config.storage, config.name, board)],
+            worker_runtime_env=worker_environment() if config.workers.spares else {},
         ),
         datasets={"train": dataset_factory(plan, board, config.workers.decode_tasks)},
         dataset_config=_data_config(),
         newest_step=functools.partial(completed_step, store),
         board=board,
+        spares=config.workers.spares,
     )
     try:
         with ProgressLine(board), stop, lease.telling(board.set_wish.remote):

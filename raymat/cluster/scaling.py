@@ -27,6 +27,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 from raymat.cluster import board as boards
 from raymat.cluster.health import answers
 from raymat.cluster.notices import draining_nodes
+from raymat.cluster.spares import Spares
 from raymat.train.notice import LeavingError, Notice
 
 GROWTH_SECONDS = 5.0
@@ -62,15 +63,18 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
 
     Args:
         board: by which the workers hear that others should take their places.
+        spares: whether to keep processes ready for the next start.
     """
 
-    def __init__(self, scaling_config: Any, board: Any) -> None:
+    def __init__(self, scaling_config: Any, board: Any, spares: bool = True) -> None:
         super().__init__(scaling_config)
         self._board = board
         self._looked = float("-inf")
         self._room_since: tuple[int, float] | None = None
         self._started = time.monotonic()
         self._restart_seconds = RESTART_SECONDS
+        self._training = False
+        self._spares = Spares() if spares else None
         self._worked: float | None = None
         """When the workers were last seen to run."""
         self._left: float | None = None
@@ -89,6 +93,9 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
             time.sleep(0.5)  # Ray's controller asks again at once, and would burn a core
             return NoopDecision()
         self._started, self._room_since, self._asked = time.monotonic(), None, possible
+        self._training = False
+        if self._spares:
+            self._spares.started()
         self._board.begin.remote()
         return ResizeDecision(possible, self.scaling_config._resources_per_worker_not_none)
 
@@ -103,7 +110,8 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
     ) -> ScalingDecision:
         self._maybe_send_resource_request()
         now = self._worked = time.monotonic()
-        self._measure(now)
+        if self._train(now) and self._spares:
+            self._spares.keep(worker_group_state.workers)
         if now - self._looked >= GROWTH_SECONDS:
             self._looked = now
             self._consider(worker_group_state.num_workers, now)
@@ -116,13 +124,15 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
             fewer = max(self.scaling_config.min_workers, self._asked - 1)
             self._ceiling = (self._usable, fewer)
 
-    def _measure(self, now: float) -> None:
-        """What a restart costs: from the workers before to the first that train."""
-        if self._left is None:
-            return
-        signs = boards.ask(self._board.heard.remote(), {}).values()
-        if any(sign.doing.what == "training" for _, sign in signs):
-            self._restart_seconds, self._left = now - self._left, None
+    def _train(self, now: float) -> bool:
+        """Whether the workers are at their steps by now; at first also measured: what a restart costs, from the workers
+        before to the first that train."""
+        if not self._training:
+            signs = boards.ask(self._board.heard.remote(), {}).values()
+            self._training = any(sign.doing.what == "training" for _, sign in signs)
+            if self._training and self._left is not None:
+                self._restart_seconds, self._left = now - self._left, None
+        return self._training
 
     def _consider(self, workers: int, now: float) -> None:
         """Ask the workers to make way for more of them, once the room for more has stood for a while."""

@@ -209,6 +209,7 @@ class RaymatTrainer(TorchTrainer):
     Args:
         newest_step: asked by the controller, in its own process, for the newest commit's step.
         board: by which it talks to the workers and the driver.
+        spares: whether it keeps processes ready for the next start.
     """
 
     def __init__(
@@ -216,10 +217,11 @@ class RaymatTrainer(TorchTrainer):
         *args: Any,
         newest_step: Callable[[], int],
         board: Any,
+        spares: bool,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._newest_step, self._board = newest_step, board
+        self._newest_step, self._board, self._spares = newest_step, board, spares
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Ray would abort the workers; `raymat.cluster.stop` has them commit."""
@@ -227,5 +229,7 @@ class RaymatTrainer(TorchTrainer):
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
         config = self.run_config.failure_config or FailureConfig()
         kwargs["failure_policy"] = RaymatFailurePolicy(config, self._newest_step, self._board)
-        kwargs["scaling_policy"] = RaymatScalingPolicy(self.scaling_config, self._board)
+        kwargs["scaling_policy"] = RaymatScalingPolicy(
+            self.scaling_config, self._board, self._spares
+        )
         return super()._initialize_and_run_controller(**kwargs)

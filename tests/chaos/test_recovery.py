@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from nodes import Nodes, processes_of
 
 from raymat.checkpoint.store import Store
 from raymat.cluster.launch import fit
+from raymat.cluster.spares import PACE_SECONDS, RAYS_OWN, SETTLE_SECONDS
 from raymat.config import RunConfig
 from raymat.errors import RaymatError
 from raymat.tools.restarts import Restart, restarts
@@ -67,41 +67,50 @@ def lost_steps(store: Store) -> list[int]:
     return [restart.lost or 0 for restart in restarts(read_events(store))]
 
 
-def fit_while(config: RunConfig, disturb: Callable[[], None]) -> None:
-    thread = threading.Thread(target=disturb, daemon=True)
-    thread.start()
-    fit(config)
-    thread.join()
+def train_while(config: RunConfig, boards: list[Any], torment: Callable[[], None]) -> None:
+    """Train as long as `torment` takes; then the run is told to end."""
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(fit, config)
+        try:
+            torment()
+        finally:
+            boards[-1].set_wish.remote(Notice("all cases are done", final=True))
+        with pytest.raises(RaymatError, match="all cases are done"):
+            training.result()
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(1800)
 def test_a_killed_worker_costs_seconds_and_no_more_than_the_interval(
-    tmp_path: Path, cluster: None
+    tmp_path: Path, cluster: None, boards_made: list[Any]
 ) -> None:
     draws = random.Random(1)
     config = tiny(
-        "base", tmp_path, "run", workers="2", valid_examples=0, steps=200,
+        "base", tmp_path, "run", workers="2", valid_examples=0, steps=100_000,
         checkpoint_interval=INTERVAL,
     )  # fmt: skip
     store = Store.open(config.storage, config.name)
     moments: list[float] = []
+    ready = SETTLE_SECONDS + (2 + RAYS_OWN) * PACE_SECONDS + 5  # with all spare processes there
 
-    def disturb() -> None:
+    def torment() -> None:
         attempt = 1
         for _ in range(10):
             first = wait_for_attempt(store, attempt)
-            time.sleep(draws.uniform(0, 2))
+            time.sleep(ready + draws.uniform(0, 2))
             start = next(e for e in starts(store) if e["attempt"] == first["attempt"])
             moments.append(time.time())
             os.kill(draws.choice(start["ranks"])["pid"], signal.SIGKILL)
             attempt = first["attempt"] + 1
+        wait_for_attempt(store, attempt)
 
-    fit_while(config, disturb)
+    train_while(config, boards_made, torment)
     found = restarts(read_events(store))
     assert len(moments) == len(found) == 10
     totals = table("a worker killed", moments, found, store)
     assert max(restart.lost or 0 for restart in found) <= 2 * INTERVAL
-    assert [row[:2] for row in rows(store)] == [(k, 8 * k) for k in range(1, 201)]
+    seen = rows(store)
+    assert [row[:2] for row in seen] == [(k, 8 * k) for k in range(1, len(seen) + 1)]
     assert statistics.median(totals) < 60
 
 
@@ -120,14 +129,7 @@ class Farm:
 
     def run(self, cases: int, lose: Callable[[Any], None]) -> None:
         """`lose` takes a machine away that has a worker; another comes when training goes on without it."""
-        with ThreadPoolExecutor(1) as pool:
-            training = pool.submit(fit, self.config)
-            try:
-                self._torment(cases, lose)
-            finally:
-                self._boards[-1].set_wish.remote(Notice("all cases are done", final=True))
-            with pytest.raises(RaymatError, match="all cases are done"):
-                training.result()
+        train_while(self.config, self._boards, lambda: self._torment(cases, lose))
 
     def _torment(self, cases: int, lose: Callable[[Any], None]) -> None:
         first = wait_for_attempt(self.store, 1)

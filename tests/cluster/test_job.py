@@ -1,4 +1,4 @@
-"""`ray job submit ... jobs/base.py` against a real head that asks for a token."""
+"""`ray job submit ... jobs/base.py`: a real head that asks for a token, a bucket whose keys only the head's machine has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from heads import RAY, standing_head, wait_for
 from kit import rows, starts
+from s3 import SECRET, S3Server
 
+from raymat.checkpoint.find import scan
 from raymat.checkpoint.store import Store
 from raymat.train.events import read_events
 
@@ -45,8 +47,8 @@ class Head:
 
 
 @pytest.fixture
-def head() -> Iterator[Head]:
-    with standing_head() as head:
+def head(s3_server: S3Server) -> Iterator[Head]:
+    with standing_head(environment=s3_server.environment) as head:
         yield Head(f"http://127.0.0.1:{head.dashboard_port}", head.environment)
 
 
@@ -60,15 +62,16 @@ def newest_commit(store: Store) -> int:
 
 
 @pytest.mark.slow
-def test_a_submitted_run_whose_driver_was_killed_resumes_when_it_is_submitted_again(
-    head: Head, tmp_path: Path
+def test_a_submitted_run_whose_driver_was_killed_resumes_from_its_bucket_and_keeps_its_secrets(
+    head: Head, s3_server: S3Server
 ) -> None:
-    job = [sys.executable, "jobs/base.py", "--name", "night", "--storage", str(tmp_path)]
+    job = [sys.executable, "jobs/base.py", "--name", "night", "--storage", "s3://training/runs"]
     job += ["--synthetic", "40", "--backbone", "mobilenetv2", "--device", "cpu"]
     job += ["--resolution", "64", "--crop", "64", "--batch-size", str(BATCH)]
     job += ["--steps", str(STEPS), "--checkpoint-interval", "5", "--log-loss-interval", "1"]
     job += ["--valid-examples", "0", "--workers", "2", "--epoch-examples", "1000000"]
-    store = Store.open(str(tmp_path), "night")
+    job += ["--keep", "2"]
+    store = s3_server.store("training", "night")
 
     with pytest.raises(urllib.error.HTTPError) as refused:  # a job needs the head's token
         urllib.request.urlopen(f"{head.address}/api/jobs/")
@@ -84,9 +87,13 @@ def test_a_submitted_run_whose_driver_was_killed_resumes_when_it_is_submitted_ag
 
     second = head.submit(*job)
     assert second.returncode == 0, second.stdout + second.stderr
-    assert f"night is complete: step {STEPS} of {STEPS}" in second.stdout
+    assert f"s3://training/runs/night is complete: step {STEPS} of {STEPS}" in second.stdout
     restored = [event["step"] for event in read_events(store) if event["kind"] == "restore"]
     assert len(restored) == 1
     assert restored[0] >= reached
     assert [start["attempt"] for start in starts(store)] == [1, 2]
     assert [row[:2] for row in rows(store)] == [(k, k * BATCH) for k in range(1, STEPS + 1)]
+    assert [status.id.step for status in scan(store)] == [30, 25]
+    assert SECRET not in first.stdout + first.stderr + second.stdout + second.stderr
+    for file in (s3_server.folder / "training").rglob("*"):
+        assert not file.is_file() or SECRET.encode() not in file.read_bytes()

@@ -1,0 +1,130 @@
+"""Processes that wait for the next start of the workers, so that nobody waits for Python then.
+
+A start needs a process for each worker and, one after another, three of Ray Train's and Ray Data's own beside the
+controller. Each costs a second or more of CPU before it can be told anything, and a worker's imports cost several. A raylet
+starts processes ahead when it is asked to, and keeps them for the first that needs one like that. Ray has no public call
+for it; where it is not granted, everything goes on without.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import ray
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+from ray.core.generated.common_pb2 import PYTHON
+from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest
+from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
+from ray.exceptions import RayError
+
+log = logging.getLogger(__name__)
+
+RAYS_OWN = 3
+"""A start's barrier, its datasets' manager and their coordinator, beside the controller."""
+KEEP_SECONDS = 3600
+"""So long an unused one is kept."""
+SETTLE_SECONDS = 20.0
+"""The workers have trained so long before the first is asked for: a short run needs none."""
+PACE_SECONDS = 3.0
+"""Between two on a node: they come one at a time, since training needs the cores."""
+ANSWER_SECONDS = 2.0
+IMPORTS = "ray.train.torch.TorchConfig"
+"""What a worker's process calls before anything else, for the imports that it brings: torch, Ray Train and Ray Data, most of
+what a worker imports. Not raymat, which such a process may find only when it is told the driver's paths."""
+
+
+def worker_environment() -> dict[str, Any]:
+    """The runtime environment of the workers: their processes import ahead, unless the job has them call something else."""
+    job = ray.get_runtime_context().runtime_env
+    taken = WORKER_PROCESS_SETUP_HOOK_ENV_VAR in job.get("env_vars", {})
+    return {} if taken else {"env_vars": {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: IMPORTS}}
+
+
+class Spares:
+    """Asks for them, from the controller's process, which it never has wait."""
+
+    def __init__(self) -> None:
+        self.started()
+
+    def started(self) -> None:
+        """Workers start, and take those that there are."""
+        self._next = math.inf
+        self._until = 0.0
+        self._environment: Any = None
+        """A reference to that of the workers."""
+        self._wanted: Counter[tuple[str, str]] = Counter()
+        """Still to be asked for, by node (id) and environment."""
+
+    def keep(self, workers: Sequence[Any]) -> None:
+        """Have as many on each node as the next start will need. `workers`: Ray Train's handles of those that train.
+
+        To be called again and again: asks for one at a time, so many for each start, and anew when the last are not
+        kept any longer.
+        """
+        now = time.monotonic()
+        if math.isinf(self._next):
+            self._next = now + SETTLE_SECONDS
+        if now < self._next:
+            return
+        if now >= self._until and not self._count(workers, now):
+            return
+        if self._wanted:
+            self._next = now + PACE_SECONDS
+            self._ask()
+
+    def _count(self, workers: Sequence[Any], now: float) -> bool:
+        """Find out what is needed; False while a worker is still being asked for its environment."""
+        if self._environment is None:
+            self._environment = workers[0].execute_async(_environment)
+        if not ray.wait([self._environment], timeout=0)[0]:
+            return False
+        context = ray.get_runtime_context()
+        self._wanted = Counter(
+            {(context.get_node_id(), context.get_runtime_env_string()): RAYS_OWN}
+        )
+        self._until = now + KEEP_SECONDS
+        try:
+            environment = ray.get(self._environment)
+        except RayError as error:  # it has just died
+            log.info("no spare processes for workers: %s", error)
+        else:
+            self._wanted.update((worker.metadata.node_id, environment) for worker in workers)
+        return True
+
+    def _ask(self) -> None:
+        """For one more on each node."""
+        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        one_each = dict(self._wanted.keys())
+        for node, environment in one_each.items():
+            if node in nodes:
+                _ask(nodes[node], environment)
+        self._wanted -= Counter(one_each.items())
+
+
+def _environment() -> str:
+    return str(ray.get_runtime_context().get_runtime_env_string())
+
+
+def _ask(node: dict[str, Any], environment: str) -> None:
+    request = PrestartWorkersRequest(
+        language=PYTHON,
+        job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
+        num_workers=1,
+        keep_alive_duration_secs=KEEP_SECONDS,
+    )
+    # Only a process with the same environment fits.
+    request.runtime_env_info.serialized_runtime_env = environment
+    channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
+    try:
+        NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=ANSWER_SECONDS)
+    except grpc.RpcError as error:
+        log.info("no spare processes on node %s: %s", node["NodeID"], error)
+    finally:
+        channel.close()
