@@ -30,6 +30,8 @@ from raymat.train.events import read_events
 from raymat.train.notice import Notice
 
 INTERVAL = 7
+READY_SECONDS = SETTLE_SECONDS + (2 + RAYS_OWN) * PACE_SECONDS + 5
+"""A run of two workers has trained so long when all its spare processes are there."""
 
 
 def wait_for_attempt(store: Store, attempt: int, committed: bool = True) -> dict[str, Any]:
@@ -91,13 +93,12 @@ def test_a_killed_worker_costs_seconds_and_no_more_than_the_interval(
     )  # fmt: skip
     store = Store.open(config.storage, config.name)
     moments: list[float] = []
-    ready = SETTLE_SECONDS + (2 + RAYS_OWN) * PACE_SECONDS + 5  # with all spare processes there
 
     def torment() -> None:
         attempt = 1
         for _ in range(10):
             first = wait_for_attempt(store, attempt)
-            time.sleep(ready + draws.uniform(0, 2))
+            time.sleep(READY_SECONDS + draws.uniform(0, 2))
             start = next(e for e in starts(store) if e["attempt"] == first["attempt"])
             moments.append(time.time())
             os.kill(draws.choice(start["ranks"])["pid"], signal.SIGKILL)
@@ -127,14 +128,15 @@ class Farm:
         self.store = Store.open(self.config.storage, self.config.name)
         self.moments: list[float] = []
 
-    def run(self, cases: int, lose: Callable[[Any], None]) -> None:
-        """`lose` takes a machine away that has a worker; another comes when training goes on without it."""
-        train_while(self.config, self._boards, lambda: self._torment(cases, lose))
+    def run(self, cases: int, lose: Callable[[Any], None], rest: float = 0.0) -> None:
+        """`lose` takes a machine away that has a worker, after at least `rest` seconds of training; another comes when
+        training goes on without it."""
+        train_while(self.config, self._boards, lambda: self._torment(cases, lose, rest))
 
-    def _torment(self, cases: int, lose: Callable[[Any], None]) -> None:
+    def _torment(self, cases: int, lose: Callable[[Any], None], rest: float) -> None:
         first = wait_for_attempt(self.store, 1)
         for _ in range(cases):
-            time.sleep(self._draws.uniform(0, 2))
+            time.sleep(rest + self._draws.uniform(0, 2))
             node = self._draws.choice(self._working(first["attempt"]))
             self.moments.append(time.time())
             lose(node)
@@ -159,7 +161,7 @@ def test_a_killed_machine_costs_seconds_and_no_more_than_the_interval(
     nodes: Nodes, boards_made: list[Any], tmp_path: Path
 ) -> None:
     farm = Farm(nodes, boards_made, tmp_path, seed=2)
-    farm.run(10, nodes.kill)
+    farm.run(10, nodes.kill, READY_SECONDS)
     found = [restart for restart in restarts(read_events(farm.store)) if restart.world == 1]
     totals = table("a machine killed, going on with one fewer", farm.moments, found, farm.store)
     assert max(restart.lost or 0 for restart in found) <= 2 * INTERVAL
@@ -172,7 +174,7 @@ def test_a_frozen_machine_is_left_behind(
     nodes: Nodes, boards_made: list[Any], tmp_path: Path
 ) -> None:
     farm = Farm(nodes, boards_made, tmp_path, seed=3)
-    farm.run(3, nodes.freeze)
+    farm.run(3, nodes.freeze, READY_SECONDS)
     found = [restart for restart in restarts(read_events(farm.store)) if restart.world == 1]
     totals = table("a machine frozen, going on with one fewer", farm.moments, found, farm.store)
     assert statistics.median(totals) < 120
