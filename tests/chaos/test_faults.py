@@ -347,9 +347,12 @@ def assert_same_mathematics(broken: Store, whole: Store, last: int) -> None:
 
 
 def elastic(stage: Any) -> dict[str, Any]:
+    """Batch norm sees few values where pictures are small, and rounding grows with that: in a refine run of 64 to 96 pixels
+    it reaches 1e-9 after 25 steps and 1e-2 after 41, with nothing but 2 threads instead of 1; at these sizes 1e-13."""
     options: dict[str, Any] = {"precision": "fp64"} | QUIET
-    # Batch norm sees few values where pictures are smaller, and rounding grows with that.
-    return options | ({"resolution": 64, "crop": "48:64"} if stage == "base" else {})
+    if stage == "base":
+        return options | {"resolution": 64, "crop": "48:64"}
+    return options | {"resolution": 192, "crop": "128:192", "refine_sample_pixels": 6400}
 
 
 @pytest.mark.slow  # the short version of what follows
