@@ -97,6 +97,16 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def idle_processes() -> set[int]:
+    """Those of the Ray that this process started which wait for something to do."""
+    found = set()
+    for pid in descendants(os.getpid()):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::IDLE"):
+                found.add(pid)
+    return found
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

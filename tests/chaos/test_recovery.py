@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from heads import idle_processes
 from kit import rows, starts, tiny, wait_for
 from nodes import Nodes, processes_of
 
@@ -25,6 +26,7 @@ from raymat.cluster.launch import fit
 from raymat.cluster.spares import PACE_SECONDS, RAYS_OWN, SETTLE_SECONDS
 from raymat.config import RunConfig
 from raymat.errors import RaymatError
+from raymat.tools.diff import diff
 from raymat.tools.restarts import Restart, restarts
 from raymat.train.events import read_events
 from raymat.train.notice import Notice
@@ -113,6 +115,32 @@ def test_a_killed_worker_costs_seconds_and_no_more_than_the_interval(
     seen = rows(store)
     assert [row[:2] for row in seen] == [(k, 8 * k) for k in range(1, len(seen) + 1)]
     assert statistics.median(totals) < 60
+
+
+@pytest.mark.chaos
+def test_workers_go_on_in_processes_that_were_kept_for_them_and_that_changes_no_bit(
+    tmp_path: Path, cluster: None, boards_made: list[Any]
+) -> None:
+    options: dict[str, Any] = {"workers": "2", "valid_examples": 0}
+    config = tiny("base", tmp_path, "disturbed", steps=100_000, **options)
+    store = Store.open(config.storage, config.name)
+    kept: set[int] = set()
+
+    def torment() -> None:
+        wait_for_attempt(store, 1)
+        time.sleep(READY_SECONDS)
+        kept.update(idle_processes())
+        os.kill(starts(store)[0]["ranks"][1]["pid"], signal.SIGKILL)
+        wait_for_attempt(store, 2)
+
+    train_while(config, boards_made, torment)
+    assert {rank["pid"] for rank in starts(store)[1]["ranks"]} <= kept
+    last = rows(store)[-1][0]
+    fit(tiny("base", tmp_path, "undisturbed", steps=last, **options))
+    whole = Store.open(config.storage, "undisturbed")
+    found = diff(whole.url, store.url)
+    assert not found.different_tensors, found.text()
+    assert rows(store) == rows(whole)
 
 
 class Farm:

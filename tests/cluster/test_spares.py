@@ -6,13 +6,12 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
-from heads import descendants, wait_for
+from heads import idle_processes, wait_for
 
 from raymat.cluster import spares as module
 from raymat.cluster.spares import RAYS_OWN, Spares, worker_environment
@@ -42,19 +41,6 @@ class Handle:
         return self.actor.execute.remote(function)
 
 
-def idle() -> set[int]:
-    """Processes of this test's Ray that wait for something to do."""
-    found = set()
-    for pid in descendants(os.getpid()):
-        try:
-            title = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if title.startswith(b"ray::IDLE"):
-            found.add(pid)
-    return found
-
-
 def test_the_next_start_gets_processes_that_were_kept_for_it_with_their_imports_done(
     cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,12 +49,12 @@ def test_the_next_start_gets_processes_that_were_kept_for_it_with_their_imports_
     here = ray.get_runtime_context().get_node_id()
     worker = somebody(**worker_environment())
     ray.get(worker.look.remote())
-    before, spares = idle(), Spares()
+    before, spares = idle_processes(), Spares()
     handle = Handle(worker, SimpleNamespace(node_id=here))
 
     def kept() -> set[int]:
         spares.keep([handle])
-        return idle() - before
+        return idle_processes() - before
 
     wait_for(lambda: len(kept()) >= 1 + RAYS_OWN, 90)
     ready = kept()
