@@ -66,7 +66,7 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
         spares: whether to keep processes ready for the next start.
     """
 
-    def __init__(self, scaling_config: Any, board: Any, spares: bool = True) -> None:
+    def __init__(self, scaling_config: Any, board: Any, spares: bool) -> None:
         super().__init__(scaling_config)
         self._board = board
         self._looked = float("-inf")

@@ -48,7 +48,7 @@ def worker_environment() -> dict[str, Any]:
 
 
 class Spares:
-    """Asks for them, from the controller's process, which it never has wait."""
+    """Asks for them, from the controller's process, which waits for a raylet's answer for 2 s at most."""
 
     def __init__(self) -> None:
         self.started()
