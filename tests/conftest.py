@@ -22,6 +22,8 @@ os.environ |= {
     # Workers' lines as they were printed, for tests that read them.
     "RAY_DEDUP_LOGS": "0",
     "RAY_COLOR_PREFIX": "0",
+    # Ray's workers give way to everything else on the machine (nice 15): a busy test beside them stops them for minutes.
+    "RAY_worker_niceness": "0",
     # Without credentials s3fs asks the metadata service of a cloud that is not there, and waits.
     "AWS_EC2_METADATA_DISABLED": "true",
 }

@@ -8,11 +8,12 @@ for it; where it is not granted, everything goes on without.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -20,7 +21,7 @@ import ray
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from ray.core.generated.common_pb2 import PYTHON
-from ray.core.generated.node_manager_pb2 import PrestartWorkersRequest
+from ray.core.generated.node_manager_pb2 import GetWorkerPIDsRequest, PrestartWorkersRequest
 from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
 from ray.exceptions import RayError
 
@@ -34,6 +35,10 @@ SETTLE_SECONDS = 20.0
 """The workers have trained so long before the first is asked for: a short run needs none."""
 PACE_SECONDS = 3.0
 """Between two on a node: they come one at a time, since training needs the cores."""
+START_SECONDS = 30.0
+"""One that has not come by then is asked for again. A raylet that starts as many processes as its machine has cores puts a
+request aside, and takes any process that comes for the answer to it."""
+TRIES = 3
 ANSWER_SECONDS = 2.0
 IMPORTS = "ray.train.torch.TorchConfig"
 """What a worker's process calls before anything else, for the imports that it brings: torch, Ray Train and Ray Data, most of
@@ -48,7 +53,7 @@ def worker_environment() -> dict[str, Any]:
 
 
 class Spares:
-    """Asks for them, from the controller's process, which waits for a raylet's answer for 2 s at most."""
+    """Asks for them, from the controller's process, which waits for each of a raylet's answers for 2 s at most."""
 
     def __init__(self) -> None:
         self.started()
@@ -59,8 +64,8 @@ class Spares:
         self._until = 0.0
         self._environment: Any = None
         """A reference to that of the workers."""
-        self._wanted: Counter[tuple[str, str]] = Counter()
-        """Still to be asked for, by node (id) and environment."""
+        self._wanted: dict[str, _Wanted] = {}
+        """By node (id): what is still to come there."""
 
     def keep(self, workers: Sequence[Any]) -> None:
         """Have as many on each node as the next start will need. `workers`: Ray Train's handles of those that train.
@@ -77,7 +82,7 @@ class Spares:
             return
         if self._wanted:
             self._next = now + PACE_SECONDS
-            self._ask()
+            self._ask(now)
 
     def _count(self, workers: Sequence[Any], now: float) -> bool:
         """Find out what is needed; False while a worker is still being asked for its environment."""
@@ -86,45 +91,77 @@ class Spares:
         if not ray.wait([self._environment], timeout=0)[0]:
             return False
         context = ray.get_runtime_context()
-        self._wanted = Counter(
-            {(context.get_node_id(), context.get_runtime_env_string()): RAYS_OWN}
-        )
+        here = _Wanted([context.get_runtime_env_string()] * RAYS_OWN)
+        self._wanted = {context.get_node_id(): here}
         self._until = now + KEEP_SECONDS
         try:
             environment = ray.get(self._environment)
         except RayError as error:  # it has just died
             log.info("no spare processes for workers: %s", error)
         else:
-            self._wanted.update((worker.metadata.node_id, environment) for worker in workers)
+            for worker in workers:
+                there = self._wanted.setdefault(worker.metadata.node_id, _Wanted([]))
+                there.environments.append(environment)
         return True
 
-    def _ask(self) -> None:
-        """For one more on each node."""
+    def _ask(self, now: float) -> None:
+        """For one more on each node, where the last has come."""
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        one_each = dict(self._wanted.keys())
-        for node, environment in one_each.items():
-            if node in nodes:
-                _ask(nodes[node], environment)
-        self._wanted -= Counter(one_each.items())
+        for node, wanted in list(self._wanted.items()):
+            try:
+                more = node in nodes and wanted.ask(nodes[node], now)
+            except grpc.RpcError as error:
+                log.info("no spare processes on node %s: %s", node, error)
+                more = False
+            if not more:
+                del self._wanted[node]
+
+
+@dataclass
+class _Wanted:
+    """What is still to come on one node."""
+
+    environments: list[str]
+    """Of each process; the first is the one that has been asked for, if one has."""
+    before: frozenset[int] | None = None
+    """The processes there (pids) when it was asked for; None: it has not been."""
+    asked: float = 0.0
+    tries: int = 0
+
+    def ask(self, node: dict[str, Any], now: float) -> bool:
+        """For the next if the last has come. False: nothing is left to wait for, or the node starts none."""
+        with _raylet(node) as raylet:
+            reply = raylet.GetWorkerPIDs(GetWorkerPIDsRequest(), timeout=ANSWER_SECONDS)
+            there = frozenset(reply.pids)
+            if self.before is not None:
+                if there - self.before:
+                    del self.environments[0]
+                    self.tries = 0
+                elif now - self.asked < START_SECONDS:
+                    return True
+            if not self.environments or self.tries == TRIES:
+                return False
+            self.before, self.asked, self.tries = there, now, self.tries + 1
+            request = PrestartWorkersRequest(
+                language=PYTHON,
+                job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
+                num_workers=1,
+                keep_alive_duration_secs=KEEP_SECONDS,
+            )
+            # Only a process with the same environment fits.
+            request.runtime_env_info.serialized_runtime_env = self.environments[0]
+            raylet.PrestartWorkers(request, timeout=ANSWER_SECONDS)
+        return True
 
 
 def _environment() -> str:
     return str(ray.get_runtime_context().get_runtime_env_string())
 
 
-def _ask(node: dict[str, Any], environment: str) -> None:
-    request = PrestartWorkersRequest(
-        language=PYTHON,
-        job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
-        num_workers=1,
-        keep_alive_duration_secs=KEEP_SECONDS,
-    )
-    # Only a process with the same environment fits.
-    request.runtime_env_info.serialized_runtime_env = environment
+@contextlib.contextmanager
+def _raylet(node: dict[str, Any]) -> Iterator[Any]:
     channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
     try:
-        NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=ANSWER_SECONDS)
-    except grpc.RpcError as error:
-        log.info("no spare processes on node %s: %s", node["NodeID"], error)
+        yield NodeManagerServiceStub(channel)
     finally:
         channel.close()
