@@ -12,6 +12,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +34,8 @@ KEEP_SECONDS = 3600
 """So long an unused one is kept."""
 SETTLE_SECONDS = 20.0
 """The workers have trained so long before the first is asked for: a short run needs none."""
-PACE_SECONDS = 3.0
-"""Between two on a node: they come one at a time, since training needs the cores."""
+LOOK_SECONDS = 1.0
+"""Between two looks whether the last has come. They come one at a time: training needs the cores."""
 START_SECONDS = 30.0
 """One that has not come by then is asked for again. A raylet that starts as many processes as its machine has cores puts a
 request aside, and takes any process that comes for the answer to it."""
@@ -81,7 +82,7 @@ class Spares:
         if now >= self._until and not self._count(workers, now):
             return
         if self._wanted:
-            self._next = now + PACE_SECONDS
+            self._next = now + LOOK_SECONDS
             self._ask(now)
 
     def _count(self, workers: Sequence[Any], now: float) -> bool:
@@ -90,18 +91,18 @@ class Spares:
             self._environment = workers[0].execute_async(_environment)
         if not ray.wait([self._environment], timeout=0)[0]:
             return False
-        context = ray.get_runtime_context()
-        here = _Wanted([context.get_runtime_env_string()] * RAYS_OWN)
-        self._wanted = {context.get_node_id(): here}
         self._until = now + KEEP_SECONDS
+        environments: dict[str, list[str]] = defaultdict(list)
         try:
             environment = ray.get(self._environment)
         except RayError as error:  # it has just died
             log.info("no spare processes for workers: %s", error)
         else:
             for worker in workers:
-                there = self._wanted.setdefault(worker.metadata.node_id, _Wanted([]))
-                there.environments.append(environment)
+                environments[worker.metadata.node_id].append(environment)
+        context = ray.get_runtime_context()
+        environments[context.get_node_id()] += [context.get_runtime_env_string()] * RAYS_OWN
+        self._wanted = {node: _Wanted(those) for node, those in environments.items()}
         return True
 
     def _ask(self, now: float) -> None:

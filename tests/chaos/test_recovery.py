@@ -23,7 +23,7 @@ from nodes import Nodes, processes_of
 
 from raymat.checkpoint.store import Store
 from raymat.cluster.launch import fit
-from raymat.cluster.spares import PACE_SECONDS, RAYS_OWN, SETTLE_SECONDS
+from raymat.cluster.spares import RAYS_OWN, SETTLE_SECONDS
 from raymat.config import RunConfig
 from raymat.errors import RaymatError
 from raymat.tools.diff import diff
@@ -32,7 +32,7 @@ from raymat.train.events import read_events
 from raymat.train.notice import Notice
 
 INTERVAL = 7
-READY_SECONDS = SETTLE_SECONDS + (2 + RAYS_OWN) * PACE_SECONDS + 5
+READY_SECONDS = SETTLE_SECONDS + (2 + RAYS_OWN) * 4.0
 """A run of two workers has trained so long when all its spare processes are there."""
 
 

@@ -45,7 +45,7 @@ def test_the_next_start_gets_processes_that_were_kept_for_it_with_their_imports_
     cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(module, "PACE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
     here = ray.get_runtime_context().get_node_id()
     worker = somebody(**worker_environment())
     ray.get(worker.look.remote())
