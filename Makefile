@@ -29,7 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(SUPPORTED)' || { echo 'raymat needs Python 3.10 to 3.13, $(PYTHON) is another' >&2; exit 2; }
 	@# An interrupted setup may have left an environment without pip, which --clear makes anew.
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# Python compiles what is imported; all of torch and Ray would take a minute of each setup.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: setup ## train both stages on made pictures, kill a worker halfway, resume (minutes on 2 cores)

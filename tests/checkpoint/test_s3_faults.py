@@ -151,8 +151,9 @@ def assert_right(store: Store, announced: list[CheckpointId]) -> None:
 
 
 @pytest.mark.slow
-def test_with_a_fifth_of_all_requests_damaged_200_checkpoints_lose_none(
-    s3_server: S3Server, proxy: FaultProxy, bucket: str
+@pytest.mark.parametrize("count", [80, pytest.param(200, marks=pytest.mark.chaos)])
+def test_with_a_fifth_of_all_requests_damaged_no_checkpoint_is_lost(
+    s3_server: S3Server, proxy: FaultProxy, bucket: str, count: int
 ) -> None:
     retry = RetryPolicy(total=20.0, first=0.005, longest=0.1)
     ranks = Ranks(
@@ -160,19 +161,20 @@ def test_with_a_fifth_of_all_requests_damaged_200_checkpoints_lose_none(
     )
     proxy.weights = dict.fromkeys(FAULTS, 1.0) | dict.fromkeys(STALLS, 0.25)
     proxy.share, memory = 0.2, 0
-    for step in range(1, 201):
+    for step in range(1, count + 1):
         assert ranks.step(step, seconds=30) is Decision.BEGIN
         memory = resident() if step == 50 else memory
     ranks.finish(seconds=30)
-    # 150 more checkpoints of 40 KB; kept, they would be 6 MB and their requests more.
+    # 150 more of 200 checkpoints of 40 KB: kept, they would be 6 MB and their requests more.
     assert resident() - memory < 4 * 2**20
     assert ranks.most_alive == 2
     # Every one, since none was given up: each fault passed before patience ended.
-    assert [checkpoint.step for checkpoint in ranks.announced] == list(range(1, 201))
+    assert [checkpoint.step for checkpoint in ranks.announced] == list(range(1, count + 1))
     assert_right(direct(s3_server, bucket), ranks.announced)
-    assert set(FAULTS) <= set(proxy.counts)
+    # Stalls, which cost seconds, are too rare to be met in few requests.
+    assert set(FAULTS) - (set(STALLS) if count < 200 else set()) <= set(proxy.counts)
     requests = sum(proxy.counts.values())
-    assert requests > 1000
+    assert requests > 5 * count
     assert 0.15 < 1 - proxy.counts["passed"] / requests < 0.25
 
 
