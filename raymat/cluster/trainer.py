@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckTimeoutError,
@@ -203,6 +204,16 @@ class MindingTorchConfig(TorchConfig):
         return _MindingBackend
 
 
+class _PromptDatasets(DatasetsCallback):
+    """Ray's datasets for the workers, whose read tasks end with the workers."""
+
+    def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
+        """Ray would let the read tasks come to an end: for up to 8 s they kept, and went on taking, the cores that the
+        next workers wait for. They end with the actors that own them."""
+        if self._dataset_shard_provider is not None:
+            ray.kill(self._dataset_shard_provider._dataset_manager)
+
+
 class RaymatTrainer(TorchTrainer):
     """TorchTrainer with raymat's policies.
 
@@ -225,6 +236,13 @@ class RaymatTrainer(TorchTrainer):
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Ray would abort the workers; `raymat.cluster.stop` has them commit."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        prompt = _PromptDatasets(self.train_run_context, self.datasets)
+        return [
+            prompt if type(callback) is DatasetsCallback else callback
+            for callback in super()._create_default_callbacks()
+        ]
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
         config = self.run_config.failure_config or FailureConfig()

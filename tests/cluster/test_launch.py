@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from kit import tiny
 from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, FailureConfig, WorkerGroupError
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
@@ -35,7 +37,13 @@ from raymat.cluster.launch import (
     worker_resources,
 )
 from raymat.cluster.progress import progress_line, told
-from raymat.cluster.trainer import RaymatFailurePolicy, is_fatal, raymat_error, somebody_died
+from raymat.cluster.trainer import (
+    RaymatFailurePolicy,
+    RaymatTrainer,
+    is_fatal,
+    raymat_error,
+    somebody_died,
+)
 from raymat.config import Range, to_dict
 from raymat.data.batch import Geometry
 from raymat.data.order import SampleOrder
@@ -230,6 +238,28 @@ def test_workers_that_stand_still_at_the_same_place_three_times_end_the_run(boar
         "rank 1 stood still waiting for a batch after step 9 (3 times since step 7 was committed); "
         "the run's events say more"
     )
+
+
+def test_who_owns_the_read_tasks_ends_with_the_workers(tmp_path: Path, cluster: None) -> None:
+    trainer = RaymatTrainer(
+        lambda: None,
+        scaling_config=ray.train.ScalingConfig(num_workers=1),
+        run_config=ray.train.RunConfig(name="checkpoints", storage_path=str(tmp_path)),
+        datasets={"train": lambda: ray.data.range(4)},
+        newest_step=lambda: 0,
+        board=None,
+        spares=False,
+    )
+    callbacks = trainer._create_default_callbacks()
+    (datasets,) = [each for each in callbacks if isinstance(each, DatasetsCallback)]
+    node = SimpleNamespace(node_id=ray.get_runtime_context().get_node_id())
+    context = datasets.before_init_train_context([SimpleNamespace(metadata=node)])
+    (provider,) = context["dataset_shard_provider"]
+    owner = provider._dataset_manager
+    ray.get(owner.shutdown_data_executors.remote(), timeout=60)
+    datasets.after_worker_group_shutdown(None)
+    with pytest.raises(ActorDiedError):
+        ray.get(owner.shutdown_data_executors.remote(), timeout=60)
 
 
 def test_the_same_failure_three_times_without_a_commit_ends_the_run(board: Any) -> None:
