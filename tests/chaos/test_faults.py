@@ -24,6 +24,7 @@ from raymat.tools.diff import diff
 from raymat.train.events import read_events
 from raymat.train.notice import LeavingError, Notice
 from raymat.train.progress import Progress
+from tests.train.runs import without_ray
 
 UNTIL_TOLD = 4000
 """Steps of a run that is stopped when all its faults have come."""
@@ -317,11 +318,11 @@ def tormented(
 def equal_to_the_bit(
     nodes: Nodes, boards_made: list[Any], storage: Path, stage: Any, seed: int, kinds: list[str]
 ) -> None:
+    """With a run that nobody disturbed, and that had no Ray either."""
     options: dict[str, Any] = {"workers": "2"} | QUIET
     config = tiny(stage, storage, "disturbed", steps=UNTIL_TOLD, **options)
     broken, last = tormented(nodes, boards_made, config, seed, kinds)
-    fit(tiny(stage, storage, "undisturbed", steps=last, **options))
-    whole = Store.open(config.storage, "undisturbed")
+    whole = without_ray(tiny(stage, storage, "undisturbed", steps=last, **options))
     found = diff(whole.url, broken.url)
     assert not found.different_tensors, found.text()
     # Only where the run was to end.

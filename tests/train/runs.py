@@ -22,9 +22,11 @@ from raymat.data.local import LocalFeed
 from raymat.data.order import SampleOrder
 from raymat.data.source import SourceSpec
 from raymat.train.loop import Outcome, run
+from raymat.train.prepare import PreparedRun, prepare
 from raymat.train.seams import Host, NullHost
 from raymat.train.validator import Job, Validator
 from raymat.world import World
+from tests.train.workers import in_workers
 
 PAIRS = 20
 TINY: dict[str, dict[str, Any]] = {
@@ -140,6 +142,28 @@ def train(
         listing_digest=listing_digest,
         nearby=nearby,
         validator=validator,
+    )
+
+
+def without_ray(config: RunConfig) -> Store:
+    """Train as `fit` would, with the most workers that `config` allows, on the CPU, in processes that this one starts."""
+    optim = dataclasses.replace(config.optim, precision=config.optim.precision or "fp32")
+    prepared = prepare(dataclasses.replace(config, optim=optim), store_of(config))
+    in_workers(config.workers.workers.high, _train_prepared, prepared, seconds=900.0)
+    return store_of(config)
+
+
+def _train_prepared(world: World, prepared: PreparedRun) -> None:
+    run(
+        prepared.config,
+        world=world,
+        feed=LocalFeed(prepared.source.open(), prepared.order, prepared.geometry, world),
+        store=store_of(prepared.config),
+        host=NullHost(),
+        order=prepared.order,
+        device=torch.device("cpu"),
+        run_id=prepared.run_id,
+        listing_digest=prepared.listing_digest,
     )
 
 

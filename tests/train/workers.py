@@ -15,7 +15,7 @@ from typing import Any
 from raymat.world import World
 
 SECONDS = 120.0
-"""A group that takes longer hangs."""
+"""A group that takes longer hangs, unless it was given more."""
 
 _PRELOAD = [
     "torch",
@@ -32,7 +32,9 @@ class WorkerError(Exception):
     """A worker raised something; the text is its traceback."""
 
 
-def in_workers(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+def in_workers(
+    size: int, function: Callable[..., Any], *args: Any, seconds: float = SECONDS
+) -> list[Any]:
     """`function(world, *args)` in `size` fresh processes that form a gloo group; what each returned, by rank.
 
     A RaymatError that a worker raises comes back as a value; any other exception is raised here as WorkerError.
@@ -54,21 +56,21 @@ def in_workers(size: int, function: Callable[..., Any], *args: Any) -> list[Any]
             process.start()
             sender.close()
         try:
-            return _collect([receiver for receiver, _ in pipes])
+            return _collect([receiver for receiver, _ in pipes], seconds)
         finally:
             for process in processes:
                 process.kill()
                 process.join()
 
 
-def _collect(receivers: list[Connection]) -> list[Any]:
+def _collect(receivers: list[Connection], seconds: float) -> list[Any]:
     results: dict[int, Any] = {}
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + seconds
     while len(results) < len(receivers):
         missing = [r for i, r in enumerate(receivers) if i not in results]
         ready = wait(missing, timeout=max(0.0, end - time.monotonic()))
         if not ready:
-            raise WorkerError(f"after {SECONDS} s only ranks {sorted(results)} had ended")
+            raise WorkerError(f"after {seconds} s only ranks {sorted(results)} had ended")
         for receiver in ready:
             rank = receivers.index(receiver)  # type: ignore[arg-type]
             try:
