@@ -14,15 +14,15 @@ import argparse
 import torch
 from torch import Tensor, nn
 
-from raymat.config import build
+from raymat.config.run import build
 from raymat.data.batch import Geometry, MicroBatch
-from raymat.data.local import LocalFeed
-from raymat.data.order import SampleOrder
+from raymat.data.feed import LocalFeed
+from raymat.data.sample_order import SampleOrder
 from raymat.data.source import SourceSpec
+from raymat.distributed.world import World
 from raymat.model import matting
-from raymat.train.schedule import rates
-from raymat.train.step import TrainStep
-from raymat.world import World
+from raymat.train.loop.train_step import TrainStep
+from raymat.train.optim.lr_schedule import rates
 
 PAIRS, BATCH, VALID = 64, 8, 16
 

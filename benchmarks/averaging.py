@@ -17,20 +17,20 @@ from typing import Any
 
 import torch
 
-from raymat.checkpoint.store import Store
-from raymat.config import RunConfig, build
+from raymat.analysis.run_pictures import Pictures
+from raymat.analysis.soup import WeightSum
+from raymat.cli.average import Options, average
+from raymat.config.run import RunConfig, build
 from raymat.data.batch import Geometry
-from raymat.data.local import LocalFeed
-from raymat.data.order import SampleOrder
+from raymat.data.feed import LocalFeed
+from raymat.data.sample_order import SampleOrder
 from raymat.data.source import SourceSpec
+from raymat.distributed.world import World
 from raymat.model.matting import MattingBase
-from raymat.tools.average import Options, average
-from raymat.tools.soup import WeightSum
-from raymat.train.loop import run
-from raymat.train.pictures import Pictures
-from raymat.train.seams import NullHost
-from raymat.train.selector import build_network, read_weights
-from raymat.world import World
+from raymat.storage.store import Store
+from raymat.train.loop.interfaces import NullHost
+from raymat.train.loop.trainer import run
+from raymat.train.run.weights_reference import build_network, read_weights
 
 PAIRS, VALID = 64, 16
 CPU = torch.device("cpu")

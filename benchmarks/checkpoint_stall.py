@@ -32,20 +32,20 @@ from typing import Any
 
 import torch
 
-from raymat.checkpoint.store import Store
-from raymat.config import RunConfig, build
+from raymat.config.run import RunConfig, build
 from raymat.data.batch import Geometry, make_train_batch
-from raymat.data.order import Cursor, SampleOrder
+from raymat.data.sample_order import Cursor, SampleOrder
 from raymat.data.source import SourceSpec
+from raymat.distributed.collectives import Group
+from raymat.distributed.world import World
 from raymat.model import matting
-from raymat.train.events import EventLog
-from raymat.train.group import Group
-from raymat.train.saving import AsyncSaver
-from raymat.train.schedule import rates
-from raymat.train.seams import NullHost
-from raymat.train.state import Promise, Record, capture
-from raymat.train.step import TrainStep
-from raymat.world import World
+from raymat.storage.store import Store
+from raymat.train.loop.checkpointing import AsyncSaver
+from raymat.train.loop.interfaces import NullHost
+from raymat.train.loop.state import Promise, Record, capture
+from raymat.train.loop.train_step import TrainStep
+from raymat.train.observability.events import EventLog
+from raymat.train.optim.lr_schedule import rates
 
 
 class Training:

@@ -18,20 +18,20 @@ from pathlib import Path
 
 import torch
 
-from raymat.checkpoint.store import Store
-from raymat.config import RunConfig, build
+from raymat.analysis.evaluation import Contender, contender, spread
+from raymat.analysis.scores import Report
+from raymat.cli import average, select
+from raymat.cli.evaluate import evaluate
+from raymat.config.run import RunConfig, build
 from raymat.data.batch import Geometry
-from raymat.data.local import LocalFeed
+from raymat.data.feed import LocalFeed
 from raymat.data.source import SourceSpec
-from raymat.tools import average, select
-from raymat.tools.evaluate import evaluate
-from raymat.tools.evaluation import Contender, contender, spread
-from raymat.tools.scores import Report
-from raymat.train.loop import run
-from raymat.train.prepare import prepare
-from raymat.train.seams import NullHost
-from raymat.train.selector import read_weights
-from raymat.world import World
+from raymat.distributed.world import World
+from raymat.storage.store import Store
+from raymat.train.loop.interfaces import NullHost
+from raymat.train.loop.trainer import run
+from raymat.train.run.prepare import prepare
+from raymat.train.run.weights_reference import read_weights
 
 SIDE, INTERVAL, TOP = 80, 40, 5
 TEST_SEED = 1

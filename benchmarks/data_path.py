@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from raymat.config import Range, Stage
-from raymat.data.augment import Warp, draw_background_warp, draw_pair_warp
+from raymat.config.run import Range, Stage
 from raymat.data.batch import Geometry, make_train_batch
 from raymat.data.listing import Files, Listing, Split, build_listing
-from raymat.data.order import Example, SampleOrder
+from raymat.data.sample_order import Example, SampleOrder
 from raymat.data.source import FolderSource
+from raymat.data.warp import Warp, draw_background_warp, draw_pair_warp
 
 Pixels = NDArray[np.uint8]
 SIZES = {"4K": (3840, 2160), "HD": (1920, 1080)}

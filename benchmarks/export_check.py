@@ -25,12 +25,13 @@ from typing import Any
 
 import torch
 
-from raymat.config import ModelConfig
+from raymat.cli.export import parse_size
+from raymat.config.run import ModelConfig
+from raymat.console import columns
+from raymat.export import check, formats
+from raymat.export.check import Case
+from raymat.export.exporter import export
 from raymat.model.matting import build
-from raymat.tools import exportcheck, formats
-from raymat.tools.console import columns
-from raymat.tools.export import export, parse_size
-from raymat.tools.exportcheck import Case
 
 MODES = ("base", "full", "sampling", "thresholding")
 ENDINGS = {".ts": "TorchScript", ".onnx": "ONNX"}
@@ -92,7 +93,7 @@ def network_of(mode: str, backbone: Any) -> Any:
 def peak(mode: str, backbone: str, size: tuple[int, int], path: str) -> int:
     """Peak resident bytes of this process after one comparison at this size."""
     case = Case("picture", 1, *size)
-    exportcheck.compare(network_of(mode, backbone), formats.run_onnx(path), case, 1e-4)
+    check.compare(network_of(mode, backbone), formats.run_onnx(path), case, 1e-4)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

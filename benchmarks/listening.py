@@ -22,18 +22,17 @@ import ray
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from kit import tiny
-
-from raymat.cluster import board as boards
-from raymat.cluster.notices import Listener
+from raymat.cluster import blackboard as boards
+from raymat.cluster.worker.notice_listener import Listener
 from raymat.data.batch import Geometry, make_train_batch
-from raymat.data.order import SampleOrder
+from raymat.data.sample_order import SampleOrder
 from raymat.data.source import SourceSpec
+from raymat.distributed.world import World
 from raymat.model import matting
-from raymat.train.pulse import Pulse
-from raymat.train.schedule import rates
-from raymat.train.step import TrainStep
-from raymat.world import World
+from raymat.train.loop.train_step import TrainStep
+from raymat.train.loop.watchdog import Pulse
+from raymat.train.optim.lr_schedule import rates
+from tests.support.kit import tiny
 
 
 class Training:

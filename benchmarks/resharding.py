@@ -25,13 +25,13 @@ import torch.multiprocessing as multiprocessing
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import read_contents, write_share
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.checkpoint.store import Store
-from raymat.config import ModelConfig
+from raymat.config.run import ModelConfig
+from raymat.distributed.collectives import Group
+from raymat.distributed.world import World
 from raymat.model.matting import build
-from raymat.train.group import Group
-from raymat.train.optimiser import PartAdam
-from raymat.train.restore import read_together
-from raymat.world import World
+from raymat.storage.store import Store
+from raymat.train.loop.restore import read_together
+from raymat.train.optim.adam import PartAdam
 
 WRITERS = 4
 CHECKPOINT = CheckpointId(1000, 1)

@@ -16,14 +16,14 @@ import time
 
 import ray
 
-from raymat.cluster import board as boards
-from raymat.cluster.feed import RayFeed
-from raymat.cluster.ingest import StreamPlan, dataset_factory
-from raymat.config import Range
+from raymat.cluster import blackboard as boards
+from raymat.cluster.worker.datasource import StreamPlan, dataset_factory
+from raymat.cluster.worker.ray_feed import RayFeed
+from raymat.config.run import Range
 from raymat.data.batch import Geometry
-from raymat.data.order import SampleOrder
+from raymat.data.sample_order import SampleOrder
 from raymat.data.source import SourceSpec
-from raymat.world import World
+from raymat.distributed.world import World
 
 PAIRS = 240_000
 EARLY, LATE = 10, 1_000_000

@@ -21,13 +21,12 @@ from typing import Any
 import ray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from kit import tiny
-
-from raymat.checkpoint.store import Store
-from raymat.cluster.launch import fit
-from raymat.cluster.trainer import apply_settings
-from raymat.train.events import read_events
-from raymat.train.metrics import read_metrics
+from raymat.cluster.controller.ray_trainer import apply_settings
+from raymat.cluster.driver.launch import fit
+from raymat.storage.store import Store
+from raymat.train.observability.events import read_events
+from raymat.train.observability.metrics_log import read_metrics
+from tests.support.kit import tiny
 
 SETTLING = 5
 """So many of the first steps are left out."""

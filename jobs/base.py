@@ -2,7 +2,7 @@
 
 import sys
 
-from raymat.cli import job_main
+from raymat.cli.main import job_main
 
 if __name__ == "__main__":
     sys.exit(job_main("base"))

@@ -68,7 +68,7 @@ def cluster(ray_at_the_end: None) -> None:
     one that had another in its place it is started anew."""
     import ray
 
-    from raymat.cluster.trainer import apply_settings
+    from raymat.cluster.controller.ray_trainer import apply_settings
 
     if ray.is_initialized():
         return
@@ -82,4 +82,5 @@ def cluster(ray_at_the_end: None) -> None:
     )
 
 
-from s3 import s3_server  # noqa: E402, F401  (after the environment is set: it imports fsspec)
+from tests.support.made_run import local, made, raymat  # noqa: E402, F401
+from tests.support.s3 import s3_server  # noqa: E402, F401  (after the environment is set: it imports fsspec)

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from raymat.checkpoint.digest import digest, is_digest
 from raymat.errors import CheckpointError
+from raymat.storage.digest import digest, is_digest
 
 FORMAT = 1
 """Version of the layout: another one is refused."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
-from raymat.checkpoint.backends import TEMPORARY
-from raymat.checkpoint.find import Status
+from raymat.checkpoint.catalog import Status
+from raymat.checkpoint.layout import CHECKPOINTS
 from raymat.checkpoint.manifest import CheckpointId, parse_manifest_name
-from raymat.checkpoint.store import CHECKPOINTS, FileInfo, Store
+from raymat.storage.backends import TEMPORARY
+from raymat.storage.store import FileInfo, Store
 
 STALE_SECONDS = 3600.0
 """A temporary file older than this was left by a writer that died."""

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from raymat.checkpoint import tensorfile
-from raymat.checkpoint.digest import Buffer, digest, matches
-from raymat.checkpoint.faults import MissingFileError
+from raymat.checkpoint import safetensors_io
+from raymat.checkpoint.layout import CHECKPOINTS
+from raymat.checkpoint.local_cache import Nearby
 from raymat.checkpoint.manifest import (
     FORMAT,
     MAX_MANIFEST_BYTES,
@@ -34,11 +34,12 @@ from raymat.checkpoint.manifest import (
     parse_manifest_name,
     shard_name,
 )
-from raymat.checkpoint.nearby import Nearby
 from raymat.checkpoint.snapshot import Snapshot, dump_extra
-from raymat.checkpoint.store import CHECKPOINTS, Store
+from raymat.distributed.world import World
 from raymat.errors import CheckpointError
-from raymat.world import World
+from raymat.storage.digest import Buffer, digest, matches
+from raymat.storage.faults import MissingFileError
+from raymat.storage.store import Store
 
 MAX_BYTES = 64 * 2**30
 """A checkpoint that claims more than this is refused before any of it is read."""
@@ -100,7 +101,9 @@ def write_files(
     run: str,
 ) -> Manifest:
     """Like `write_share`, the share already chosen. `extra` is written by rank 0 alone."""
-    files: dict[str, list[Buffer]] = {shard_name(world.rank, world.size): tensorfile.encode(share)}
+    files: dict[str, list[Buffer]] = {
+        shard_name(world.rank, world.size): safetensors_io.encode(share)
+    }
     if world.rank == 0:
         files[STATE] = [_encode_state(checkpoint, extra)]
     # The digests are of what is meant, before the storage is given any of it.
@@ -168,7 +171,7 @@ class Reading:
         checkpoint = self.contents.checkpoint
 
         def read(chunk: Chunk) -> None:
-            view = tensorfile.memory_of(self.place(chunk))
+            view = safetensors_io.memory_of(self.place(chunk))
             try:
                 store.read_into(_path(checkpoint, chunk.name), chunk.start, view)
             except MissingFileError as error:
@@ -182,7 +185,7 @@ class Reading:
         """Read whole files from this machine's disk; the names of those whose digest is right."""
 
         def read(entry: FileEntry) -> bool:
-            return nearby.read(entry, tensorfile.memory_of(self._data[entry.name]))
+            return nearby.read(entry, safetensors_io.memory_of(self._data[entry.name]))
 
         good = _parallel(read, files)
         self._verified |= {entry.name for entry, right in zip(files, good, strict=True) if right}
@@ -194,7 +197,7 @@ class Reading:
 
         def verify(entry: FileEntry) -> bool:
             return entry.name in self._verified or matches(
-                entry.digest, [tensorfile.memory_of(self._data[entry.name])]
+                entry.digest, [safetensors_io.memory_of(self._data[entry.name])]
             )
 
         for entry, good in zip(files, _parallel(verify, files), strict=True):
@@ -333,7 +336,7 @@ def _merge(checkpoint: CheckpointId, shards: Mapping[str, Tensor]) -> dict[str, 
     merged: dict[str, Tensor] = {}
     for name, data in shards.items():
         try:
-            tensors = tensorfile.decode(data)
+            tensors = safetensors_io.decode(data)
         except CheckpointError as error:
             raise CheckpointError(f"{checkpoint} is damaged: {name}: {error}") from error
         twice = merged.keys() & tensors.keys()
@@ -353,7 +356,7 @@ def _decode_state(checkpoint: CheckpointId, data: Tensor) -> dict[str, Any]:
     if len(data) > MAX_STATE_BYTES:
         raise CheckpointError(f"{checkpoint} is refused: {STATE} has {len(data)} bytes")
     try:
-        content = json.loads(bytes(tensorfile.memory_of(data)))
+        content = json.loads(bytes(safetensors_io.memory_of(data)))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{checkpoint} is damaged: {STATE} is not JSON") from error
     extra = content.get("extra") if isinstance(content, dict) else None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raymat.checkpoint.tensorfile import check_storable
+from raymat.checkpoint.safetensors_io import check_storable
 
 _ALIGN = 64
 """Bytes: each tensor begins on a cache line, aligned for every dtype."""

@@ -16,16 +16,17 @@ from pathlib import Path
 
 import ray
 
-from raymat.checkpoint.store import Store
-from raymat.cluster.launch import fit
-from raymat.cluster.trainer import apply_settings
-from raymat.config import RunConfig, build, from_dict
+from raymat.analysis.contact_sheet import prediction, source_and_truth, trained_model, write_picture
+from raymat.cluster.controller.ray_trainer import apply_settings
+from raymat.cluster.driver.launch import fit
+from raymat.config.run import RunConfig, build, from_dict
 from raymat.data.batch import make_valid_batch
 from raymat.errors import ConfigError
-from raymat.tools.picture import prediction, source_and_truth, trained_model, write_picture
-from raymat.train.events import read_events
-from raymat.train.metrics import read_metrics
-from raymat.train.prepare import prepare, read_run
+from raymat.storage.store import Store
+from raymat.train.observability.events import read_events
+from raymat.train.observability.metrics_log import read_metrics
+from raymat.train.run.prepare import prepare
+from raymat.train.run.run_file import read_run
 
 FOLDER = "demo"
 PICTURE_EXAMPLES = 4

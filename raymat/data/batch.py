@@ -18,8 +18,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from raymat.config import Stage
-from raymat.data.augment import (
+from raymat.config.run import Stage
+from raymat.data.decode import OpenImage, Pixels, Scale, use_one_thread
+from raymat.data.image_folder import UnreadableImage
+from raymat.data.rng import Draws, Stream
+from raymat.data.sample_order import Example, SampleOrder
+from raymat.data.source import Source
+from raymat.data.warp import (
     Warp,
     crop_map,
     decode_scale,
@@ -27,11 +32,6 @@ from raymat.data.augment import (
     draw_pair_warp,
     warp_into,
 )
-from raymat.data.decode import OpenImage, Pixels, Scale, use_one_thread
-from raymat.data.draws import Draws, Stream
-from raymat.data.files import UnreadableImage
-from raymat.data.order import Example, SampleOrder
-from raymat.data.source import Source
 from raymat.errors import DataError
 
 MAX_TRIES = (

@@ -22,7 +22,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from raymat.data.draws import Draws, Stream
 from raymat.data.photometric import (
     Affine,
     Jitter,
@@ -33,6 +32,7 @@ from raymat.data.photometric import (
     noise_,
     sharpen,
 )
+from raymat.data.rng import Draws, Stream
 
 
 class Composed(NamedTuple):

@@ -24,7 +24,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from raymat.data.files import UnreadableImage
+from raymat.data.image_folder import UnreadableImage
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Scale = Literal[1, 2, 4, 8]

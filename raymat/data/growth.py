@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raymat.data.files import UNKNOWN_SIZE, shown
+from raymat.data.image_folder import UNKNOWN_SIZE
 from raymat.data.listing import Files, Listing, Split
 from raymat.errors import DataError
+from raymat.storage.urls import shown
 
 NAMED = 3
 

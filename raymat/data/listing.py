@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raymat.data.files import Folder, Retry
+from raymat.data.image_folder import Folder, Retry
 from raymat.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

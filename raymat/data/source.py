@@ -11,10 +11,11 @@ from functools import lru_cache
 from typing import Protocol
 
 from raymat.data.decode import EncodedImage, OpenImage, Pixels, RawImage
-from raymat.data.files import Folder, Retry, UnreadableImage, shown
+from raymat.data.image_folder import Folder, Retry, UnreadableImage
 from raymat.data.listing import FileRow, Listing, PairRow, Split, build_listing
-from raymat.data.synthetic import synthetic_background, synthetic_pair
+from raymat.data.synthetic.pictures import synthetic_background, synthetic_pair
 from raymat.errors import DataError
+from raymat.storage.urls import shown
 
 __all__ = [
     "FileRow",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raymat.model.dropout import SeededDropout
-from raymat.model.pixels import memory_format_of
+from raymat.model.ops import memory_format_of
 
 
 def _conv_norm_relu(channels: int, out: int, kernel: int, dilation: int = 1) -> list[nn.Module]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raymat.model.pixels import resize
+from raymat.model.ops import resize
 
 OUT_CHANNELS = 1 + 3 + 1 + 32
 """Alpha, foreground residual, error, hidden features."""

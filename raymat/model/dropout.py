@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from raymat.model.pixels import memory_format_of
+from raymat.model.ops import memory_format_of
 
 
 class SeededDropout(nn.Dropout):

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raymat.config import PARTS, ModelConfig, Stage
+from raymat.config.run import PARTS, ModelConfig, Stage
 from raymat.errors import ConfigError
 from raymat.model.aspp import ASPP
 from raymat.model.decoder import Decoder
 from raymat.model.dropout import SeededDropout, set_dropout_seeds
-from raymat.model.initial import initialise
+from raymat.model.init import initialise
 from raymat.model.mobilenetv2 import MobileNetV2Encoder
-from raymat.model.pixels import resize
+from raymat.model.ops import resize
 from raymat.model.refiner import Refiner
 from raymat.model.resnet import ResNetEncoder
 

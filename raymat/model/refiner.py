@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raymat.errors import ConfigError
-from raymat.model.pixels import doubled, resize, widened
+from raymat.model.ops import doubled, resize, widened
 
 MODES = ("full", "sampling", "thresholding")
 PATCH = 4

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import ray
-from nodes import Nodes
 
-from raymat.cluster import board as boards
-from raymat.cluster.trainer import apply_settings
+from raymat.cluster import blackboard as boards
+from raymat.cluster.controller.ray_trainer import apply_settings
+from tests.support.nodes import Nodes
 
 
 @pytest.fixture

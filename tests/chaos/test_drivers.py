@@ -11,17 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from heads import RAY, StandingHead, standing_head
-from heads import wait_for as wait_until
-from kit import rows, starts, wait_for
 
-from raymat.checkpoint.store import Store
-from raymat.cluster.launch import fit
-from raymat.options import parse_run
-from raymat.tools.diff import diff
-from raymat.train.events import read_events
+from raymat.analysis.compare import diff
+from raymat.cluster.driver.launch import fit
+from raymat.config.flags import parse_run
+from raymat.storage.store import Store
+from raymat.train.observability.events import read_events
+from tests.support.heads import RAY, StandingHead, standing_head
+from tests.support.heads import wait_for as wait_until
+from tests.support.kit import rows, starts, wait_for
+from tests.support.paths import ROOT
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = ROOT
 INTERVAL = 7
 FLAGS = [
     "--name", "run", "--synthetic", "64", "--backbone", "mobilenetv2", "--resolution", "48", "--crop", "32:48",

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit import killed_run, rows, undisturbed
 
-from raymat.checkpoint.store import Store
-from raymat.tools import diff
+from raymat.cli import diff
+from raymat.storage.store import Store
+from tests.support.kit import killed_run, rows, undisturbed
 
 KILLS = 3
 

@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 import ray
-from kit import rows, starts, tiny
-from nodes import Nodes, parent_of, raylet, stored_bytes
 
-from raymat.checkpoint.store import Store
-from raymat.cluster.launch import fit
-from raymat.config import RunConfig
-from raymat.tools.diff import diff
-from raymat.train.events import read_events
-from raymat.train.notice import LeavingError, Notice
-from raymat.train.progress import Progress
-from tests.train.runs import without_ray
+from raymat.analysis.compare import diff
+from raymat.cluster.driver.launch import fit
+from raymat.config.run import RunConfig
+from raymat.storage.store import Store
+from raymat.train.observability.events import read_events
+from raymat.train.observability.progress import Progress
+from raymat.train.run.notice import LeavingError, Notice
+from tests.support.kit import rows, starts, tiny
+from tests.support.nodes import Nodes, parent_of, raylet, stored_bytes
+from tests.support.runs import without_ray
 
 UNTIL_TOLD = 4000
 """Steps of a run that is stopped when all its faults have come."""

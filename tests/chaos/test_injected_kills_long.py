@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit import rows, tiny
-from s3 import S3Server
 
-from raymat.checkpoint.store import Store
-from raymat.tools import diff
-from tests.injector import Journal, Kill, train_worker_to_kill
-from tests.train.killcases import (
+from raymat.cli import diff
+from raymat.storage.store import Store
+from tests.support.injector import Journal, Kill, train_worker_to_kill
+from tests.support.killcases import (
     UNSTEADY,
     Kitchen,
     Tally,
@@ -29,6 +27,8 @@ from tests.train.killcases import (
     spread,
     undisturbed,
 )
+from tests.support.kit import rows, tiny
+from tests.support.s3 import S3Server
 
 CASES, CASES_IN_A_BUCKET, CASES_WITH_RAY = 210, 16, 10
 
@@ -103,7 +103,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(storage: Path, name: str, kills: list[Kill]) -> tuple[Store, Journal]:
     """A run under Ray whose attempts are killed so."""
-    from raymat.cluster import launch
+    from raymat.cluster.driver import launch
 
     config = tiny("base", storage, name, **OPTIONS)
     (storage / f"{name}.kills").write_text(json.dumps([asdict(kill) for kill in kills]))

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit import rows, starts, tiny, wait_for
 
-from raymat.checkpoint.store import Store
-from raymat.cluster.launch import fit
-from raymat.data.order import digest_lanes, digest_text
-from raymat.train.events import read_events
-from raymat.train.prepare import prepare
+from raymat.cluster.driver.launch import fit
+from raymat.data.sample_order import digest_lanes, digest_text
+from raymat.storage.store import Store
+from raymat.train.observability.events import read_events
+from raymat.train.run.prepare import prepare
+from tests.support.kit import rows, starts, tiny, wait_for
 
 SHORT: dict[str, Any] = {"steps": None, "synthetic": 24, "epochs": 3, "epoch_examples": 30}
 LONG: dict[str, Any] = {"steps": None, "synthetic": 40, "epochs": 4, "epoch_examples": 50}

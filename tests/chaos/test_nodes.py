@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from kit import rows, tiny, wait_for
-from nodes import Nodes, fit_disturbed, worlds
 
-from raymat.checkpoint.store import Store
-from raymat.train.events import read_events
+from raymat.storage.store import Store
+from raymat.train.observability.events import read_events
+from tests.support.kit import rows, tiny, wait_for
+from tests.support.nodes import Nodes, fit_disturbed, worlds
 
 STEPS = 60
 

@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from heads import idle_processes
-from kit import rows, starts, tiny, wait_for
-from nodes import Nodes, processes_of
 
-from raymat.checkpoint.store import Store
-from raymat.cluster.launch import fit
-from raymat.cluster.spares import RAYS_OWN, SETTLE_SECONDS
-from raymat.config import RunConfig
+from raymat.analysis.compare import diff
+from raymat.cli.restarts import Restart, restarts
+from raymat.cluster.controller.prestart import RAYS_OWN, SETTLE_SECONDS
+from raymat.cluster.driver.launch import fit
+from raymat.config.run import RunConfig
 from raymat.errors import RaymatError
-from raymat.tools.diff import diff
-from raymat.tools.restarts import Restart, restarts
-from raymat.train.events import read_events
-from raymat.train.notice import Notice
+from raymat.storage.store import Store
+from raymat.train.observability.events import read_events
+from raymat.train.run.notice import Notice
+from tests.support.heads import idle_processes
+from tests.support.kit import rows, starts, tiny, wait_for
+from tests.support.nodes import Nodes, processes_of
 
 INTERVAL = 7
 READY_SECONDS = SETTLE_SECONDS + (2 + RAYS_OWN) * 4.0

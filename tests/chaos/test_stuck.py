@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit import rows, starts, tiny, wait_for
 
-from raymat.checkpoint.store import Store
-from raymat.cluster.launch import fit
+from raymat.cluster.driver.launch import fit
 from raymat.errors import ClusterError
-from raymat.train.events import read_events
+from raymat.storage.store import Store
+from raymat.train.observability.events import read_events
+from tests.support.kit import rows, starts, tiny, wait_for
 
 
 def beside(work: Callable[[], None]) -> threading.Thread:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit import rows, tiny
 
-from raymat.checkpoint.store import Store
-from raymat.cluster.launch import fit
-from raymat.data.order import digest_lanes, digest_text
-from raymat.train.prepare import prepare
+from raymat.cluster.driver.launch import fit
+from raymat.data.sample_order import digest_lanes, digest_text
+from raymat.storage.store import Store
+from raymat.train.run.prepare import prepare
+from tests.support.kit import rows, tiny
 
 STEPS, BATCH, PAIRS = 10, 8, 64
 

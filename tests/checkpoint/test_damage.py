@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from raymat.checkpoint.find import newest, scan
+from raymat.checkpoint.catalog import newest, scan
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.checkpoint.store import Store
-from raymat.world import World
+from raymat.distributed.world import World
+from raymat.storage.store import Store
 
 CASES_PER_KIND = 112
 OLD, MIDDLE, NEW = CheckpointId(10, 1), CheckpointId(20, 1), CheckpointId(30, 2)

@@ -17,18 +17,19 @@ from typing import Any
 import pytest
 import torch
 
-from raymat.checkpoint.find import newest, scan
+from raymat.checkpoint.catalog import newest, scan
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.checkpoint.store import Store
+from raymat.storage.store import Store
+from tests.support.paths import ROOT, SUPPORT
 
 
 class Writers:
     """Starts writers and kills them."""
 
     def __init__(self, announcements: Path) -> None:
-        script = Path(__file__).with_name("writer_to_kill.py")
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        script = SUPPORT / "writer_to_kill.py"
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
         self.announcements = announcements
         announcements.touch()
         self.process = subprocess.Popen(

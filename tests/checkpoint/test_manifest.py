@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from raymat.checkpoint.digest import digest, is_digest, matches
 from raymat.checkpoint.manifest import CheckpointId, FileEntry, Manifest, parse_manifest_name
 from raymat.errors import CheckpointError
+from raymat.storage.digest import digest, is_digest, matches
 
 ZERO = "sha256:" + "0" * 64
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from raymat.checkpoint.find import Status, newest, scan
+from raymat.checkpoint.catalog import Status, newest, scan
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.retention import RetentionPolicy, plan, prune
 from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.checkpoint.store import Store
-from raymat.world import World
+from raymat.distributed.world import World
+from raymat.storage.store import Store
 
 
 def _ids(*pairs: tuple[int, int]) -> list[CheckpointId]:

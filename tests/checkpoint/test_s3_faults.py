@@ -15,22 +15,22 @@ from typing import Any
 
 import pytest
 import torch
-from fault_proxy import FAULTS, FaultProxy
-from s3 import SECRET, S3Server
 from torch import Tensor
 
-from raymat.checkpoint.find import newest, scan
+from raymat.checkpoint.async_writer import AsyncWriter, Decision, Load, WriterEvents, decide
+from raymat.checkpoint.catalog import newest, scan
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import read_checkpoint
-from raymat.checkpoint.store import RetryPolicy, Store
-from raymat.checkpoint.writer import AsyncWriter, Decision, Load, WriterEvents, decide
-from raymat.config import RunConfig
+from raymat.config.run import RunConfig
 from raymat.data.batch import MicroBatch
+from raymat.distributed.world import World
 from raymat.errors import StorageError
-from raymat.train.events import read_events
-from raymat.train.metrics import read_metrics
-from raymat.world import World
-from tests.train import runs
+from raymat.storage.store import RetryPolicy, Store
+from raymat.train.observability.events import read_events
+from raymat.train.observability.metrics_log import read_metrics
+from tests.support import runs
+from tests.support.fault_proxy import FAULTS, FaultProxy
+from tests.support.s3 import SECRET, S3Server
 
 HASTY = {"read_timeout": 0.5, "retries": {"max_attempts": 0}}
 """Short silences, and no tries but the store's: a test has no time for the real ones."""

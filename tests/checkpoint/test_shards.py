@@ -13,13 +13,13 @@ import fsspec
 import pytest
 import torch
 
-from raymat.checkpoint.digest import digest
 from raymat.checkpoint.manifest import CheckpointId, FileEntry, Manifest
 from raymat.checkpoint.shards import assign, list_files, read_checkpoint, share_of, write_share
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.checkpoint.store import Store
+from raymat.distributed.world import World
 from raymat.errors import CheckpointError, StorageError
-from raymat.world import World
+from raymat.storage.digest import digest
+from raymat.storage.store import Store
 
 ID = CheckpointId(1200, 3)
 FOLDER = "checkpoints/step-000001200-a003"

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit import rows, starts, tiny, wait_for
 
-from raymat.checkpoint.store import Store
-from raymat.cluster.beside import place_for
-from raymat.cluster.launch import fit
-from raymat.tools import diff
-from raymat.train.events import read_events
-from raymat.train.metrics import read_metrics
+from raymat.cli import diff
+from raymat.cluster.driver.launch import fit
+from raymat.cluster.worker.ray_validator import place_for
+from raymat.storage.store import Store
+from raymat.train.observability.events import read_events
+from raymat.train.observability.metrics_log import read_metrics
+from tests.support.kit import rows, starts, tiny, wait_for
 
 
 def claim(

@@ -13,10 +13,8 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
-from datakit import MemorySource, encode, write, write_dataset
 
-from raymat.config import Range
-from raymat.data.augment import crop_map, draw_background_warp, draw_pair_warp, warp_into
+from raymat.config.run import Range
 from raymat.data.batch import (
     Geometry,
     MicroBatch,
@@ -26,11 +24,13 @@ from raymat.data.batch import (
     make_valid_batch,
 )
 from raymat.data.decode import OpenImage
-from raymat.data.files import Retry
-from raymat.data.order import Example, SampleOrder
+from raymat.data.image_folder import Retry
+from raymat.data.sample_order import Example, SampleOrder
 from raymat.data.source import FolderSource, Source, build_listing
+from raymat.data.warp import crop_map, draw_background_warp, draw_pair_warp, warp_into
+from raymat.distributed.world import World
 from raymat.errors import DataError
-from raymat.world import World
+from tests.support.datakit import MemorySource, encode, write, write_dataset
 
 GEOMETRY = Geometry("base", resolution=64, scaled_decode=False)
 

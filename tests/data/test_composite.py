@@ -20,8 +20,8 @@ from raymat.data.composite import (
     composite,
     draw_photometric,
 )
-from raymat.data.draws import Draws, Stream
 from raymat.data.photometric import Affine, Jitter, box_blur
+from raymat.data.rng import Draws, Stream
 
 SAME: Jitter = Jitter(("brightness", "contrast", "saturation", "hue"), 1, 1, 1, 0)
 """A jitter that changes nothing (but for rounding)."""

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from datakit import Pixels, disc, encode, photo
 from PIL import Image
 
 from raymat.data.decode import EncodedImage, RawImage, Scale, shrink, use_one_thread
-from raymat.data.files import UnreadableImage
+from raymat.data.image_folder import UnreadableImage
+from tests.support.datakit import Pixels, disc, encode, photo
 
 
 def decode(data: bytes, grey: bool = False, scale: Scale = 1) -> Pixels:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from datakit import write_dataset
 
-from raymat.config import Range
+from raymat.config.run import Range
 from raymat.data.batch import Geometry, make_train_batch
-from raymat.data.files import Retry
 from raymat.data.growth import grow
+from raymat.data.image_folder import Retry
+from raymat.data.lineage import Era, Past
 from raymat.data.listing import Listing, build_listing
-from raymat.data.order import SampleOrder
-from raymat.data.past import Era, Past
+from raymat.data.sample_order import SampleOrder
 from raymat.data.source import FolderSource
 from raymat.errors import DataError
+from tests.support.datakit import write_dataset
 
 
 def write(root: Path, *names: str, size: int = 10) -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from datakit import disc, encode, photo, write, write_dataset
 from fsspec.implementations.memory import MemoryFileSystem
 
-from raymat.data.files import Folder, Retry, UnreadableImage, shown
+from raymat.data.image_folder import Folder, Retry, UnreadableImage
 from raymat.data.listing import Files, Listing, Split, build_listing
 from raymat.data.source import FolderSource, SourceSpec, load_listing
 from raymat.errors import DataError
+from raymat.storage.urls import shown
+from tests.support.datakit import disc, encode, photo, write, write_dataset
 
 AT_ONCE = Retry(attempts=3, first_delay=0)
 

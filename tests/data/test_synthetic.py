@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-from raymat.data.synthetic import synthetic_background, synthetic_pair
+from raymat.data.synthetic.pictures import synthetic_background, synthetic_pair
 
 DIGEST = """
 import hashlib, sys
 import cv2
-from raymat.data.synthetic import synthetic_background, synthetic_pair
+from raymat.data.synthetic.pictures import synthetic_background, synthetic_pair
 cv2.setNumThreads(int(sys.argv[1]))
 digest = hashlib.sha256()
 for index in range(6):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from raymat.model.matting import MattingBase, MattingRefine
-from raymat.train.losses import base_loss, refine_loss
+from raymat.train.optim.losses import base_loss, refine_loss
+from tests.support.paths import GOLDEN
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 CASES: list[dict[str, Any]] = json.loads((GOLDEN / "matting.json").read_text())
 KEYS: dict[str, dict[str, list[int]]] = json.loads((GOLDEN / "state_dict_keys.json").read_text())
 OUTPUTS = np.load(GOLDEN / "matting.npz")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from raymat.config import RunConfig
-from raymat.train.loop import Outcome
-from tests.train import runs
-from tests.train.workers import WorkerError, in_workers
+from raymat.config.run import RunConfig
+from raymat.train.loop.trainer import Outcome
+from tests.support import runs
+from tests.support.workers import WorkerError, in_workers
 
 
 @dataclass(frozen=True)

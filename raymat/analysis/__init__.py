@@ -1,0 +1,1 @@
+"""Works on finished runs: comparisons, averages, plateaus, scores. Prints nothing."""

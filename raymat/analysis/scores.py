@@ -1,0 +1,128 @@
+"""The numbers of an evaluation: as a table, as JSON, as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raymat.analysis.evaluation import METRICS, Values, mean
+from raymat.console import columns, count
+
+FORMAT = 1
+"""Of the JSON file."""
+TITLES = {
+    "loss": "loss",
+    "sad": "SAD",
+    "mse": "MSE",
+    "grad": "Grad",
+    "conn": "Conn",
+    "fgr_mse": "fgr MSE",
+}
+UNITS = "SAD, Grad and Conn in thousands, MSE in thousandths"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One example that was measured: its numbers, and each row's values."""
+
+    number: int
+    pair: int
+    background: int
+    name: str
+    values: list[Values]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found."""
+
+    rows: list[tuple[str, dict[str, Any]]]
+    """Label and facts of each."""
+    seen: list[Seen]
+    settings: dict[str, Any]
+
+    def means(self, row: int) -> Values:
+        """Over all examples that have a value."""
+        return {m: mean([one.values[row][m] for one in self.seen]) for m in METRICS}
+
+    def best(self, metric: str) -> int:
+        """The row with the least mean, the first of equals; those without one come last."""
+        found = [self.means(row)[metric] for row in range(len(self.rows))]
+        return min(range(len(found)), key=lambda row: (found[row] is None, found[row] or 0.0, row))
+
+    @property
+    def text(self) -> str:
+        """The table, and below it what it was measured on."""
+        means = [self.means(row) for row in range(len(self.rows))]
+        several = len(means) > 1
+        steps = ["-" if facts.get("step") is None else str(facts["step"]) for _, facts in self.rows]
+        shown = [["what", *(label for label, _ in self.rows)], _right(["step", *steps])]
+        for metric, title in TITLES.items():
+            cells = _cells([values[metric] for values in means], star=several)
+            shown.append(_right([f"{title} " if several else title, *cells]))
+        s = self.settings
+        return (
+            f"{columns(list(zip(*shown, strict=True)))}\n"
+            f"{count(len(self.seen), 'example')} of {s['split']}/ of {s['data']} at {s['resolution']} x {s['resolution']} "
+            f"(seed {s['seed']}), {s['device']}, {s['precision']}; {UNITS}{'; * is the least' if several else ''}"
+        )
+
+    def to_json(self) -> bytes:
+        """Everything, for programs. What is not a finite number is null."""
+        rows = [
+            {
+                "what": label,
+                **facts,
+                "means": self.means(row),
+                "examples": [_finite(one.values[row]) for one in self.seen],
+            }
+            for row, (label, facts) in enumerate(self.rows)
+        ]
+        examples = [
+            {"number": s.number, "pair": s.pair, "background": s.background, "name": s.name}
+            for s in self.seen
+        ]
+        found = {"format": FORMAT, "units": UNITS, **self.settings}
+        found |= {"examples": examples, "rows": rows}
+        return (json.dumps(found, indent=1, allow_nan=False) + "\n").encode()
+
+    def to_csv(self) -> bytes:
+        """A line for each row and example, after a row's examples its means, whose number is `mean`."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["what", "number", "name", *METRICS])
+        for row, (label, _) in enumerate(self.rows):
+            for s in self.seen:
+                values = _finite(s.values[row])
+                writer.writerow([label, s.number, s.name, *(values[m] for m in METRICS)])
+            means = self.means(row)
+            writer.writerow([label, "mean", "", *(means[m] for m in METRICS)])
+        return text.getvalue().encode()
+
+
+def _finite(values: Values) -> Values:
+    return {metric: mean([value]) for metric, value in values.items()}
+
+
+def _cells(values: Sequence[float | None], star: bool) -> list[str]:
+    """As text; with `star` the least of them has one."""
+    least = min((value for value in values if value is not None), default=None)
+    mark = {True: "*", False: " "} if star else {True: "", False: ""}
+    return [_text(value) + mark[value is not None and value == least] for value in values]
+
+
+def _text(value: float | None) -> str:
+    """Four digits or more."""
+    if value is None:
+        return "-"
+    decimals = next((d for bound, d in ((1, 4), (10, 3), (100, 2)) if value < bound), 1)
+    return f"{value:.{decimals}f}"
+
+
+def _right(cells: Sequence[str]) -> list[str]:
+    width = max(map(len, cells))
+    return [cell.rjust(width) for cell in cells]

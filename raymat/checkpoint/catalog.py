@@ -1,0 +1,143 @@
+"""What checkpoints a run has, and the newest one that can be believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from raymat.checkpoint.layout import CHECKPOINTS
+from raymat.checkpoint.manifest import STATE, CheckpointId
+from raymat.checkpoint.shards import (
+    MAX_BYTES,
+    MAX_STATE_BYTES,
+    read_checkpoint,
+    read_manifests,
+    world_of,
+)
+from raymat.checkpoint.snapshot import Snapshot
+from raymat.errors import CheckpointError
+from raymat.storage.digest import matches
+from raymat.storage.faults import MissingFileError
+from raymat.storage.store import FileInfo, Store
+
+
+@dataclass(frozen=True)
+class Status:
+    """A checkpoint as a listing shows it: committed, or torn and why.
+
+    `modified`: Unix seconds, of its newest file. `files`: sizes by name.
+    """
+
+    id: CheckpointId
+    state: Literal["committed", "torn"]
+    reason: str = ""
+    world: int = 0
+    bytes: int = 0
+    modified: float = 0.0
+    files: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
+
+
+def scan(store: Store, *, manifests: int = 0) -> list[Status]:
+    """Every checkpoint of the run, newest first, from one recursive listing.
+
+    A rank writes its manifest last, so what has every manifest and every shard is taken for
+    committed. The newest `manifests` of those are also held against their manifests (one request
+    for each of their ranks): wrong sizes and forged or damaged manifests show. Whether the bytes
+    are right only reading can tell: `newest`.
+    """
+    folders: dict[CheckpointId, list[FileInfo]] = {}
+    for info in store.list(CHECKPOINTS):
+        folder, _, name = info.path.removeprefix(f"{CHECKPOINTS}/").partition("/")
+        found = CheckpointId.try_parse(folder)
+        if found is not None and name and "/" not in name:
+            folders.setdefault(found, []).append(info)
+    statuses: list[Status] = []
+    for checkpoint in sorted(folders, reverse=True):
+        read = sum(s.state == "committed" for s in statuses) < manifests
+        statuses.append(_status(store, checkpoint, folders[checkpoint], read))
+    return statuses
+
+
+def newest(
+    store: Store,
+    run: str | None = None,
+    on_skip: Callable[[CheckpointId, str], None] = lambda checkpoint, reason: None,
+    *,
+    max_bytes: int = MAX_BYTES,
+) -> tuple[CheckpointId, Snapshot] | None:
+    """The newest committed checkpoint of which every digest is right, with its state; or None.
+
+    `run`: the run id that it must carry. `on_skip` is told of each newer one that was passed over,
+    and why; nothing is deleted. Raises StorageError, rather than take an older one, when the
+    storage fails. Requests: one listing, and for each candidate its manifests and its bytes.
+    """
+    for status in scan(store):
+        try:
+            if status.state == "torn":
+                raise CheckpointError(status.reason)
+            snapshot = read_checkpoint(
+                store, status.id, run, files=status.files, max_bytes=max_bytes
+            )
+        except CheckpointError as error:
+            on_skip(status.id, error.line)
+            continue
+        return status.id, snapshot
+    return None
+
+
+def read_extra(store: Store, status: Status, run: str | None = None) -> dict[str, Any]:
+    """What a checkpoint holds beside its tensors: its manifests and one small file are read and verified.
+
+    `run`: the run id that it must carry.
+
+    Raises:
+        CheckpointError: it is torn, or that part of it is damaged. StorageError: the storage fails.
+    """
+    name = f"{CHECKPOINTS}/{status.id}/{STATE}"
+    manifest = read_manifests(store, status.id, status.files, run)[0]
+    entry = next(entry for entry in manifest.files if entry.name == STATE)
+    if entry.size > MAX_STATE_BYTES:
+        raise CheckpointError(f"{status.id} is refused: {STATE} has {entry.size} bytes")
+    try:
+        data = store.read(name)
+    except MissingFileError as error:
+        raise CheckpointError(f"{status.id} is torn: {STATE} is missing") from error
+    if not matches(entry.digest, [data]):
+        raise CheckpointError(
+            f"{status.id} is damaged: {STATE} has another digest than its manifest"
+        )
+    try:
+        extra = json.loads(data)["extra"]
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{status.id} is damaged: {STATE} is not a state's") from error
+    if not isinstance(extra, dict):
+        raise CheckpointError(f"{status.id} is damaged: {STATE} is not a state's")
+    return extra
+
+
+def newest_extra(store: Store, statuses: Sequence[Status]) -> dict[str, Any]:
+    """What the newest checkpoint whose part beside the tensors verifies holds there; {} without any.
+
+    `statuses`: newest first.
+    """
+    for status in statuses:
+        if status.state == "committed":
+            try:
+                return read_extra(store, status)
+            except CheckpointError:
+                continue
+    return {}
+
+
+def _status(store: Store, checkpoint: CheckpointId, infos: list[FileInfo], read: bool) -> Status:
+    files = {info.path.rpartition("/")[2]: info.size for info in infos}
+    total, modified = sum(files.values()), max(info.modified for info in infos)
+    try:
+        world = world_of(checkpoint, files)
+        if read:
+            read_manifests(store, checkpoint, files)
+    except CheckpointError as error:
+        return Status(checkpoint, "torn", error.line, 0, total, modified, files)
+    return Status(checkpoint, "committed", "", world, total, modified, files)

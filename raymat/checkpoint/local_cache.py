@@ -1,0 +1,278 @@
+"""Copies of the newest shards on this machine's own disk, so that a restart need not fetch what survived.
+
+    FOLDER/raymat-UID/RUN ID/step-000001200-a003-sha256-5f3c....safetensors
+
+A copy means nothing by itself: what a checkpoint is, its manifests in storage say, and a copy stands in for the bytes
+of a shard only where it has the digest that they name. Any of it may be lost at any time, and nothing that goes wrong
+here stops a run: it costs a download.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from raymat.checkpoint.manifest import CheckpointId, FileEntry
+from raymat.storage.backends import TEMPORARY, LocalBackend
+from raymat.storage.digest import Buffer, is_digest, matches
+from raymat.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+"""Checkpoints of a run of which a machine keeps copies: all workers may not have written the newest."""
+
+FORGOTTEN_SECONDS = 86_400.0
+"""The copies of a run that made none for so long are removed by any other run that starts."""
+
+LEAST_FREE = 0.1
+"""The part of a disk that copies leave free. Ray takes no more objects at a twentieth."""
+
+_SUFFIX = ".safetensors"
+
+
+def folder_for(choice: str, store: Store, temporary: str) -> str | None:
+    """Where copies are kept as `--nearby` chooses, None for nowhere: `auto` is in `temporary`, and only for storage
+    that is no folder itself."""
+    if choice == "auto":
+        return None if isinstance(store.backend, LocalBackend) else temporary
+    return None if choice == "off" else choice
+
+
+def share_out(files: Sequence[FileEntry], held: Sequence[Collection[str]]) -> list[list[FileEntry]]:
+    """The files that each rank reads from its disk, given the names of those that each has a copy of.
+
+    Each by one of its holders, the largest first, each to the one that has fewest bytes so far.
+    """
+    shares: list[list[FileEntry]] = [[] for _ in held]
+    loads = [0] * len(held)
+    for entry in sorted(files, key=lambda entry: (-entry.size, entry.name)):
+        holders = [rank for rank, names in enumerate(held) if entry.name in names]
+        if holders:
+            rank = min(holders, key=lambda rank: (loads[rank], rank))
+            loads[rank] += entry.size
+            shares[rank].append(entry)
+    return shares
+
+
+@dataclass(frozen=True)
+class _Copy:
+    path: str
+    checkpoint: CheckpointId
+    digest: str
+    size: int
+
+
+class Nearby:
+    """One run's copies on this machine, from `Nearby.open`. All workers of the machine share them."""
+
+    def __init__(self, own: str, run: str, tell: Callable[..., None]) -> None:
+        self._own = own
+        self._folder = os.path.join(own, run)
+        self._tell = tell
+        self._stopped = threading.Event()
+        self._found: dict[str, _Copy] = {}
+        """By digest, as of `held`."""
+        self._files = LocalBackend()
+
+    @classmethod
+    def open(
+        cls, folder: str, run: str, tell: Callable[..., None] = lambda kind, **fields: None
+    ) -> Nearby | None:
+        """The copies of the run with the id `run` below `folder`; None where that cannot be used, which is told.
+
+        Removes what was being written when its writer died, and what other runs have left and forgotten. Called
+        before any worker keeps a copy. `tell` is called with an event's kind and fields.
+        """
+        nearby = cls(os.path.join(folder, f"raymat-{os.geteuid()}"), run, tell)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
+            nearby._give_up(f"{run[:60]!r} cannot be the name of a folder")
+            return None
+        try:
+            os.makedirs(folder, exist_ok=True)
+            nearby._make_folder()
+            _clear_forgotten(nearby._own, run)
+            for name in os.listdir(nearby._folder):
+                if name.startswith(TEMPORARY):
+                    _unlink(os.path.join(nearby._folder, name))
+        except OSError as error:
+            nearby._give_up(str(error))
+            return None
+        return nearby
+
+    def keep(
+        self,
+        checkpoint: CheckpointId,
+        entry: FileEntry,
+        pieces: Sequence[Buffer],
+        hurries: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Copy a shard that is durable in storage; those of older checkpoints go first, so that KEPT are left.
+
+        As soon as the caller `hurries` it goes without. A disk that does not take it ends the keeping, which is told
+        once.
+        """
+        if self._stopped.is_set():
+            return
+        try:
+            self._make_folder()
+            self._remove_old(checkpoint)
+            usage = shutil.disk_usage(self._folder)
+            if usage.free - entry.size < LEAST_FREE * usage.total:
+                raise OSError(errno.ENOSPC, "the disk is nearly full", self._folder)
+            path = os.path.join(self._folder, _name(checkpoint, entry.digest))
+            self._files.write(path, _without_hurry(pieces, hurries))
+        except _HurryError:
+            return
+        except OSError as error:
+            self._give_up(str(error))
+
+    def held(self, files: Sequence[FileEntry]) -> frozenset[str]:
+        """The names of those files of a checkpoint of which there seem to be copies here; none of them is read yet."""
+        self._found = {copy.digest: copy for copy in self._copies()}
+        held = {entry.name for entry in files if entry.digest in self._found}
+        for entry in (entry for entry in files if entry.name in held):
+            size = self._found[entry.digest].size
+            if size != entry.size:
+                self._discard(entry, f"it has {size} bytes, expected {entry.size}")
+                held.remove(entry.name)
+        return frozenset(held)
+
+    def read(self, entry: FileEntry, view: memoryview) -> bool:
+        """Fill `view` with a file that was `held`; whether its digest is right. A copy that is damaged goes, and is told."""
+        try:
+            got = self._files.read_into(self._found[entry.digest].path, 0, view)
+        except OSError as error:
+            self._discard(entry, f"it cannot be read: {error}")
+            return False
+        if got < len(view) or not matches(entry.digest, [view]):
+            self._discard(entry, "it has another digest")
+            return False
+        return True
+
+    def forget_all_but(self, files: Collection[FileEntry]) -> None:
+        """Remove the copies of everything else: what is newer than the checkpoint that a run goes on from was never
+        one, or is damaged. Called before any worker keeps another."""
+        digests = {entry.digest for entry in files}
+        for copy in self._copies():
+            if copy.digest not in digests:
+                _unlink(copy.path)
+
+    def stop(self) -> None:
+        """Keep no more: no restart will need it."""
+        self._stopped.set()
+
+    def remove(self) -> None:
+        """The run is over: nothing of it is left here, once the last worker has called this."""
+        self.stop()
+        _remove(self._folder)
+
+    def _make_folder(self) -> None:
+        """Make the run's folder again where it is gone, as those of temporary files go. Raises OSError."""
+        _require_own(self._own)
+        _require_own(self._folder)
+
+    def _copies(self) -> list[_Copy]:
+        """Oldest checkpoint first."""
+        try:
+            return sorted(_copies_in(self._folder), key=lambda copy: copy.checkpoint)
+        except OSError:
+            return []
+
+    def _remove_old(self, newest: CheckpointId) -> None:
+        """Leave room for those of `newest`."""
+        copies = self._copies()
+        kept = sorted({copy.checkpoint for copy in copies} | {newest})[-KEPT:]
+        for copy in copies:
+            if copy.checkpoint not in kept:
+                _unlink(copy.path)
+
+    def _discard(self, entry: FileEntry, reason: str) -> None:
+        copy = self._found[entry.digest]
+        _unlink(copy.path)
+        told = {"checkpoint": str(copy.checkpoint), "file": entry.name, "reason": reason}
+        self._tell("nearby_damaged", **told)
+
+    def _give_up(self, reason: str) -> None:
+        if self._stopped.is_set():  # the run is over, and another worker has removed the folder
+            return
+        self.stop()
+        log.warning("no copies of shards are kept on this machine's disk: %s", reason)
+        self._tell("nearby_off", reason=reason)
+
+
+class _HurryError(Exception):
+    """The copy is given up for what is more important."""
+
+
+def _without_hurry(pieces: Iterable[Buffer], hurries: Callable[[], bool]) -> Iterator[Buffer]:
+    for piece in pieces:
+        if hurries():
+            raise _HurryError
+        yield piece
+
+
+def _name(checkpoint: CheckpointId, digest: str) -> str:
+    return f"{checkpoint}-{digest.replace(':', '-')}{_SUFFIX}"
+
+
+def _copies_in(folder: str) -> Iterator[_Copy]:
+    for entry in list(os.scandir(folder)):
+        match = re.fullmatch(r"(step-\d+-a\d+)-([a-z0-9]+)-([0-9a-f]+)\.safetensors", entry.name)
+        if match is None or not entry.is_file(follow_symlinks=False):
+            continue
+        checkpoint, digest = CheckpointId.try_parse(match[1]), f"{match[2]}:{match[3]}"
+        with contextlib.suppress(FileNotFoundError):  # another worker removed it in between
+            if checkpoint is not None and is_digest(digest):
+                yield _Copy(entry.path, checkpoint, digest, entry.stat().st_size)
+
+
+def _require_own(folder: str) -> None:
+    """Make a folder that nobody else can look into; one that is there must be ours. Raises OSError.
+
+    In a temporary folder that everybody shares somebody else could have been first.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
+    if found.st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, "it belongs to somebody else", folder)
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        os.chmod(folder, 0o700)
+
+
+def _clear_forgotten(own: str, mine: str) -> None:
+    """Remove the folders of other runs in which nothing was written for a day."""
+    for run in list(os.scandir(own)):
+        with contextlib.suppress(FileNotFoundError):
+            if run.name != mine and run.is_dir(follow_symlinks=False):
+                files = (entry.stat(follow_symlinks=False) for entry in os.scandir(run.path))
+                newest = max([run.stat().st_mtime, *(found.st_mtime for found in files)])
+                if time.time() - newest > FORGOTTEN_SECONDS:
+                    _remove(run.path)
+
+
+def _remove(folder: str) -> None:
+    """Remove the copies in a folder, and the folder unless there is anything else in it."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if name.startswith(TEMPORARY) or name.endswith(_SUFFIX):
+                _unlink(os.path.join(folder, name))
+        os.rmdir(folder)
+
+
+def _unlink(path: str) -> None:
+    """Remove a file if it is still there and can be removed."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)

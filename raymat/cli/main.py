@@ -1,0 +1,132 @@
+"""The `raymat` command, and what the jobs call."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from raymat import __version__
+from raymat.config.flags import parse_run
+from raymat.config.run import RunConfig, Stage
+from raymat.errors import ConfigError, RaymatError, StoppedError
+
+__all__ = ["COMMANDS", "fail", "job_main", "main", "parse_run"]
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: one line for the overview, and what takes the rest of the command line and returns the exit code."""
+
+    help: str
+    run: Callable[[Sequence[str]], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `raymat ARGV`; returns the exit code: the subcommand's own, or the error's (130 when interrupted)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(lambda: _dispatch(words))
+
+
+def job_main(stage: Stage, argv: Sequence[str] | None = None) -> int:
+    """Train or resume the run that a command line describes, and print its last line; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(lambda: _train(stage, words))
+
+
+def fail(error: RaymatError) -> int:
+    """Print the error as one line and give the exit code for it."""
+    kind = "" if isinstance(error, StoppedError) else "error: "
+    print(f"raymat: {kind}{error.line}", file=sys.stderr)
+    return error.exit_code
+
+
+def _guarded(action: Callable[[], int]) -> int:
+    try:
+        return action()
+    except RaymatError as error:
+        return fail(error)
+    except KeyboardInterrupt:
+        print("raymat: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _train(stage: Stage, argv: Sequence[str]) -> int:
+    config: RunConfig = parse_run(stage, argv)
+    # Here, since Ray takes a second to import and --help and wrong flags need none of it.
+    from raymat.cluster.driver.launch import timed_fit
+
+    print(timed_fit(config))
+    return 0
+
+
+def _later(target: str) -> Callable[[Sequence[str]], int]:
+    """A function named `module:function`, imported when it is called."""
+
+    def run(argv: Sequence[str]) -> int:
+        module, _, name = target.partition(":")
+        code: int = getattr(importlib.import_module(module), name)(argv)
+        return code
+
+    return run
+
+
+COMMANDS: dict[str, Command] = {
+    "base": Command("train the base network", functools.partial(_train, "base")),
+    "refine": Command("train the refine network", functools.partial(_train, "refine")),
+    "demo": Command(
+        "both stages on made pictures, with a kill and a resume", _later("raymat.cluster.demo:main")
+    ),
+    "diff": Command(
+        "compare two runs or checkpoints, tensor by tensor", _later("raymat.cli.diff:main")
+    ),
+    "checkpoints": Command("list a run's checkpoints", _later("raymat.cli.checkpoints:main")),
+    "evaluate": Command(
+        "measure networks on a dataset: SAD, MSE, Grad, Conn", _later("raymat.cli.evaluate:main")
+    ),
+    "restarts": Command(
+        "list a run's restarts, what they lost and took", _later("raymat.cli.restarts:main")
+    ),
+    "select": Command(
+        "name the best checkpoints of a run, or the one before its plateau",
+        _later("raymat.cli.select:main"),
+    ),
+    "average": Command("average the weights of checkpoints", _later("raymat.cli.average:main")),
+    "verify": Command("compare every digest of a run", _later("raymat.cli.verify:main")),
+    "export": Command(
+        "write a network as weights, TorchScript or ONNX", _later("raymat.cli.export:main")
+    ),
+    "prune": Command("delete old checkpoints", _later("raymat.cli.prune:main")),
+    "spot-watch": Command(
+        "drain this machine's node when its cloud takes it",
+        _later("raymat.cluster.spot.watch:main"),
+    ),
+}
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        print(f"raymat {__version__}")
+        return 0
+    command = COMMANDS.get(words[0])
+    if command is None:
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise ConfigError(f"unknown command {words[0]!r}: {hint}")
+    return command.run(words[1:])
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        ["usage: raymat COMMAND ...", "", *lines, "", "raymat COMMAND --help says more."]
+    )

@@ -1,0 +1,1 @@
+"""Policies in Ray Train's controller."""

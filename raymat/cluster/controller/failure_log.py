@@ -1,0 +1,92 @@
+"""What Ray's controller sees of a run, written to its events."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import UserCallback, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raymat.cluster import blackboard as boards
+from raymat.cluster.controller.failure_policy import cause, is_fatal, raymat_error, signature
+from raymat.cluster.worker.notice_listener import POLL_SECONDS, SHOW_POLLS, Sign
+from raymat.storage.store import Store
+from raymat.train.observability.events import EventLog
+from raymat.train.run.notice import LeavingError
+
+SILENCE_SECONDS = 2 * SHOW_POLLS * POLL_SECONDS
+"""A worker that gave no sign of life for so long was not only killed: it stood still before."""
+
+
+class FailureLog(UserCallback):
+    """Writes a `failure` event for every worker group that failed: rank, kind and first line of
+    each error; and of each worker where it was and what it did when it was heard last."""
+
+    def __init__(self, storage: str, name: str, board: Any) -> None:
+        self._storage = storage
+        self._name = name
+        self._board = board
+        self._events: EventLog | None = None
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by the controller when workers raised or died."""
+        error = WorkerGroupError("", worker_exceptions)
+        if isinstance(raymat_error(error), LeavingError):
+            return  # no failure: their own event says where and why they left
+        heard = boards.ask(self._board.heard.remote(), {})
+        told = {str(rank): signature(error) for rank, error in sorted(worker_exceptions.items())}
+        last = {
+            str(rank): last_sign(*heard[rank], now=time.time())
+            for rank in sorted(worker_exceptions)
+            if rank in heard
+        }
+        self._log().emit("failure", ranks=told, last=last)
+        for rank in worker_exceptions.keys() & heard.keys():
+            if isinstance(cause(worker_exceptions[rank]), WorkerHealthCheckTimeoutError):
+                end_frozen(heard[rank][1])
+        if not is_fatal(error):  # else the command ends with it
+            line = "; ".join(f"rank {rank}: {what}" for rank, what in told.items())
+            self._board.say.remote(f"workers failed: {line}")
+
+    def _log(self) -> EventLog:
+        if self._events is None:
+            self._events = EventLog.for_driver(Store.open(self._storage, self._name))
+        return self._events
+
+
+def end_frozen(sign: Sign) -> None:
+    """Kill a worker that does not answer: Ray waits half a minute and longer for a suspended one to go.
+
+    Nobody waits for it: where the whole machine is frozen nothing runs there.
+    """
+    there = NodeAffinitySchedulingStrategy(sign.node, soft=False)
+    kill = ray.remote(num_cpus=0, max_retries=0)(_kill_worker)
+    kill.options(scheduling_strategy=there).remote(sign.pid)
+
+
+def _kill_worker(pid: int) -> None:
+    """SIGKILL for the process, if by now it is not somebody else's."""
+    with contextlib.suppress(OSError):
+        if b"ray" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+
+
+def last_sign(at: float, sign: Sign, *, now: float) -> dict[str, Any]:
+    """A worker's last sign of life, heard `at` (Unix seconds), for the `failure` event; with its stack if it had fallen silent."""
+    doing, silent = sign.doing, now - at
+    told = {
+        "host": sign.host,
+        "pid": sign.pid,
+        "silent": round(silent, 1),
+        "doing": doing.what,
+        "step": doing.step,
+        "since": doing.since,
+    }
+    return told | ({"stack": doing.stack} if silent > SILENCE_SECONDS else {})

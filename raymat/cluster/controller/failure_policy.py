@@ -1,0 +1,135 @@
+"""Which failures end a run, and which are tried again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.train import FailureConfig
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckTimeoutError,
+)
+from ray.train.v2._internal.execution.failure_handling import (
+    DefaultFailurePolicy,
+    FailureDecision,
+)
+
+from raymat.cluster import blackboard as boards
+from raymat.errors import CheckpointError, RaymatError, StorageError
+from raymat.train.run.notice import LeavingError
+
+MAX_FRUITLESS = 3  # the same failure this often without a commit between: it is no accident
+
+
+MAX_DEATHS = 10  # workers died this often without a commit between: it comes to nothing
+
+
+MAX_WRAPPERS = 8
+
+
+# Where Ray's wrappers keep what they wrap: what a training function raised, why a health check
+# failed, what a task raised.
+WRAPPED = ("_base_exc", "health_check_failure", "controller_failure", "cause")
+
+
+def cause(error: BaseException) -> BaseException:
+    """What happened to a worker, out of the wrappers that Ray puts around it."""
+    for _ in range(MAX_WRAPPERS):
+        inner = next((getattr(error, name, None) for name in WRAPPED if hasattr(error, name)), None)
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    return error
+
+
+def raymat_error(error: BaseException) -> RaymatError | None:
+    """The first raymat error among a worker group's failures (lowest rank first), or None."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    for rank in sorted(failures):
+        found = cause(failures[rank])
+        if isinstance(found, RaymatError):
+            return found
+    return None
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether trying again would end the same way: raymat's own errors, but for storage that
+    fails."""
+    found = raymat_error(error)
+    may_pass = (isinstance(found, LeavingError) and not found.final) or (
+        isinstance(found, StorageError) and not isinstance(found, CheckpointError)
+    )
+    return found is not None and not may_pass
+
+
+def somebody_died(error: BaseException) -> bool:
+    """Whether a worker's process or node was lost or froze; the other ranks then fail for that alone."""
+    failures = getattr(error, "worker_failures", {})
+    lost = (RayError, WorkerHealthCheckTimeoutError)
+    return any(isinstance(cause(found), lost) for found in failures.values())
+
+
+def signature(error: BaseException) -> str:
+    """What a failure looks like: type and first line of each worker's, lowest rank first."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    found = [cause(failures[rank]) for rank in sorted(failures)]
+    return "; ".join(f"{type(e).__name__}: {str(e).strip().partition(chr(10))[0]}" for e in found)
+
+
+class RaymatFailurePolicy(DefaultFailurePolicy):
+    """Ray's policy, but what would come again ends the run: at once for an error that raymat
+    raised on purpose, and when the very same failure came three times without a commit between.
+
+    Killed workers are another matter: neither their deaths nor the broken connections of the others,
+    which name another port each time, tell of a fault. But where even they come to nothing the
+    machines are not worth their money.
+    """
+
+    def __init__(
+        self, failure_config: FailureConfig, newest_step: Callable[[], int], board: Any
+    ) -> None:
+        super().__init__(failure_config)
+        self._newest_step, self._board = newest_step, board
+        self._step = -1
+        self._seen: Counter[str] = Counter()
+        """How often each failure came since the newest commit."""
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        found = raymat_error(training_failed_error)
+        if isinstance(found, LeavingError) and not found.final:
+            return FailureDecision.RETRY  # as often as machines come and go: it is no failure
+        if is_fatal(training_failed_error) or self._is_fruitless(training_failed_error):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+    def _is_fruitless(self, error: BaseException) -> bool:
+        """Whether the same has happened too often since the newest commit; the board is told why."""
+        waits = isinstance(
+            cause(error), WorkerGroupStartupTimeoutError
+        )  # somebody else has the places
+        if waits or isinstance(raymat_error(error), StorageError):
+            return False
+        step = self._newest_step()
+        if step != self._step:
+            self._step = step
+            self._seen.clear()
+        kind, allowed = self._kind(error)
+        self._seen[kind] += 1
+        if self._seen[kind] < allowed:
+            return False
+        since = f"since step {step} was committed" if step else "and nothing was committed yet"
+        verdict = f"{kind} ({self._seen[kind]} times {since}); the run's events say more"
+        boards.ask(self._board.set_verdict.remote(verdict), None)
+        return True
+
+    def _kind(self, error: BaseException) -> tuple[str, int]:
+        """What a failure is counted as, and how often it may come."""
+        stuck = boards.ask(self._board.stuck.remote(), [])
+        if stuck:
+            return stuck[0], MAX_FRUITLESS
+        if somebody_died(error):
+            return "workers died or were killed", MAX_DEATHS
+        return signature(error), MAX_FRUITLESS

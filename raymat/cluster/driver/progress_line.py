@@ -1,0 +1,96 @@
+"""The driver's one line on how a run goes."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any, TextIO
+
+import ray
+
+from raymat.train.observability.progress import Progress
+
+POLL_SECONDS = 1.0
+LOG_SECONDS = 10.0  # between lines where there is no terminal to overwrite one on
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    whole = int(max(0.0, seconds))
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def progress_line(progress: Progress, now: float) -> str:
+    """What a user wants to know, in one line.
+
+    `base 120/800  15.2 examples/s  loss 0.4312  commit 112, 0:00:12 ago  workers 2  restarts 1
+    left 0:07:45`
+    """
+    rate = progress.examples_per_second
+    loss = "-" if progress.loss is None else f"{progress.loss:.4f}"
+    if progress.commit_step is None or progress.commit_time is None:
+        commit = "none yet"
+    else:
+        commit = f"{progress.commit_step}, {clock(now - progress.commit_time)} ago"
+    left = clock(progress.examples_left / rate) if rate > 0 else "-"
+    return (
+        f"{progress.stage} {progress.step}/{progress.total_steps}  {rate:.1f} examples/s  "
+        f"loss {loss}  commit {commit}  workers {progress.world}  "
+        f"restarts {progress.attempt - 1}  left {left}"
+    )
+
+
+class ProgressLine:
+    """Prints the line while a block runs: rewritten in place on a terminal, every ten seconds in a
+    job log."""
+
+    def __init__(self, board: Any, stream: TextIO | None = None) -> None:
+        self._board = board
+        self._stream = stream or sys.stderr
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="raymat-progress", daemon=True)
+        self._said = 0
+        self._printed = ""
+        self._printed_at = 0.0
+
+    def __enter__(self) -> ProgressLine:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._done.wait(POLL_SECONDS):
+            self._poll(last=False)
+        self._poll(last=True)
+
+    def _poll(self, last: bool) -> None:
+        try:
+            progress, lines = ray.get(self._board.news.remote(self._said), timeout=5)
+        except ray.exceptions.RayError:
+            return  # the board restarts by itself; a line less is no harm
+        self._said += len(lines)
+        for line in lines:
+            self._stream.write(("\r\x1b[2K" if self._stream.isatty() else "") + line + "\n")
+        if progress is not None:
+            self._print(progress, last)
+
+    def _print(self, progress: Progress, last: bool) -> None:
+        now = time.time()
+        line = progress_line(progress, now)
+        if self._stream.isatty():
+            self._stream.write("\r\x1b[2K" + line + ("\n" if last else ""))
+        elif last or (line != self._printed and now - self._printed_at >= LOG_SECONDS):
+            self._stream.write(line + "\n")
+            self._printed_at = now
+        self._printed = line
+        self._stream.flush()

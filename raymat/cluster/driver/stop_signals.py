@@ -1,0 +1,63 @@
+"""A driver that is told to stop has its workers commit first: `ray job stop`, `kubectl delete`, a time limit, Ctrl-C.
+
+SIGTERM, or SIGINT, puts a final wish on the board; the workers commit the step that they are at and leave, and the
+command ends with one line and the signal's exit code. The grace until SIGKILL is the sender's: `ray job stop` gives
+RAY_JOB_STOP_WAIT_TIME_S, 3 s if the job does not set it. A second signal ends the driver at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from raymat.errors import RaymatError, StoppedError
+from raymat.train.run.notice import LeavingError, Notice
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals:
+    """Minds the signals while a block runs, if that is in the main thread; Python knows no other way."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._before: dict[signal.Signals, Any] = {}
+        self._heard: signal.Signals | None = None
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def end_of(self, error: RaymatError) -> RaymatError:
+        """What to tell the user about how the run ended: that it was stopped, if it was."""
+        if self._heard is None or not isinstance(error, LeavingError):
+            return error
+        return StoppedError(
+            f"stopped: {error.line}; the same command goes on from there",
+            exit_code=128 + self._heard,
+        )
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self._heard is not None:
+            raise SystemExit(128 + number)
+        self._heard = signal.Signals(number)
+        print(
+            f"{self._heard.name}: the workers commit and leave; once more ends this at once",
+            file=sys.stderr,
+            flush=True,
+        )
+        notice = Notice(f"the driver was told to stop by {self._heard.name}", final=True)
+        self._board.set_wish.remote(notice)

@@ -1,0 +1,1 @@
+"""A cloud's notice becomes a Ray drain."""

@@ -1,0 +1,136 @@
+"""A drain of this machine's node: how Ray is told that it will be taken.
+
+Ray's client ends its whole process if the head stays away for a minute, and a call may hang: so each attempt is a process of
+its own, `python -m raymat.cluster.spot.drain`, and what asks for it needs no Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from raymat.cluster.spot.metadata import Interruption
+from raymat.errors import ClusterError
+
+DRAIN_SECONDS = 10.0
+"""For one attempt, with the start of its process (about a second) and a head that is slow to answer."""
+CONNECT_SECONDS = 2.0
+PREEMPTION = 2
+"""`DRAIN_NODE_REASON_PREEMPTION` in Ray's autoscaler.proto: the one kind of drain that Ray never refuses a busy node."""
+
+Drain = Callable[[Interruption], str]
+"""Has Ray drain this node; returns the node's id in hex. Raises ClusterError if it was not accepted."""
+
+
+def drain_by_process(address: str | None, node: str | None) -> Drain:
+    """A drain by a process of its own for each attempt.
+
+    Args:
+        address: of Ray's head as HOST:PORT; None for the one of this machine's node.
+        node: id in hex; None for this machine's only node.
+    """
+
+    def drain(notice: Interruption) -> str:
+        deadline_ms = int((notice.deadline or 0) * 1000)
+        order = json.dumps([address, node, notice.reason, deadline_ms])
+        command = [sys.executable, "-m", __spec__.name, order]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=DRAIN_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise ClusterError(f"Ray did not answer within {DRAIN_SECONDS:.0f} s") from None
+        except OSError as error:
+            raise ClusterError(f"cannot start a process: {error}") from None
+        lines = (done.stdout if done.returncode == 0 else done.stderr or done.stdout).split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        if done.returncode != 0:
+            raise ClusterError(last or f"the process ended with {done.returncode}")
+        return last
+
+    return drain
+
+
+def _drain_once(address: str | None, node: str | None, reason: str, deadline_ms: int) -> str:
+    """Drain a node; returns its id in hex. deadline_ms: Unix milliseconds, 0 for none. Raises ClusterError."""
+    client = _client(address)
+    node = _node(client, node)
+    # Private, and what the hidden `ray drain-node` calls; Ray has no public way to drain a node.
+    accepted, why = client.drain_node(node, PREEMPTION, reason, deadline_ms)
+    if not accepted:
+        raise ClusterError(f"node {node[:8]}: {why}")
+    return node
+
+
+def _client(address: str | None) -> Any:
+    """Ray's client of the head. Raises ClusterError if this machine has no node, or several of different heads."""
+    import ray
+    from ray._private import services
+
+    # Private, as is the client itself: ray.init() would start a driver and log in to the cluster as a job.
+    if address is None:
+        found = sorted(services.find_gcs_addresses())
+        if len(found) != 1:
+            raise ClusterError(
+                f"one Ray node should run here, found {len(found)}: start Ray or give --address"
+            )
+        address = found[0]
+    address = str(services.canonicalize_bootstrap_address(address))
+    _knock(address)
+    return ray._raylet.GcsClient(address=address)
+
+
+def _knock(address: str) -> None:
+    """Raise ClusterError if nobody listens at HOST:PORT: Ray's client would wait for a minute without a word."""
+    host = urlsplit(f"//{address}")
+    try:
+        socket.create_connection((host.hostname, host.port), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(f"Ray's head at {address}: {error.strerror or error}") from None
+
+
+def _node(client: Any, wanted: str | None) -> str:
+    """Id in hex of the node to drain: `wanted`, or the one that runs on this machine.
+
+    Raises ClusterError if it is not alive, which Ray would not mind, or if there is none here, or several.
+    """
+    from ray._private import services
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo
+
+    # Private: the list of nodes without a driver, and the ids on the command lines of this machine's raylets, which tell
+    # a node from others at its address.
+    found = client.get_all_node_info(timeout=5, state_filter=GcsNodeInfo.GcsNodeState.ALIVE)
+    alive = {node.hex() for node in found}
+    if wanted is not None:
+        if wanted not in alive:
+            raise ClusterError(f"node {wanted[:8]} is not alive")
+        return wanted
+    here = sorted(services.find_node_ids() & alive)
+    if len(here) != 1:
+        raise ClusterError(f"one node of Ray should run here, found {len(here)}: give --node-id")
+    return here[0]
+
+
+def _attempt(order: str) -> int:
+    """What the process of one attempt does; returns its exit code."""
+    from ray.exceptions import RayError
+
+    address, node, reason, deadline_ms = json.loads(order)
+    try:
+        print(_drain_once(address, node, reason, deadline_ms))
+    except ClusterError as error:
+        print(error.line, file=sys.stderr)
+        return 1
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        print(" ".join(f"{type(error).__name__}: {error}".split())[:300], file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_attempt(sys.argv[1]))

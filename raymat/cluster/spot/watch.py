@@ -1,0 +1,192 @@
+"""`raymat spot-watch`: on a machine that its cloud may take back, tells Ray when the cloud says so.
+
+Each cloud announces the end of a spot machine to that machine alone, through its metadata service. This asks that service
+every few seconds and drains this very node in Ray, with the cloud's deadline, which every run on it hears. It needs
+neither root nor a key, outlives a silent metadata service and a head that restarts, and sends each notice once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, NoReturn
+from urllib.parse import urlsplit
+
+import tyro
+
+from raymat.cluster.spot.drain import Drain, drain_by_process
+from raymat.cluster.spot.metadata import (
+    LINK_LOCAL,
+    Auto,
+    Aws,
+    Azure,
+    Cloud,
+    Gcp,
+    Interruption,
+    MetadataError,
+    utc,
+)
+from raymat.console import parse
+from raymat.errors import ClusterError, ConfigError
+
+
+def says_more(new: Interruption, old: Interruption | None) -> bool:
+    """Whether Ray must hear `new` after `old`: the first one, and one that leaves less time.
+
+    A recommendation has no deadline, and a notice with one may follow. Those of GCP count from when they are heard, so
+    that each is a little later than the one before.
+    """
+    if old is None:
+        return True
+    return (new.deadline or math.inf) < (old.deadline or math.inf) - 1
+
+
+class Watch:
+    """Asks a cloud, drains once for each notice, and tells of every change."""
+
+    def __init__(
+        self,
+        cloud: Cloud,
+        drain: Drain,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`say` is given one line for each change; `clock` in Unix seconds."""
+        self._cloud, self._drain, self._say, self._clock = cloud, drain, say, clock
+        self._answers: bool | None = None
+        self._notice: Interruption | None = None
+        self._settled = self._refused = self._withdrawn = False
+
+    def step(self) -> None:
+        """Ask once; drain if there is a notice that Ray has not accepted yet, even if the cloud is silent now."""
+        try:
+            seen = self._cloud.poll()
+        except MetadataError as error:
+            self._note_answer(False, f"no answer, asking on: {error.line}")
+        else:
+            self._note_answer(True, "the metadata service answers")
+            self._hear(seen)
+        if self._notice is not None and not self._settled:
+            self._try(self._notice)
+
+    def _note_answer(self, answers: bool, line: str) -> None:
+        if answers != self._answers:
+            self._answers = answers
+            self._say(line)
+
+    def _hear(self, seen: Interruption | None) -> None:
+        if seen is None:
+            if self._notice is not None and not self._withdrawn:
+                self._withdrawn = True
+                self._say("the notice was withdrawn" + " (Ray drains on)" * self._settled)
+                # What Ray was told stays known, so that the same again is not told twice.
+                self._notice = self._notice if self._settled else None
+            return
+        self._withdrawn = False
+        if says_more(seen, self._notice):
+            self._notice, self._settled, self._refused = seen, False, False
+            self._say(f"notice: {seen}")
+
+    def _try(self, notice: Interruption) -> None:
+        try:
+            node = self._drain(notice)
+        except ClusterError as error:
+            if notice.deadline is not None and self._clock() >= notice.deadline:
+                self._settled = True
+                self._say(f"Ray accepted no drain before the deadline: {error.line}")
+            elif not self._refused:
+                self._refused = True
+                self._say(f"Ray accepts no drain yet, trying on: {error.line}")
+        else:
+            self._settled = True
+            self._say(f"Ray drains node {node[:8]}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Turn the cloud's notice that this machine will be taken into Ray's drain of its node.
+
+    Runs beside Ray on each node until SIGTERM. Needs neither root nor a key.
+    """
+
+    cloud: Literal["auto", "aws", "gcp", "azure"] = "auto"
+    """Whose metadata service to ask; auto: whichever answers."""
+    endpoint: Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")] = None
+    """Another address of that service; AWS_EC2_METADATA_SERVICE_ENDPOINT counts for AWS."""
+    interval: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 2.0
+    """Between two questions."""
+    rebalance: bool = False
+    """Drain on AWS's rebalance recommendation already, which may come long before a notice, or alone."""
+    address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = None
+    """Ray's head; default RAY_ADDRESS, or the one of the node on this machine."""
+    node_id: Annotated[str | None, tyro.conf.arg(metavar="HEX", help_behavior_hint="")] = None
+    """The node to drain; default the one on this machine."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """`raymat spot-watch`; ends by SIGTERM with exit code 0. Raises ConfigError."""
+    options = parse(Options, argv, "raymat spot-watch")
+    if not (math.isfinite(options.interval) and options.interval > 0):
+        raise ConfigError(f"--interval must be above 0, got {options.interval}")
+    cloud = cloud_of(options, os.environ)
+    drain = drain_by_process(address_of(options, os.environ), _node_id(options.node_id))
+    watch = Watch(cloud, drain, _say)
+    signal.signal(signal.SIGTERM, _end)
+    while True:
+        watch.step()
+        time.sleep(options.interval)
+
+
+def cloud_of(options: Options, environ: Mapping[str, str]) -> Cloud:
+    """The cloud to ask. Raises ConfigError for an address that cannot be one."""
+    given = options.endpoint
+    aws = given or environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or LINK_LOCAL
+    other = _endpoint(given or LINK_LOCAL)
+    clouds: dict[str, Cloud] = {
+        "aws": Aws(_endpoint(aws), options.rebalance),
+        "gcp": Gcp(other),
+        "azure": Azure(other),
+    }
+    return Auto(tuple(clouds.values())) if options.cloud == "auto" else clouds[options.cloud]
+
+
+def address_of(options: Options, environ: Mapping[str, str]) -> str | None:
+    """Where Ray's head is, None to find out from this machine's node. Raises ConfigError."""
+    if options.address and "://" in options.address:
+        raise ConfigError(f"--address must be HOST:PORT, got {options.address}")
+    address = options.address or environ.get("RAY_ADDRESS", "")
+    # Of a job server or a client's proxy, neither of which drains; or what asks to find out.
+    unusable = "://" in address or address in ("", "auto", "local")
+    return None if unusable else address
+
+
+def _endpoint(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigError(f"a metadata service is at http://HOST, got {url!r}")
+    return url.rstrip("/")
+
+
+def _node_id(text: str | None) -> str | None:
+    if text is not None and (len(text) != 56 or set(text) - set("0123456789abcdef")):
+        raise ConfigError(f"--node-id must be 56 hex digits as in `ray list nodes`, got {text!r}")
+    return text
+
+
+def _say(line: str) -> None:
+    # A log that cannot be written, for instance on a full disk, is no reason to miss a notice.
+    with contextlib.suppress(OSError):
+        print(f"{utc(time.time())} {line}", flush=True)
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    raise SystemExit(0)

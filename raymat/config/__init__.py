@@ -1,0 +1,1 @@
+"""What a run is told: values, sections, flags, and what a resumed run may not change."""

@@ -1,0 +1,82 @@
+"""A run's dataset as its `run.json` describes it: made pictures, or the listing that is kept with the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from raymat.config.run import RunConfig
+from raymat.data.growth import Added, grow
+from raymat.data.listing import Listing
+from raymat.data.source import SourceSpec, build_listing, load_listing
+from raymat.errors import ConfigError, DataError
+from raymat.storage.store import Store
+
+
+def list_dataset(config: RunConfig, store: Store) -> dict[str, Any]:
+    """List the dataset and keep the listing in `store`; what `run.json` says of it."""
+    if config.data.synthetic is not None:
+        return _made(config.data.synthetic)
+    return _keep(_list(config), store)
+
+
+def source_of(config: RunConfig, store: Store, listing: dict[str, Any]) -> SourceSpec:
+    """The source of the dataset that `run.json` describes as `listing`."""
+    if "synthetic" in listing:
+        return SourceSpec.synthetic(
+            count=listing["synthetic"],
+            seed=config.data.seed,
+            size=config.data.resolution,
+            valid_count=config.log.valid_examples,
+        )
+    return SourceSpec.listed(f"{store.url}/{listing['file']}", listing["digest"])
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A dataset that was looked at again: what `run.json` is to say of it, and what was added."""
+
+    listing: dict[str, Any]
+    added: tuple[Added, ...]
+
+    @property
+    def valid_changed(self) -> bool:
+        """Whether validation has more to choose from."""
+        return any(added.count for added in self.added if added.kind.startswith("validation"))
+
+
+def grow_dataset(config: RunConfig, store: Store, listing: dict[str, Any]) -> Grown:
+    """Look at the dataset again; its listing is kept in `store`, under a name of its own.
+
+    Raises:
+        ConfigError: it is of another kind. DataError: it did not only grow, or cannot be listed.
+    """
+    count, made = config.data.synthetic, listing.get("synthetic")
+    if (count is None) != (made is None):
+        raise ConfigError(
+            "--grow-dataset adds files to files, or made pictures to made pictures: a run cannot change from one to the other"
+        )
+    if count is not None and made is not None:
+        if count < made:
+            raise DataError(f"--synthetic was {made}, is {count}: a run's dataset can only grow")
+        added = tuple(Added(kind, made, count - made) for kind in ("pairs", "backgrounds"))
+        return Grown(_made(count), added)
+    old = load_listing(f"{store.url}/{listing['file']}", listing["digest"])
+    growth = grow(old, _list(config))
+    return Grown(_keep(growth.listing, store), growth.added)
+
+
+def _list(config: RunConfig) -> Listing:
+    data = config.data
+    assert data.dataset is not None and data.backgrounds is not None
+    return build_listing(data.dataset, data.backgrounds, need_valid=config.log.valid_examples > 0)
+
+
+def _made(count: int) -> dict[str, Any]:
+    return {"synthetic": count, "digest": f"synthetic-{count}"}
+
+
+def _keep(listing: Listing, store: Store) -> dict[str, Any]:
+    name = f"listing-{listing.digest[:16]}.bin"
+    store.write(name, listing.to_bytes())
+    return {"file": name, "digest": listing.digest}

@@ -1,0 +1,1 @@
+"""What workers share: ranks, collectives, gradients, batch-norm statistics."""

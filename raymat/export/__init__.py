@@ -1,0 +1,1 @@
+"""TorchScript, ONNX and weights files, each checked against the network."""

@@ -1,0 +1,1 @@
+"""Bytes at a URL: stores, backends, retries and faults. No torch."""

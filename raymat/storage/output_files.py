@@ -1,0 +1,82 @@
+"""Files that a command writes where it is told to: reports to any fsspec URL, networks to a path of this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from raymat.errors import ConfigError, RaymatError
+from raymat.storage.backends import Backend, FsspecBackend, LocalBackend
+from raymat.storage.digest import Buffer
+from raymat.storage.faults import backend_errors, classify
+from raymat.storage.urls import shown
+
+
+def check_output(flag: str, url: str | None, ending: str = "") -> None:
+    """Say early what would be said after an hour of work; nothing is written. None is always right.
+
+    Raises:
+        ConfigError: `url` does not end in `ending`, its protocol is unknown, or it is a folder of this machine.
+    """
+    if url is None:
+        return
+    if not url.endswith(ending):
+        raise ConfigError(f"{flag} must end in {ending}, got {shown(url)!r}")
+    backend, path = _open(f"{flag} {shown(url)}", url)
+    if isinstance(backend, LocalBackend) and (os.path.isdir(path) or url.endswith("/")):
+        raise ConfigError(f"{flag} {shown(url)}: expected a file's name, got a folder")
+
+
+def write_output(flag: str, url: str, content: bytes) -> None:
+    """Write the file, whole or not at all, over whatever file is there; folders of this machine are made.
+
+    Raises:
+        ConfigError: as `check_output`. StorageError: it cannot be written.
+    """
+    backend, path = _open(f"{flag} {shown(url)}", url)
+    try:
+        backend.write(path, [content])
+    except backend_errors() as error:
+        raise classify(error, "write").error("write", shown(url)) from error
+
+
+def check_new_files(path: str, files: Mapping[str, str], force: bool) -> None:
+    """Say before hours of work what would be said after them, of files of this machine; `force`: they may be there.
+
+    `files`: each that will be written, and what the user knows it by; `path` is the first of those names.
+
+    Raises:
+        ConfigError: there is no such folder, or something is there already.
+    """
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(folder):
+        raise ConfigError(f"cannot write {path}: there is no folder {folder}")
+    for file, named in files.items():
+        if os.path.exists(file) and not os.path.isfile(file):
+            raise ConfigError(f"cannot write {named}: something that is no file is there")
+        if os.path.exists(file) and not force:
+            raise ConfigError(f"{named} exists: use another name, or --force to replace it")
+
+
+def write_file(path: str, chunks: Sequence[Buffer]) -> None:
+    """Write a file of this machine, whole or not at all; links are followed. Raises StorageError."""
+    target = os.path.realpath(path)
+    try:
+        LocalBackend().write(target, chunks)
+    except OSError as error:
+        raise classify(error, "write").error("write", target) from error
+
+
+def _open(what: str, url: str) -> tuple[Backend, str]:
+    try:
+        filesystem, path = url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"{what}: {RaymatError(error).line}") from error
+    except backend_errors() as error:
+        raise classify(error, "write").error("write", shown(url)) from error
+    if isinstance(filesystem, LocalFileSystem):
+        return LocalBackend(), os.path.realpath(path)
+    return FsspecBackend(filesystem), str(path)

@@ -1,0 +1,240 @@
+"""Where a run lives: reading, writing, listing and deleting its files by fsspec URL.
+
+A file is visible only when it is whole. What goes wrong is a `StorageError` with one line; what may
+pass is tried again for a bounded time first. `MissingFileError` is the one fault that callers tell
+apart.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from raymat.errors import StorageError
+from raymat.storage.backends import TEMPORARY, Backend, FsspecBackend, LocalBackend
+from raymat.storage.digest import Buffer
+from raymat.storage.faults import MissingFileError, backend_errors, classify, scrub
+from raymat.storage.urls import redact, refuse_secrets
+
+T = TypeVar("T")
+
+_S3_OPTIONS: dict[str, Any] = {
+    # One request for a read instead of two: with more, s3fs first asks for the size.
+    "max_concurrency": 1,
+    # The digests here are stronger than botocore's checksums, which some servers send wrongly for a
+    # range, or refuse.
+    "config_kwargs": {
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+        # Seconds. Each counts a silence, not a whole transfer: a large part over a slow link goes on
+        # as long as bytes move. With the tries, a storage that hangs holds a request for 50 s.
+        "connect_timeout": 5,
+        "read_timeout": 15,
+        # Tries after the first, for a single request or part; then it is the store's turn, which
+        # says what happened.
+        "retries": {"max_attempts": 2},
+    },
+}
+_OPTIONS: dict[str, dict[str, Any]] = {"s3": _S3_OPTIONS, "s3a": _S3_OPTIONS}
+
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file: `path` relative to the run's folder, `size` in bytes, `modified` in Unix seconds."""
+
+    path: str
+    size: int
+    modified: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """How long a transient fault is fought: exponential backoff with jitter, times in seconds."""
+
+    total: float = 30.0
+    """After this long no new try is begun. 0: try once."""
+    first: float = 0.1
+    """The first pause at most."""
+    factor: float = 2.0
+    """How much longer each pause may be than the one before."""
+    longest: float = 5.0
+    """No pause is longer."""
+
+    def pauses(self, uniform: Callable[[float, float], float]) -> Iterator[float]:
+        """The pauses between tries, endless, each drawn from half to all of its limit."""
+        limit = self.first
+        while True:
+            yield uniform(limit / 2, limit)
+            limit = min(limit * self.factor, self.longest)
+
+
+class Store:
+    """The folder of one run below a storage URL, from `Store.open`.
+
+    It can be pickled, and shared by threads.
+    """
+
+    def __init__(
+        self, backend: Backend, root: str, url: str, reopen: tuple[Any, ...], retry: RetryPolicy
+    ) -> None:
+        self.backend = backend
+        self.url = url
+        """The run's URL, without secrets: for messages."""
+        self.retry = retry
+        self._root = root
+        self._reopen = reopen
+        self._random = random.Random()
+        self._sleep: Callable[[float], None] = time.sleep
+
+    @classmethod
+    def open(
+        cls,
+        storage_url: str,
+        name: str,
+        *,
+        retry: RetryPolicy = RetryPolicy(),
+        options: Mapping[str, Any] | None = None,
+    ) -> Store:
+        """The store of run `name` below `storage_url`. Nothing is read or made yet.
+
+        `options` go to fsspec's file system; credentials belong to the environment or the machine's
+        role, as the provider's package reads them. Raises StorageError if the URL's protocol is
+        unknown or its package missing.
+        """
+        _check_name(name)
+        refuse_secrets(storage_url)
+        url = f"{redact(storage_url).rstrip('/')}/{name}"
+        filesystem, base = _filesystem(storage_url, dict(options or {}))
+        local = isinstance(filesystem, LocalFileSystem)
+        backend: Backend = LocalBackend() if local else FsspecBackend(filesystem)
+        root = f"{base.rstrip('/')}/{name}"
+        return cls(backend, root, url, (storage_url, name, retry, dict(options or {})), retry)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, self._reopen
+
+    def read(self, path: str) -> bytes:
+        """All of a file. Raises MissingFileError."""
+        return self._try("read", path, lambda: self.backend.read(self._at(path)))
+
+    def try_read(self, path: str) -> bytes | None:
+        """All of a file, or None if there is none."""
+        try:
+            return self.read(path)
+        except MissingFileError:
+            return None
+
+    def read_into(self, path: str, offset: int, view: memoryview) -> None:
+        """Fill `view` with the file's bytes from `offset` on, in one request.
+
+        Raises MissingFileError also if the file ends before.
+        """
+        got = self._try("read", path, lambda: self.backend.read_into(self._at(path), offset, view))
+        if got < len(view):
+            raise MissingFileError(
+                f"cannot read {self._url(path)}: it ends after {offset + got} bytes, expected {offset + len(view)}"
+            )
+
+    def write(self, path: str, data: Buffer | Sequence[Buffer]) -> None:
+        """Make or replace a file, given in one piece or several: visible when whole, durable then."""
+        chunks = [data] if isinstance(data, bytes | bytearray | memoryview) else list(data)
+        self._try("write", path, lambda: self.backend.write(self._at(path), chunks))
+
+    def list(self, folder: str = "", *, temporary: bool = False) -> list[FileInfo]:
+        """Every file below `folder` (default: the whole run), by path.
+
+        One recursive listing, never a cached one. `temporary`: also files that were being written
+        when their writer died.
+        """
+        prefix = self._at(folder)
+        found = self._try("list", folder, lambda: list(self.backend.list(prefix)))
+        # Providers differ in leading slashes; what counts comes after the run's folder.
+        skip = len(self._root.strip("/")) + 1
+        infos = [FileInfo(path.strip("/")[skip:], size, when) for path, size, when in found]
+        if not temporary:
+            infos = [i for i in infos if not PurePosixPath(i.path).name.startswith(TEMPORARY)]
+        return sorted(infos, key=lambda info: info.path)
+
+    def delete(self, paths: Sequence[str]) -> None:
+        """Remove files, in few requests. Those that are gone already are no fault."""
+        absolute = [self._at(path) for path in paths]
+        for start in range(0, len(absolute), 1000):
+            part = absolute[start : start + 1000]
+            self._try("delete from", "", lambda part=part: self.backend.delete(part))  # type: ignore[misc]
+
+    def _at(self, path: str) -> str:
+        """The backend's path of `path`, which must stay inside the run's folder."""
+        parts = path.split("/") if path else []
+        if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
+            raise ValueError(f"not a path inside a run: {path!r}")
+        return "/".join([self._root, *parts])
+
+    def _url(self, path: str) -> str:
+        return f"{self.url}/{path}" if path else self.url
+
+    def _try(self, action: str, path: str, call: Callable[[], T]) -> T:
+        """`call()`, again while its fault is transient and the retry policy allows."""
+        began = time.monotonic()
+        for pause in self.retry.pauses(self._random.uniform):
+            try:
+                return call()
+            except backend_errors() as error:
+                fault = classify(error, action)
+                spent = time.monotonic() - began
+                if not fault.transient or spent + pause > self.retry.total:
+                    raise fault.error(action, self._url(path)) from error
+            self._sleep(pause)
+        raise AssertionError("pauses are endless")
+
+
+def _reopen(storage_url: str, name: str, retry: RetryPolicy, options: dict[str, Any]) -> Store:
+    return Store.open(storage_url, name, retry=retry, options=options)
+
+
+def _check_name(name: str) -> None:
+    if name in ("", ".", "..") or re.search(r"[/\\\0]", name):
+        raise StorageError(f"expected a run's name without slashes, got {name!r}")
+
+
+def _filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
+    """fsspec's file system for `url`, its own and without cached listings, and the path in it."""
+    protocol = urlsplit(url).scheme if "://" in url else "file"
+    chosen = {"use_listings_cache": False, "skip_instance_cache": True}
+    chosen |= _OPTIONS.get(protocol, {}) | options
+    try:
+        if protocol in _OPTIONS:
+            chosen["config_kwargs"] = _s3_config() | options.get("config_kwargs", {})
+        filesystem, base = fsspec.core.url_to_fs(url, **chosen)
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        fix = f"pip install 'raymat[{extra}]'" if extra else scrub(str(error))
+        raise StorageError(
+            f"cannot open {redact(url)}: a package for {protocol}:// is missing; {fix}"
+        ) from error
+    except ValueError as error:
+        raise StorageError(f"cannot open {redact(url)}: {scrub(str(error))}") from error
+    except backend_errors() as error:
+        raise classify(error, "open").error("open", redact(url)) from error
+    if protocol in _OPTIONS:
+        # s3fs repeats each request 5 times over botocore's tries: a storage that hangs would hold
+        # us for minutes before we hear of it. botocore's stay, the store's come on top.
+        filesystem.retries = 1
+    return filesystem, str(base)
+
+
+def _s3_config() -> dict[str, Any]:
+    """botocore's settings. Its packages are loaded only where they are needed: they take a second."""
+    from raymat.storage.s3 import WatchedSession
+
+    return _S3_OPTIONS["config_kwargs"] | {"http_session_cls": WatchedSession}

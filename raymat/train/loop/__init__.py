@@ -1,0 +1,1 @@
+"""One attempt, from restore to the last commit."""

@@ -1,0 +1,117 @@
+"""What happens when, and at which learning rates, as pure functions of the number of completed steps or examples.
+
+Everything counts completed steps over the whole run, from 1: an interval of 10 is due at 10, 20, 30, ... The
+reference counts most intervals anew in each epoch; here they do not depend on where an epoch ends, nor on restarts.
+Lengths are in examples, so that another batch size keeps a run's length, epochs and learning rates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raymat.config.run import RunConfig
+from raymat.data.lineage import Steps
+from raymat.data.sample_order import SampleOrder
+from raymat.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When a run logs, validates, commits and ends."""
+
+    batch_size: int
+    """Examples in every step but the last, and those at `ends`."""
+    total_examples: int
+    """Examples in the whole run."""
+    epoch_examples: int
+    """Examples in one virtual epoch."""
+    checkpoint_interval: int
+    valid_interval: int
+    valid_examples: int
+    """0: no validation at all."""
+    validates_late: bool = False
+    """Whether a validation's result counts from the next validation point on: it may be found beside training."""
+    log_loss_interval: int
+    log_images_interval: int
+    ends: tuple[int, ...] = ()
+    """Where the run had ended and went on, in examples."""
+
+    @classmethod
+    def of(cls, config: RunConfig, order: SampleOrder) -> Schedule:
+        """The schedule of a run whose dataset and length are settled in `order`.
+
+        Raises:
+            ConfigError: batches of one example, of which batch norm learns no statistics where the network pools.
+        """
+        if order.batch_size == 1:
+            raise ConfigError(
+                "--batch-size 1 cannot be trained: batch norm needs at least 2 examples in a step"
+            )
+        return cls(
+            batch_size=order.batch_size,
+            total_examples=order.total_examples,
+            epoch_examples=config.length.epoch_examples or order.first_pairs,
+            checkpoint_interval=config.checkpoint.checkpoint_interval,
+            valid_interval=config.log.valid_interval,
+            valid_examples=order.valid_examples,
+            validates_late=config.log.validation != "loop",
+            log_loss_interval=config.log.log_loss_interval,
+            log_images_interval=config.log.log_images_interval,
+            ends=order.past.ends,
+        )
+
+    @property
+    def total_steps(self) -> int:
+        return self._steps.count(self.total_examples)
+
+    @property
+    def _steps(self) -> Steps:
+        return Steps(self.batch_size, self.ends)
+
+    def examples(self, step: int) -> int:
+        """Examples consumed after `step` completed steps."""
+        return min(self._steps.examples(step), self.total_examples)
+
+    def stops(self, step: int) -> bool:
+        """Whether the run ends after `step` steps, or had ended there before it was made longer."""
+        return step == self.total_steps or self.examples(step) in self.ends
+
+    def epoch(self, step: int) -> float:
+        """Virtual epochs completed after `step` steps, with their fraction."""
+        return self.examples(step) / self.epoch_examples
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether a virtual epoch's last example was consumed in this step."""
+        before, after = self.examples(step - 1), self.examples(step)
+        return after // self.epoch_examples > before // self.epoch_examples
+
+    def commits(self, step: int) -> bool:
+        """Whether a checkpoint is due: on the interval, at each virtual epoch's end, at the run's end; and where it is
+        what a validation beside training reads."""
+        return (
+            step % self.checkpoint_interval == 0
+            or self.ends_epoch(step)
+            or self.stops(step)
+            or (self.validates_late and self.validates(step))
+        )
+
+    def validates(self, step: int) -> bool:
+        """Whether a validation is due: on the interval and at the run's end."""
+        due = step % self.valid_interval == 0 or self.stops(step)
+        return self.valid_examples > 0 and due
+
+    def logs(self, step: int) -> bool:
+        """Whether a training row is due: on the interval and at the run's end."""
+        return step % self.log_loss_interval == 0 or self.stops(step)
+
+    def draws_images(self, step: int) -> bool:
+        """Whether image grids are due."""
+        return step % self.log_images_interval == 0
+
+    def segment_end(self, step: int) -> int:
+        """The next step after `step` at which training pauses for a validation or ends."""
+        if self.valid_examples == 0:
+            return self.total_steps
+        due = (step // self.valid_interval + 1) * self.valid_interval
+        later = (self._steps.count(end) for end in self.ends)
+        return min(self.total_steps, due, *(end for end in later if end > step))

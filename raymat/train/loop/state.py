@@ -1,0 +1,205 @@
+"""Everything that a run is made of between two steps, to and from named tensors and one JSON-able dictionary.
+
+Tensors: `model/NAME` for each entry of the network's state dict (weights and batch-norm statistics), `optimizer/MOMENT/NAME` for
+each of Adam's moments of each parameter. All else is in `extra`. Nothing here depends on the number of workers, so
+that any number of them can go on from it. Where the run keeps an average of the weights it is `ema/NAME`, for the same names
+as `model/NAME`, statistics included.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import raymat
+from raymat.checkpoint.state_dict import (
+    EMA,
+    FORMAT,
+    MODEL,
+    OPTIMIZER,
+    below,
+    copy_same,
+    require_format,
+)
+from raymat.config.fixed_options import DATASET, refuse_changes
+from raymat.config.run import RunConfig, from_dict, to_dict
+from raymat.data.lineage import NO_PAST, Past
+from raymat.data.sample_order import Cursor
+from raymat.errors import CheckpointError, DataError
+from raymat.train.loop.schedule import Schedule
+from raymat.train.loop.train_step import TrainStep
+from raymat.train.optim.lr_schedule import RateState
+from raymat.train.validation.criteria import Validation, best_of, stop_reason, validations_of
+
+
+@dataclass
+class Record:
+    """What a run remembers beside its tensors; equal on all workers."""
+
+    step: int = 0
+    """Completed steps."""
+    cursor: Cursor = field(default_factory=Cursor)
+    """Examples consumed."""
+    bad_steps: int = 0
+    """Steps in a row, up to this one, whose loss or gradient was not finite."""
+    validations: list[Validation] = field(default_factory=list)
+    """Those that count by now."""
+    pending_validation: int | None = None
+    """The step whose validation was begun and does not count yet."""
+    rates: RateState = field(default_factory=RateState)
+
+    @property
+    def valid_loss(self) -> float | None:
+        """Of the newest validation."""
+        return self.validations[-1].loss if self.validations else None
+
+    def validated(self, validation: Validation, since: int) -> None:
+        """Add one; the first after step `since` displaces those up to it, which were of another validation set."""
+        if validation.step > since:
+            kept = [kept for kept in self.validations if kept.step > since]
+            if len(kept) < len(self.validations):
+                self.rates = replace(self.rates, reductions_before=self.rates.reductions)
+            self.validations = kept
+        self.validations.append(validation)
+
+    def stop_reason(self, config: RunConfig, past: Past) -> str | None:
+        """Why the run stops early now; None if it does not, or if there is a validation to be waited for."""
+        pending = self.pending_validation is not None
+        return None if pending else stop_reason(config, self.validations, past)
+
+    def best(self, config: RunConfig) -> Validation | None:
+        """The best validation by the run's --best-metric; the earliest of equals."""
+        kept = config.checkpoint
+        return best_of(self.validations, kept.best_metric, kept.best_mode)
+
+
+def stopped_in(extra: Mapping[str, Any], config: RunConfig, past: Past) -> str | None:
+    """Why a run of this `config` stops early at the checkpoint with this `extra`; None if it does not."""
+    record = Record(
+        validations=validations_of(extra), pending_validation=extra.get("pending_validation")
+    )
+    return record.stop_reason(config, past)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the weights depend on: a checkpoint that was made under another one cannot be resumed."""
+
+    config: RunConfig
+    listing_digest: str
+    """Of the dataset."""
+    past: Past = NO_PAST
+    """Which datasets it had before, and where it had ended."""
+
+    def refuse(self, extra: Mapping[str, Any]) -> None:
+        """Raise unless the checkpoint with this `extra` was made under the same promise.
+
+        Raises:
+            ConfigError: an option differs. DataError: the dataset differs. CheckpointError: `extra` is no state's.
+        """
+        require_format(extra)
+        # Where the dataset lies is no part of the promise: its listings are.
+        refuse_changes(from_dict(extra["config"]), self.config, "the run", but=DATASET)
+        used = Cursor.load_state_dict(extra["cursor"]).next_example
+        was = Past.from_dict(extra.get("past")).listings(used, extra["listing_digest"])
+        now = self.past.listings(used, self.listing_digest)
+        if was != now:
+            raise DataError(
+                f"the dataset is not the one that the run was begun with (its listing was {_told(was)}, "
+                f"is {_told(now)}): restore it, or use another --name; more data needs --grow-dataset"
+            )
+
+
+def capture(
+    step: TrainStep, record: Record, promise: Promise
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state as (tensors, extra). The tensors are the live ones: copy them before the next step."""
+    tensors = {MODEL + name: tensor for name, tensor in step.network.state_dict().items()}
+    tensors |= {OPTIMIZER + name: t for name, t in step.optimiser.state_dict().items()}
+    best = record.best(promise.config)
+    extra = {
+        "format": FORMAT,
+        "step": record.step,
+        "cursor": record.cursor.state_dict(),
+        "schedule": record.rates.state_dict(),
+        "scaler": step.scale.state_dict(),
+        "bad_steps": record.bad_steps,
+        "best": asdict(best) if best else None,
+        "stopped": record.stop_reason(promise.config, promise.past),
+        "validations": [asdict(validation) for validation in record.validations],
+        "pending_validation": record.pending_validation,
+        "config": to_dict(promise.config),
+        "precision": step.precision,
+        "channels_last": step.channels_last,
+        "threads": torch.get_num_threads(),
+        "listing_digest": promise.listing_digest,
+        "past": promise.past.to_dict(),
+        "versions": {
+            "raymat": raymat.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    if step.ema is not None:
+        tensors |= {EMA + name: tensor for name, tensor in step.ema.tensors().items()}
+        extra["ema"] = step.ema.state_dict()
+    return tensors, extra
+
+
+def lasting(step: TrainStep) -> frozenset[str]:
+    """The tensors of `capture` that only the optimiser changes: a forward and a backward pass leave them as they are."""
+    parameters = {f"{MODEL}{name}" for name, _ in step.network.named_parameters()}
+    moments = {f"{OPTIMIZER}{name}" for name in step.optimiser.state_dict()}
+    # The average's statistics too: no forward pass in training mode goes through it.
+    averages = {f"{EMA}{name}" for name in (step.ema.tensors() if step.ema is not None else ())}
+    return frozenset(parameters | moments | averages)
+
+
+def install(step: TrainStep, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> Record:
+    """Put a captured state into a fresh `step`, to the bit; returns what the run remembers.
+
+    An average of the weights that the state does not have begins with the weights.
+
+    Raises:
+        CheckpointError: it is not the state of such a network, or of a format that this raymat does not know.
+    """
+    require_format(extra)
+    copy_same(step.network.state_dict(), below(MODEL, tensors), "model")
+    step.optimiser.load_state_dict(below(OPTIMIZER, tensors))
+    step.scale.load_state_dict(extra["scaler"])
+    if step.ema is not None:
+        if extra.get("ema") is None:
+            step.ema.restart()
+        else:
+            step.ema.load(below(EMA, tensors), extra["ema"])
+    return Record(
+        step=int(extra["step"]),
+        cursor=Cursor.load_state_dict(extra["cursor"]),
+        bad_steps=int(extra["bad_steps"]),
+        validations=validations_of(extra),
+        pending_validation=extra.get("pending_validation"),
+        rates=RateState.load_state_dict(extra["schedule"]),
+    )
+
+
+def require_place(record: Record, schedule: Schedule) -> None:
+    """CheckpointError for a checkpoint that is at another example than its step is in this run.
+
+    Only the driver makes a run longer, and writes down where it had ended: this cannot happen but by a fault.
+    """
+    due, used = schedule.examples(record.step), record.cursor.next_example
+    if due != used and used < schedule.total_examples:
+        raise CheckpointError(
+            f"step {record.step} of the run is at {due} examples, its checkpoint at {used}: the run ended there, but its "
+            "run.json does not say so; restore that file, or start a new run with --init"
+        )
+
+
+def _told(listings: list[tuple[int, str]]) -> str:
+    """Listings' digests with the examples that they are from."""
+    return ", ".join(f"{digest} from {start}" if start else digest for start, digest in listings)

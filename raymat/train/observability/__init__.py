@@ -1,0 +1,1 @@
+"""Events, curves, pictures and progress of a run."""

@@ -1,0 +1,188 @@
+"""What happened to a run, as JSON lines in its events/ folder.
+
+Object stores cannot append, so a log writes small objects of its own and rewrites the newest until it is full. Every
+process has its own objects, named by attempt, writer and a random word: nobody overwrites another's, not even a late
+writer of a dead attempt. Events are for people and tools; a run never depends on having written one.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from raymat.errors import StorageError
+from raymat.storage.store import RetryPolicy, Store
+
+log = logging.getLogger(__name__)
+
+FOLDER = "events"
+PATIENCE_SECONDS = 2.0
+"""Training does not wait longer than this for a storage that will not take an event."""
+SEGMENT_BYTES = 64 * 1024
+"""A log starts a new object when its newest has become larger than this."""
+MAX_WAITING_BYTES = 2**20
+"""Events that a failing storage has not taken are kept up to this size; then the oldest go."""
+_ATTEMPT = re.compile(rf"(?:^|/)(?:{FOLDER}/a|checkpoints/step-\d+-a)(\d+)[-/.]")
+
+
+class EventLog:
+    """One process's log. Every event has `time` (Unix seconds), `attempt`, `writer` and `kind`, then its own fields."""
+
+    def __init__(self, store: Store, attempt: int | None, writer: str) -> None:
+        """`writer` says who writes, as in "rank-00003"; without an `attempt` each event names the newest one."""
+        self._store = store
+        self._impatient = copy.copy(store)
+        self._impatient.retry = RetryPolicy(total=PATIENCE_SECONDS)
+        self._attempt = attempt
+        self._writer = writer
+        prefix = writer if attempt is None else f"a{attempt:03d}-{writer}"
+        self._stem = f"{FOLDER}/{prefix}-{uuid.uuid4().hex[:8]}"
+        self._segment = 0
+        self._lines: list[bytes] = []
+        self._changed = threading.Condition()
+        self._written = 0
+        """How many of `_lines` storage has."""
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self.listener: Callable[[dict[str, Any]], None] = lambda event: None
+        """Told of every event as it is written."""
+
+    @classmethod
+    def for_rank(cls, store: Store, attempt: int, rank: int) -> EventLog:
+        """The log of a worker in one attempt."""
+        return cls(store, attempt, f"rank-{rank:05d}")
+
+    @classmethod
+    def for_driver(cls, store: Store) -> EventLog:
+        """The log of the process that starts attempts."""
+        return cls(store, None, "driver")
+
+    def emit(self, kind: str, *, required: bool = False, **fields: Any) -> None:
+        """Write an event now. `fields` are JSON-able.
+
+        Storage that fails is reported on the log, and the event is written again with the next one, unless the
+        event is `required`.
+
+        Raises:
+            StorageError: a required event could not be written.
+        """
+        event = {"time": time.time(), "attempt": self._attempt_now(), "writer": self._writer}
+        event |= {"kind": kind} | fields
+        with self._changed:
+            self._lines.append(json.dumps(event).encode() + b"\n")
+            self._changed.notify_all()
+        self.listener(event)
+        if required or self._thread is None:
+            self._try(required)
+
+    def write_beside(self) -> None:
+        """From now on a thread writes the events (but required ones): `emit` returns at once, until `close`."""
+        self._thread = threading.Thread(target=self._work, name="event-log", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout: float = 2 * PATIENCE_SECONDS) -> None:
+        """End the thread; what it has not written is written, within `timeout` seconds if the storage lets it."""
+        if self._thread is not None:
+            with self._changed:
+                self._closing = True
+                self._changed.notify_all()
+            self._thread.join(timeout)
+            self._thread = None
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or self._written < len(self._lines))
+                if self._written == len(self._lines):
+                    return
+                closing = self._closing
+            if not self._try() and not closing:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing, PATIENCE_SECONDS)
+            elif closing:
+                return
+
+    def _try(self, required: bool = False) -> bool:
+        """Write what storage does not have yet; whether that succeeded."""
+        try:
+            self._write(self._store if required else self._impatient)
+        except StorageError as error:
+            if required:
+                raise
+            log.warning("events wait for storage: %s", error.line)
+            self._forget_oldest()
+            return False
+        return True
+
+    def _write(self, store: Store) -> None:
+        """The newest object again, with all of its lines."""
+        with self._changed:
+            lines, segment = list(self._lines), self._segment
+        data = b"".join(lines)
+        store.write(f"{self._stem}-{segment:05d}.jsonl", data)
+        with self._changed:
+            self._written = len(lines)
+            if len(data) > SEGMENT_BYTES:
+                del self._lines[: len(lines)]
+                self._segment, self._written = segment + 1, 0
+
+    def _forget_oldest(self) -> None:
+        with self._changed:
+            waiting = sum(map(len, self._lines))
+            while waiting > MAX_WAITING_BYTES:
+                waiting -= len(self._lines.pop(self._written))
+
+    def _attempt_now(self) -> int | None:
+        if self._attempt is not None:
+            return self._attempt
+        try:
+            return highest_attempt(self._store)
+        except StorageError:
+            return None
+
+
+def read_events(store: Store) -> list[dict[str, Any]]:
+    """All events of a run, oldest first. A line that is no JSON object (a damaged object) is left out.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
+    events: list[dict[str, Any]] = []
+    for file in sorted(store.list(FOLDER), key=lambda file: file.path):
+        events += read_lines(store.read(file.path))
+    return sorted(events, key=lambda event: event.get("time", 0.0))
+
+
+def read_lines(data: bytes) -> list[dict[str, Any]]:
+    """The JSON objects of a JSON-lines object, without damaged lines."""
+    found = []
+    for line in data.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+def highest_attempt(store: Store) -> int:
+    """The highest attempt that left anything in events/ or checkpoints/; 0 where none did.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
+    paths = [file.path for folder in (FOLDER, "checkpoints") for file in store.list(folder)]
+    return max((int(n) for path in paths for n in _ATTEMPT.findall(path)), default=0)
+
+
+def next_attempt(store: Store) -> int:
+    """The number for a new attempt: one that no object names. Writing its `start` event claims it."""
+    return highest_attempt(store) + 1

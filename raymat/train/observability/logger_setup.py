@@ -1,0 +1,49 @@
+"""Who records a run's curves: metrics/, tensorboard/, and what the user names."""
+
+from __future__ import annotations
+
+import importlib
+
+from raymat.distributed.collectives import Group
+from raymat.errors import ConfigError
+from raymat.storage.store import Store
+from raymat.train.observability.logger import Logger
+from raymat.train.observability.metrics_log import MetricsLog
+
+
+def make_loggers(store: Store, attempt: int, own: str | None, group: Group) -> list[Logger]:
+    """Those of rank 0; none on the other workers. Called by all workers; raises on all of them.
+
+    `own`: MODULE:NAME of what makes one more of `store` and `attempt`.
+
+    Raises:
+        ConfigError: there is no such module, or no such name in it.
+    """
+    loggers: list[Logger] = []
+    error: ConfigError | None = None
+    if group.leads:
+        from raymat.train.observability.tensorboard_log import (
+            TensorBoardLog,  # half a second that only rank 0 needs
+        )
+
+        loggers = [MetricsLog(store, attempt), TensorBoardLog(store, attempt)]
+        try:
+            loggers += [_make(own, store, attempt)] if own else []
+        except ConfigError as raised:
+            error = raised
+    group.raise_together(error)
+    return loggers
+
+
+def _make(own: str, store: Store, attempt: int) -> Logger:
+    module_name, _, name = own.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"--logger {own}: {error}; the workers must be able to import it"
+        ) from error
+    if not hasattr(module, name):
+        raise ConfigError(f"--logger {own}: the module {module_name} has no {name}")
+    logger: Logger = getattr(module, name)(store, attempt)
+    return logger

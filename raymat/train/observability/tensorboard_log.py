@@ -1,0 +1,94 @@
+"""TensorBoard curves and pictures on any storage, one curve however often a run restarts.
+
+TensorBoard's own writer appends to a file, which object stores cannot. Here each committed span of steps is one whole event
+file, named by its last step, so that TensorBoard reads them in order; spans that a restart replays are removed first.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from raymat.storage.store import Store
+from raymat.train.observability.logger import Row, Spans
+
+FOLDER = "tensorboard"
+_NAME = re.compile(r"events\.out\.tfevents\.(\d+)\.a(\d+)$")
+
+
+class TensorBoardLog:
+    """Writes `loss`, `epoch`, `lr/PART`, `valid_loss`, `valid_METRIC` and the image grids."""
+
+    def __init__(self, store: Store, attempt: int) -> None:
+        self._store = store
+        self._attempt = attempt
+        self._events: list[Any] = []
+        self._spans = Spans()
+
+    def resumed(self, step: int) -> None:
+        """Remove what other attempts wrote of steps that come again."""
+        paths = [file.path for file in self._store.list(FOLDER)]
+        replayed = [p for p in paths if (match := _NAME.search(p)) and int(match[1]) > step]
+        if replayed:
+            self._store.delete(replayed)
+
+    def row(self, row: Row) -> None:
+        scalars = {"valid_loss" if row["kind"] == "valid" else "loss": row["loss"]}
+        if row["kind"] == "valid":
+            scalars |= {f"valid_{name}": value for name, value in row.get("metrics", {}).items()}
+        else:
+            scalars["epoch"] = row["epoch"]
+            scalars |= {f"lr/{part}": rate for part, rate in row["lr"].items()}
+        values = [
+            Summary.Value(tag=tag, simple_value=value)
+            for tag, value in scalars.items()
+            if value is not None
+        ]
+        self._add(row["step"], row["time"], values)
+
+    def images(self, step: int, grids: Mapping[str, NDArray[np.uint8]]) -> None:
+        values = [Summary.Value(tag=name, image=_image(pixels)) for name, pixels in grids.items()]
+        self._add(step, time.time(), values)
+
+    def cut(self, step: int) -> None:
+        if self._events:
+            name = f"{FOLDER}/events.out.tfevents.{step:09d}.a{self._attempt:03d}"
+            self._spans.add(step, name, self._events)
+            self._events = []
+
+    def flush(self, step: int) -> None:
+        self._spans.flush(step, self._write)
+
+    def _write(self, name: str, events: list[Any]) -> None:
+        header = Event(wall_time=events[0].wall_time, file_version="brain.Event:2")
+        buffer = io.BytesIO()
+        writer = RecordWriter(buffer)
+        for event in (header, *events):
+            writer.write(event.SerializeToString())
+        self._store.write(name, buffer.getvalue())
+
+    def _add(self, step: int, when: float, values: list[Any]) -> None:
+        if values:
+            self._events.append(Event(wall_time=when, step=step, summary=Summary(value=values)))
+
+
+def _image(pixels: NDArray[np.uint8]) -> Any:
+    """(H, W, 3) RGB or (H, W) grey in TensorBoard's form. As JPEG: the checksum of a record is computed in Python."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=90)
+    return Summary.Image(
+        height=pixels.shape[0],
+        width=pixels.shape[1],
+        colorspace=1 if pixels.ndim == 2 else 3,
+        encoded_image_string=buffer.getvalue(),
+    )

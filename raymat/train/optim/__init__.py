@@ -1,0 +1,1 @@
+"""Losses, optimiser, learning rates, precision, averaged weights."""

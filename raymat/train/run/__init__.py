@@ -1,0 +1,1 @@
+"""A run's identity: run.json, resume rules, extension."""

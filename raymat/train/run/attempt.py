@@ -1,0 +1,54 @@
+"""The beginning of an attempt: a number that nobody had before, and a record of who takes part."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from raymat.distributed.collectives import Group
+from raymat.errors import RaymatError, StorageError
+from raymat.storage.store import Store
+from raymat.train.observability.events import EventLog, next_attempt
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One worker's part in one attempt at a run."""
+
+    number: int
+    events: EventLog
+
+
+def begin_attempt(store: Store, group: Group, **fields: Any) -> Attempt:
+    """Take the next attempt's number by writing its `start` event, with every worker's rank, process and host in it.
+
+    Called by all workers; raises on all of them.
+
+    Raises:
+        StorageError: the storage cannot be read or written.
+    """
+    ranks = group.gather(
+        {"rank": group.world.rank, "pid": os.getpid(), "host": socket.gethostname()}
+    )
+    taken: Attempt | None = None
+    outcome: int | RaymatError | None = None
+    if group.leads:
+        try:
+            taken = _claim(store, world=group.world.size, ranks=ranks, **fields)
+            outcome = taken.number
+        except StorageError as error:
+            outcome = error
+    outcome = group.from_lead(outcome)
+    if isinstance(outcome, RaymatError):
+        raise outcome
+    assert outcome is not None
+    return taken or Attempt(outcome, EventLog.for_rank(store, outcome, group.world.rank))
+
+
+def _claim(store: Store, **fields: Any) -> Attempt:
+    number = next_attempt(store)
+    events = EventLog.for_rank(store, number, 0)
+    events.emit("start", required=True, **fields)
+    return Attempt(number, events)

@@ -1,0 +1,85 @@
+"""A run that is made longer or given more data, as pure functions of its past and of where its newest checkpoint stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raymat.checkpoint.catalog import read_extra, scan
+from raymat.checkpoint.state_dict import require_format
+from raymat.config.run import RunConfig, from_dict
+from raymat.data.lineage import NO_PAST, Era, Past, Steps
+from raymat.data.sample_order import Cursor
+from raymat.errors import CheckpointError
+from raymat.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where the newest checkpoint is: completed steps, examples consumed, and whether the run was to end there."""
+
+    step: int = 0
+    examples: int = 0
+    ended: bool = False
+
+
+def total_examples(config: RunConfig, first_pairs: int, past: Past = NO_PAST) -> int:
+    """How many examples the run trains on: whole steps, or virtual epochs of `--epoch-examples` (default: `first_pairs`, as
+    many pairs as the run was begun with)."""
+    length = config.length
+    if length.steps is not None:
+        return Steps(config.data.batch_size, past.ends).examples(length.steps)
+    assert length.epochs is not None
+    return max(1, round(length.epochs * (length.epoch_examples or first_pairs)))
+
+
+def standing(store: Store, run_id: str, first_pairs: int) -> Standing:
+    """Where the run's newest checkpoint stands, as far as its manifests and its small file tell.
+
+    Should a shard of it turn out to be damaged, an older one is taken, and the run comes by here again.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
+    for status in scan(store):
+        if status.state == "committed":
+            try:
+                return standing_of(read_extra(store, status, run_id), first_pairs)
+            except CheckpointError:
+                continue
+    return Standing()
+
+
+def standing_of(extra: Mapping[str, Any], first_pairs: int) -> Standing:
+    """Where a state with this `extra` stands."""
+    require_format(extra)
+    used = Cursor.load_state_dict(extra["cursor"]).next_example
+    past = Past.from_dict(extra.get("past"))
+    total = total_examples(from_dict(extra["config"]), first_pairs, past)
+    return Standing(int(extra["step"]), used, used >= total)
+
+
+def longer(config: RunConfig, first_pairs: int, past: Past, at: Standing) -> Past:
+    """`past` with the end that the run is at, if it had ended there and now is to go on."""
+    if not at.ended or at.examples <= max(past.ends, default=0):
+        return past
+    ended = replace(past, ends=(*past.ends, at.examples))
+    return ended if total_examples(config, first_pairs, ended) > at.examples else past
+
+
+def with_more_data(
+    past: Past, before: tuple[int, int, str], at: Standing, valid_changed: bool
+) -> Past:
+    """`past` with the present dataset, `before` (pairs, backgrounds, listing's digest), as one that has grown since.
+
+    The new one begins with the next pass.
+    """
+    pairs, backgrounds, listing = before
+    begun = max(0, at.examples - past.start)
+    end = past.start + -(-begun // pairs) * pairs
+    return replace(
+        past,
+        eras=(*past.eras, Era(end, pairs, backgrounds, listing)),
+        valid_since=at.step if valid_changed else past.valid_since,
+    )

@@ -1,0 +1,170 @@
+"""What must be settled before a run's first step: who it is, what it reads, in which order.
+
+A new run gets a `run.json` (configuration, versions, when it was made) and the listing of its
+dataset, both kept in storage. A resumed run reads them back, so that it lists nothing, and is
+refused if its configuration would break the promise. Where it is made longer or given more data, that
+is first written down there: nobody trains by what `run.json` does not say.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from raymat.config.fixed_options import DATASET, LENGTH, refuse_changes
+from raymat.config.run import RunConfig, from_dict, to_dict
+from raymat.data.batch import Geometry
+from raymat.data.lineage import NO_PAST, Past
+from raymat.data.run_dataset import Grown, grow_dataset, source_of
+from raymat.data.sample_order import SampleOrder
+from raymat.data.source import SourceSpec
+from raymat.errors import DataError
+from raymat.storage.store import Store
+from raymat.train.run.extension import Standing, longer, standing, total_examples, with_more_data
+from raymat.train.run.run_file import RUN_FILE, RUN_FORMATS, create_run, read_run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a resumed run was told to do otherwise: an event of this kind, with these fields, and a line for people."""
+
+    kind: str
+    line: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that can start or go on."""
+
+    config: RunConfig
+    run_id: str
+    source: SourceSpec
+    listing_digest: str
+    order: SampleOrder
+    geometry: Geometry
+    resumed: bool
+    changes: tuple[Change, ...] = ()
+    """What is new since the run was last driven."""
+
+
+def prepare(
+    config: RunConfig, store: Store, settle: Callable[[], None] = lambda: None
+) -> PreparedRun:
+    """Open the run in `store`, or make it.
+
+    Args:
+        config: the run's configuration with `workers.device` and `optim.precision` settled.
+        store: the run's folder.
+        settle: returns when nobody else commits anything to the run; called before it is made
+            longer or given more data.
+
+    Raises:
+        ConfigError: a resumed run was asked to change what its promise rests on, or the validation
+            set is too small. DataError: the dataset cannot be used. StorageError: the storage
+            cannot be read or written.
+    """
+    grow = config.data.grow_dataset
+    # A wish for this once, no part of what the run is.
+    config = replace(config, data=replace(config.data, grow_dataset=False))
+    stored = read_run(store)
+    changes: list[Change] = []
+    resumed = stored is not None
+    if stored is None:
+        stored = create_run(config, store)
+    else:
+        begun = from_dict(stored["config"])
+        refuse_changes(begun, config, store.url, but=DATASET if grow else ())
+        if grow or config.length != begun.length:
+            settle()
+            stored, changes = _continue(config, store, stored, grow)
+            store.write(RUN_FILE, json.dumps(stored, indent=2).encode())
+    return _prepared(config, store, stored, resumed, changes)
+
+
+def _prepared(
+    config: RunConfig, store: Store, stored: dict[str, Any], resumed: bool, changes: list[Change]
+) -> PreparedRun:
+    past = Past.from_dict(stored.get("past"))
+    source = source_of(config, store, stored["listing"])
+    opened = source.open()
+    if config.log.valid_examples and not opened.valid_pairs:
+        raise DataError(
+            f"no validation pairs in {config.data.dataset}: add valid/, or use --valid-examples 0"
+        )
+    order = SampleOrder(
+        seed=config.data.seed,
+        pairs=opened.pairs,
+        backgrounds=opened.backgrounds,
+        batch_size=config.data.batch_size,
+        crop=config.data.crop,
+        total_examples=total_examples(config, past.first_pairs(opened.pairs), past),
+        valid_pairs=opened.valid_pairs,
+        valid_backgrounds=opened.valid_backgrounds,
+        valid_examples=min(config.log.valid_examples, opened.valid_pairs),
+        past=past,
+        accumulate=config.optim.accumulate,
+    )
+    geometry = Geometry(
+        stage=config.stage,
+        resolution=config.data.resolution,
+        scaled_decode=config.data.scaled_decode,
+    )
+    digest = stored["listing"]["digest"]
+    return PreparedRun(
+        config, stored["run_id"], source, digest, order, geometry, resumed, tuple(changes)
+    )
+
+
+def _continue(
+    config: RunConfig, store: Store, stored: dict[str, Any], grow: bool
+) -> tuple[dict[str, Any], list[Change]]:
+    """The run's `run.json` with another length, and the dataset looked at again if `grow`; and what that changes."""
+    past, changes = Past.from_dict(stored.get("past")), []
+    before = source_of(config, store, stored["listing"]).open()
+    pairs = past.first_pairs(before.pairs)
+    at = standing(store, stored["run_id"], pairs)
+    if (continued := longer(config, pairs, past, at)) != past:
+        past = continued
+        line = f"the run had ended after {at.examples} examples (step {at.step}), and goes on"
+        changes.append(Change("longer", line, {"step": at.step, "examples": at.examples}))
+    listing = stored["listing"]
+    if grow:
+        found = grow_dataset(config, store, listing)
+        if found.listing["digest"] == listing["digest"]:
+            changes.append(Change("grow", "nothing was added to the dataset"))
+        else:
+            was = (before.pairs, before.backgrounds, str(listing["digest"]))
+            past = with_more_data(past, was, at, found.valid_changed)
+            changes.append(_growth(past, at, found))
+        listing = found.listing
+    now = to_dict(config)
+    kept = {name: now[name] for name in (*DATASET, *LENGTH)}
+    return stored | {
+        "format": RUN_FORMATS[past != NO_PAST],
+        "config": stored["config"] | kept,
+        "listing": listing,
+        "past": past.to_dict(),
+    }, changes
+
+
+def _growth(past: Past, at: Standing, found: Grown) -> Change:
+    line = (
+        f"the dataset has grown: {', '.join(map(str, found.added))}; from example {past.start} on"
+    )
+    if found.valid_changed:
+        line += f"; validations after step {at.step} cannot be compared with those before"
+    fields = {
+        "step": at.step,
+        "examples": at.examples,
+        "from_example": past.start,
+        "added": {added.kind: added.count for added in found.added},
+        "listing": found.listing["digest"],
+        "valid_since": past.valid_since,
+    }
+    return Change("grow", line, fields)

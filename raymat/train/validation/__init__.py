@@ -1,0 +1,1 @@
+"""Measures networks, and decides what follows from it."""

@@ -1,0 +1,71 @@
+"""The result of a validation, an object in storage."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+
+from raymat.checkpoint.manifest import CheckpointId
+from raymat.data.batch import Replacement
+from raymat.storage.store import Store
+from raymat.train.validation.evaluator import ValidationResult
+
+FOLDER = "validations"
+
+
+FORMAT = 1
+
+
+_NAME = re.compile(rf"(?:^|/){FOLDER}/(step-\d+-a\d+)\.json$")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a validation found, and how."""
+
+    found: ValidationResult
+    place: str
+    """beside, or loop."""
+    seconds: float
+    replaced: tuple[Replacement, ...] = field(default=())
+    """Files that could not be read."""
+
+    def to_json(self) -> bytes:
+        """As the object in storage."""
+        return json.dumps({"format": FORMAT} | asdict(self), allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Result | None:
+        """The inverse; None for an object that is damaged, or of another version's."""
+        try:
+            values = json.loads(data)
+            if values.pop("format") != FORMAT:
+                return None
+            values["found"] = ValidationResult(**values["found"])
+            values["replaced"] = tuple(Replacement(**each) for each in values["replaced"])
+            return cls(**values)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return None
+
+
+def write_result(store: Store, checkpoint: CheckpointId, result: Result) -> None:
+    """Raises StorageError."""
+    store.write(f"{FOLDER}/{checkpoint}.json", result.to_json())
+
+
+def read_result(store: Store, checkpoint: CheckpointId) -> Result | None:
+    """The checkpoint's result, or None where there is none. Raises StorageError."""
+    data = store.try_read(f"{FOLDER}/{checkpoint}.json")
+    return None if data is None else Result.from_json(data)
+
+
+def find_result(store: Store, step: int) -> Result | None:
+    """The newest attempt's result for `step`, or None. Raises StorageError."""
+    names = [match[1] for file in store.list(FOLDER) if (match := _NAME.search(file.path))]
+    found = sorted(c for n in names if (c := CheckpointId.try_parse(n)) and c.step == step)
+    for checkpoint in reversed(found):
+        result = read_result(store, checkpoint)
+        if result is not None:
+            return result
+    return None

@@ -1,0 +1,172 @@
+"""Laws of `raymat prune`: nothing goes without --yes, and what is needed stays whatever is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymat.checkpoint.catalog import newest
+from raymat.train.observability.events import EventLog
+from raymat.train.run.prepare import prepare
+from tests.support.kit import tiny
+
+LOSSES = {10: 0.9, 20: 0.4, 30: 0.5, 40: 0.3, 50: 0.35, 60: 0.6}
+
+
+def _six(run: Any) -> None:
+    for step in LOSSES:
+        run.commit(step, losses={s: loss for s, loss in LOSSES.items() if s <= step})
+
+
+def _steps(run: Any) -> list[int]:
+    return [int(name[5:14]) for name in run.names()]
+
+
+def test_without_yes_nothing_is_touched(made: Any, raymat: Any) -> None:
+    _six(made)
+    before = made.files()
+    code, out, _ = raymat("prune", made.url, "--keep", "2")
+    assert code == 0
+    table = [(line.split()[0], *line.split()[3:]) for line in out[1:-2]]
+    assert table == [
+        ("step-000000010-a001", "goes", "nothing", "keeps", "it"),
+        ("step-000000020-a001", "goes", "nothing", "keeps", "it"),
+        ("step-000000030-a001", "goes", "nothing", "keeps", "it"),
+        ("step-000000040-a001", "stays", "best"),
+        ("step-000000050-a001", "stays", "newest"),
+        ("step-000000060-a001", "stays", "newest"),
+    ]
+    assert out[-2].startswith("3 checkpoints to delete (")
+    assert out[-2].endswith("), 3 to keep")
+    assert out[-1] == "dry run, nothing was deleted: add --yes to delete"
+    assert made.files() == before
+
+
+def test_with_yes_the_same_ones_go_and_doing_it_again_changes_nothing(
+    made: Any, raymat: Any
+) -> None:
+    _six(made)
+    doomed = {path for path in made.files() if path.split("/")[1] < "step-000000040"}
+    left = {path: size for path, size in made.files().items() if path not in doomed}
+    freed = sum(made.files()[path] for path in doomed)
+    code, out, _ = raymat("prune", made.url, "--keep", "2", "--yes")
+    assert (code, out[-1]) == (0, f"deleted: {freed / 1000:.1f} kB freed")
+    assert made.files() == left
+    assert raymat("prune", made.url, "--keep", "2", "--yes")[1][-1] == "deleted: 0 B freed"
+    assert made.files() == left
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ("--keep 1", [40, 60]),
+        ("--keep 1 --keep-best 3", [20, 40, 50, 60]),
+        ("--keep 1 --keep-best 0", [60]),
+        ("--keep 1 --keep-best 0 --every 20", [20, 40, 60]),
+        ("--keep 1 --keep-best 0 --loss-thresholds 0.9,0.45,0.31,0.1", [10, 20, 40, 60]),
+        ("--keep 9", [10, 20, 30, 40, 50, 60]),
+    ],
+)
+def test_each_option_keeps_what_it_says(
+    local: Any, raymat: Any, options: str, steps: list[int]
+) -> None:
+    _six(local)
+    assert raymat("prune", local.url, *options.split(), "--yes")[0] == 0
+    assert _steps(local) == steps
+
+
+def test_the_ends_of_epochs_stay(local: Any, raymat: Any, tmp_path: Path) -> None:
+    # 20 examples in steps of 8: virtual epochs end within steps 3, 5, 8 and 10.
+    config = tiny("base", tmp_path / "runs", "run", epoch_examples=20, precision="fp32")
+    run = prepare(config, local.store).run_id
+    for step in range(1, 12):
+        local.commit(step, run=run)
+    assert raymat("prune", local.url, "--keep", "1", "--keep-epochs", "--yes")[0] == 0
+    assert _steps(local) == [3, 5, 8, 10, 11]
+
+
+def test_ends_of_epochs_without_run_json_are_unknown(local: Any, raymat: Any) -> None:
+    local.commit(10)
+    code, _, err = raymat("prune", local.url, "--keep", "1", "--keep-epochs")
+    assert code == 2
+    assert f"--keep-epochs needs {local.url}/run.json, which is missing" in err[-1]
+
+
+def _damage(run: Any, step: int) -> None:
+    (shard,) = Path(run.url).glob(f"checkpoints/step-{step:09d}-*/shard-00000*")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+
+
+def test_the_newest_that_verifies_is_never_deleted(local: Any, raymat: Any) -> None:
+    for step in (10, 20, 30, 40):
+        local.commit(step)
+    _damage(local, 30)
+    _damage(local, 40)
+    code, out, _ = raymat("prune", local.url, "--keep", "1", "--keep-best", "0", "--yes")
+    assert code == 0
+    # The evidence stays too.
+    assert _steps(local) == [20, 30, 40]
+    assert out[3].split()[3:9] == ["stays", "torn,", "may", "still", "be", "needed"]
+    assert "shard-00000-of-00002.safetensors has another digest than its manifest" in out[3]
+    found = newest(local.store)
+    assert found is not None
+    assert found[0].step == 20
+
+
+def test_where_nothing_verifies_nothing_is_deleted(local: Any, raymat: Any) -> None:
+    for step in (10, 20):
+        local.commit(step)
+        _damage(local, step)
+    before = local.files()
+    code, out, err = raymat("prune", local.url, "--keep", "1", "--yes")
+    assert (code, out) == (2, [])
+    assert err[-1] == (
+        f"raymat: error: no checkpoint of {local.url} verifies, nothing is deleted: see raymat verify"
+    )
+    assert local.files() == before
+
+
+def test_torn_ones_of_the_dead_go_and_one_that_is_being_written_stays(
+    local: Any, raymat: Any
+) -> None:
+    local.commit(10, attempt=1)
+    local.commit(15, attempt=1, ranks=1)
+    local.commit(20, attempt=2)
+    local.commit(19, attempt=2, ranks=1)
+    local.commit(30, attempt=2, ranks=1)
+    raymat("prune", local.url, "--keep", "5", "--yes")
+    assert local.names() == [
+        "step-000000010-a001",
+        "step-000000019-a002",
+        "step-000000020-a002",
+        "step-000000030-a002",
+    ]
+    # When a third attempt has begun, the second writes no more.
+    EventLog.for_rank(local.store, 3, 0).emit("start")
+    raymat("prune", local.url, "--keep", "5", "--yes")
+    assert local.names() == ["step-000000010-a001", "step-000000020-a002", "step-000000030-a002"]
+
+
+def test_a_run_of_torn_ones_alone_is_left_alone(local: Any, raymat: Any) -> None:
+    local.commit(10, ranks=1)
+    code, out, _ = raymat("prune", local.url, "--keep", "1", "--yes")
+    assert (code, out[-1]) == (0, "deleted: 0 B freed")
+    assert local.names() == ["step-000000010-a001"]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ("", "Missing from raymat prune: --keep N (raymat prune --help)"),
+        ("--keep 0", "--keep must be at least 1, got 0"),
+        ("--keep 1 --keep-best -1", "--keep-best must be at least 0, got -1"),
+        ("--keep 1 --every 0", "--every must be at least 1, got 0"),
+        ("--keep 1 --loss-thresholds 0.5,low", "--loss-thresholds: expected numbers like 0.5,0.4, got '0.5,low'"),
+        ("--keep 1 --loss-thresholds nan", "--loss-thresholds: expected numbers like 0.5,0.4, got 'nan'"),
+        ("--keep 1 --yess", "Unrecognized options: --yess (raymat prune --help)"),
+    ],
+)  # fmt: skip
+def test_a_mistaken_option_is_one_line(local: Any, raymat: Any, options: str, line: str) -> None:
+    assert raymat("prune", local.url, *options.split()) == (2, [], [f"raymat: error: {line}"])

@@ -1,0 +1,67 @@
+"""What a run's restarts lost and took, from its events."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raymat.cli.restarts import main, restarts
+from raymat.errors import StorageError
+from raymat.storage.store import Store
+from raymat.train.observability.events import EventLog
+
+EVENTS = [
+    {"time": 100.0, "attempt": 1, "kind": "start", "world": 2},
+    {"time": 103.0, "attempt": 1, "kind": "first_step", "step": 1, "seconds": 2.5, "batch": 2.0},
+    {
+        "time": 130.0,
+        "attempt": 1,
+        "kind": "failure",
+        "ranks": {"0": "gloo", "1": "ActorDiedError: died"},
+        "last": {"0": {"silent": 1.0, "step": 40}, "1": {"silent": 1.5, "step": 39}},
+    },
+    {"time": 134.0, "attempt": 2, "kind": "start", "world": 1},
+    {"time": 135.0, "attempt": 2, "kind": "restore", "step": 35},
+    {"time": 138.0, "attempt": 2, "kind": "first_step", "step": 36, "seconds": 3.9, "batch": 3.0},
+    {"time": 150.0, "attempt": 2, "kind": "leave", "step": 50, "reason": "node 1f is drained"},
+    {"time": 152.0, "attempt": 3, "kind": "start", "world": 1},
+    {"time": 153.0, "attempt": 3, "kind": "restore", "step": 50},
+    {"time": 160.0, "attempt": 4, "kind": "start", "world": 2},
+]
+
+
+def test_the_phases_of_a_restart_add_up_to_the_time_from_the_last_sign_to_the_first_step() -> None:
+    first, second, third = restarts(EVENTS)
+    assert (first.attempt, first.world, first.resumed, first.lost) == (2, 1, 35, 5)
+    assert (first.detect, first.start, first.restore) == (1.5, 4.0, 1.0)
+    assert first.batch == pytest.approx(2.1)
+    assert first.step == pytest.approx(0.9)
+    assert first.total == pytest.approx(138.0 - (130.0 - 1.5))
+    assert first.why == "rank 0: gloo; rank 1: ActorDiedError: died"
+    assert (second.lost, second.detect, second.batch, second.total) == (0, 0.0, None, None)
+    assert (third.why, third.lost, third.detect) == ("the driver ended", None, None)
+
+
+def test_the_command_prints_a_table_and_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store.open(str(tmp_path), "run")
+    events = EventLog.for_rank(store, 1, 0)
+    events.emit("start", world=2)
+    events.emit("leave", step=50, reason="node 1f is drained")
+    later = EventLog.for_rank(store, 2, 0)
+    later.emit("start", world=1)
+    later.emit("restore", step=50)
+    later.emit("first_step", step=51, seconds=1.0, batch=0.5)
+    assert main([store.url]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:4] == ["attempt", "workers", "resumed", "lost"]
+    assert lines[1].split()[:4] == ["2", "1", "50", "0"]
+    assert lines[-1] == "1 restart"
+    assert main([store.url, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["resumed"], found["why"]) == (50, "node 1f is drained")
+    with pytest.raises(StorageError, match="no run with events"):
+        main([str(tmp_path / "nothing")])

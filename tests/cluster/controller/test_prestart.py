@@ -1,0 +1,92 @@
+"""Processes that are started ahead: they wait with their imports done, and are who the next start gets."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from raymat.cluster.controller import prestart as module
+from raymat.cluster.controller.prestart import RAYS_OWN, Spares, worker_environment
+from tests.support.heads import idle_processes, wait_for
+
+
+def somebody(**environment: Any) -> Any:
+    """An actor in a process with this runtime environment."""
+
+    class Somebody:
+        def execute(self, function: Callable[[], Any]) -> Any:
+            return function()
+
+        def look(self) -> tuple[int, bool]:
+            return os.getpid(), "torch" in sys.modules
+
+    return ray.remote(num_cpus=0)(Somebody).options(runtime_env=environment).remote()
+
+
+@dataclass
+class Handle:
+    """Of a worker, as Ray Train has it."""
+
+    actor: Any
+    metadata: Any
+
+    def execute_async(self, function: Callable[[], Any]) -> Any:
+        return self.actor.execute.remote(function)
+
+
+def test_the_next_start_gets_processes_that_were_kept_for_it_with_their_imports_done(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    here = ray.get_runtime_context().get_node_id()
+    worker = somebody(**worker_environment())
+    ray.get(worker.look.remote())
+    before, spares = idle_processes(), Spares()
+    handle = Handle(worker, SimpleNamespace(node_id=here))
+
+    def kept() -> set[int]:
+        spares.keep([handle])
+        return idle_processes() - before
+
+    wait_for(lambda: len(kept()) >= 1 + RAYS_OWN, 300)
+    ready = kept()
+    others = [somebody() for _ in range(RAYS_OWN)]
+    assert {pid for pid, _ in ray.get([other.look.remote() for other in others])} <= before | ready
+    next_worker = somebody(**worker_environment())
+    pid, imported = ray.get(next_worker.look.remote())
+    assert {pid} <= ready
+    assert imported
+    for actor in (worker, next_worker, *others):
+        ray.kill(actor)
+
+
+def test_a_jobs_own_call_at_the_start_of_processes_is_not_taken_from_it(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
+    assert worker_environment() == {"env_vars": {variable: "ray.train.torch.TorchConfig"}}
+    context = SimpleNamespace(runtime_env={"env_vars": {variable: "mine.begin"}})
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    assert worker_environment() == {}
+
+
+def test_a_node_that_does_not_answer_is_done_without(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.0)
+    here = ray.get_runtime_context().get_node_id()
+    address = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": 9, "Alive": True}
+    monkeypatch.setattr(ray, "nodes", lambda: [address | {"NodeID": here}])
+    worker = somebody()
+    spares = Spares()
+    for _ in range(3):
+        spares.keep([Handle(worker, SimpleNamespace(node_id=here))])
+    ray.kill(worker)

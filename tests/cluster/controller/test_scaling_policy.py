@@ -1,0 +1,55 @@
+"""How many workers are started, and when others are worth a restart."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import ray
+
+from raymat.cluster.controller.scaling_policy import fit as fits
+from raymat.cluster.controller.scaling_policy import growth_pays
+from raymat.cluster.driver.launch import fit
+from raymat.storage.store import Store
+from tests.support.kit import starts, tiny, wait_for
+
+
+def test_growth_pays_when_more_is_done_by_the_next_change() -> None:
+    assert growth_pays(1, 2, restart_seconds=15, expected_seconds=60)
+    assert not growth_pays(1, 2, restart_seconds=30, expected_seconds=60)
+    assert not growth_pays(8, 9, restart_seconds=15, expected_seconds=120)
+    assert growth_pays(8, 9, restart_seconds=15, expected_seconds=150)
+    assert not growth_pays(2, 2, restart_seconds=0, expected_seconds=60)
+    assert not growth_pays(3, 2, restart_seconds=0, expected_seconds=60)
+
+
+def test_workers_fit_whole_into_what_a_node_has() -> None:
+    node = {"CPU": 16.0, "GPU": 4.0}
+    assert fits(node, {"CPU": 1, "GPU": 1}) == 4
+    assert fits(node, {"CPU": 1}, share=0.5) == 8
+    assert fits(node, {"CPU": 0.1}) == 160
+    assert fits({"CPU": 16.0}, {"CPU": 1, "GPU": 1}) == 0
+
+
+@pytest.mark.chaos
+def test_places_that_somebody_else_has_are_not_waited_for(tmp_path: Path, cluster: None) -> None:
+    @ray.remote(num_cpus=2.4)
+    class Other:
+        def ready(self) -> None:
+            return
+
+    other = Other.remote()
+    ray.get(other.ready.remote())
+    config = tiny("base", tmp_path, "run", workers="1:4", valid_examples=0)
+    store = Store.open(config.storage, config.name)
+
+    def go_away() -> None:
+        wait_for(store, "start", lambda event: True)
+        ray.kill(other)  # reading needs a core of its own
+
+    thread = threading.Thread(target=go_away)
+    thread.start()
+    fit(config)
+    thread.join()
+    assert starts(store)[0]["world"] == 3

@@ -1,0 +1,286 @@
+"""What is decided before a run starts, and what its driver says, as pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.exceptions import ActorDiedError
+from ray.train import ControllerError, FailureConfig, WorkerGroupError
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+
+from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.shards import write_share
+from raymat.checkpoint.snapshot import Snapshot
+from raymat.cluster import blackboard as boards
+from raymat.cluster.blackboard import Window
+from raymat.cluster.controller.failure_policy import (
+    RaymatFailurePolicy,
+    is_fatal,
+    raymat_error,
+    somebody_died,
+)
+from raymat.cluster.controller.ray_trainer import RaymatTrainer
+from raymat.cluster.driver.cluster_setup import settle, worker_resources
+from raymat.cluster.driver.completion import is_complete, stopped_early
+from raymat.cluster.driver.launch import Result, summary
+from raymat.cluster.driver.progress_line import progress_line
+from raymat.cluster.event_lines import told
+from raymat.cluster.worker.datasource import StreamPlan, make_row, rows_per_task
+from raymat.config.run import Range, to_dict
+from raymat.data.batch import Geometry
+from raymat.data.sample_order import SampleOrder
+from raymat.data.source import SourceSpec
+from raymat.distributed.world import World
+from raymat.errors import CheckpointError, ConfigError, DataError, StorageError
+from raymat.storage.store import Store
+from raymat.train.observability.progress import Progress
+from raymat.train.run.prepare import prepare
+from tests.support.heads import wait_for
+from tests.support.kit import tiny
+
+
+def settled(stored: Any, resources: dict[str, float], **options: Any) -> tuple[Any, Any]:
+    config = tiny("base", "/nowhere", "run", **({"device": "auto"} | options))
+    found = settle(config, stored, resources)
+    return found.workers.device, found.optim.precision
+
+
+def test_auto_is_decided_by_what_the_cluster_has() -> None:
+    assert settled(None, {"CPU": 8.0}) == ("cpu", "fp32")
+    assert settled(None, {"CPU": 8.0, "GPU": 1.0}) == ("cuda", "fp16")
+    assert settled(None, {"CPU": 8.0, "GPU": 1.0}, precision="bf16") == ("cuda", "bf16")
+
+
+def test_auto_without_any_worker_node_is_refused_with_the_fix() -> None:
+    with pytest.raises(ConfigError, match="say --device cuda or --device cpu"):
+        settled(None, {"CPU": 0.0})
+
+
+def test_a_resumed_run_stays_on_what_it_was_begun_with() -> None:
+    begun = to_dict(tiny("base", "/nowhere", "run", device="cpu", precision="bf16"))
+    assert settled({"config": begun}, {"CPU": 8.0, "GPU": 4.0}) == ("cpu", "bf16")
+
+
+def test_fp16_on_the_cpu_is_refused() -> None:
+    with pytest.raises(ConfigError, match="use bf16 or fp32 on the CPU"):
+        settled(None, {"CPU": 8.0}, precision="fp16")
+
+
+def test_half_of_a_cpu_cluster_is_left_to_decode_with() -> None:
+    two = tiny("base", "/nowhere", "run", workers="2")
+    assert worker_resources(two, {"CPU": 2.0}) == {"CPU": 0.5}
+    assert worker_resources(two, {"CPU": 64.0}) == {"CPU": 1.0}
+
+
+def test_a_row_has_a_worker_s_part_of_each_chunk_of_a_step() -> None:
+    order = SampleOrder(0, 20, 20, 8, Range(16, 32), 64, accumulate=2)
+    plan = StreamPlan(SourceSpec.synthetic(20, 0, 32), order, Geometry("base", 32))
+    rows = [make_row(plan, Window("train", 3, 5, 2), row) for row in range(4)]
+    assert [row.step for row in rows] == [3, 3, 4, 4]
+    assert [row.numbers for row in rows[:2]] == [(24, 25, 28, 29), (26, 27, 30, 31)]
+    assert [row.chunks for row in rows] == [(2, 2)] * 4
+
+
+def test_a_read_task_makes_several_rows_but_leaves_work_for_other_slots() -> None:
+    order = SampleOrder(0, 100, 100, 4, Range(1024, 2048), 10**6)
+    plan = StreamPlan(SourceSpec.synthetic(1, 0, 64), order, Geometry("refine", 2048))
+    assert rows_per_task(plan, Window("train", 0, 1000, 4)) == 9  # 256 MiB of 29 MB rows
+    assert rows_per_task(plan, Window("train", 0, 2, 4)) == 2  # 8 rows for 4 slots
+    assert rows_per_task(plan, Window("train", 0, 1, 1)) == 1
+
+
+def test_the_progress_line_says_what_a_user_wants_to_know() -> None:
+    progress = Progress(
+        stage="base",
+        step=120,
+        total_steps=800,
+        examples_left=5440,
+        examples_per_second=15.2,
+        loss=0.4312,
+        valid_loss=None,
+        commit_step=112,
+        commit_time=1000.0,
+        world=2,
+        attempt=2,
+    )
+    assert progress_line(progress, 1012.0) == (
+        "base 120/800  15.2 examples/s  loss 0.4312  commit 112, 0:00:12 ago  workers 2  "
+        "restarts 1  left 0:05:57"
+    )
+
+
+def test_the_driver_tells_of_a_skipped_checkpoint_and_not_of_every_commit() -> None:
+    skip = {"kind": "skip", "checkpoint": "step-000000007-a001", "reason": "torn: no manifest"}
+    assert told(skip) == "skipped step-000000007-a001: torn: no manifest"
+    assert told({"kind": "commit"}) is None
+
+
+@pytest.fixture
+def board(cluster: None) -> Iterator[Any]:
+    made = boards.create()
+    yield made
+    ray.kill(made)
+
+
+def test_the_error_that_a_worker_raised_is_found_behind_those_it_caused() -> None:
+    error = WorkerGroupError("failed", {0: RuntimeError("gloo"), 1: DataError("no such file")})
+    assert str(raymat_error(error)) == "no such file"
+    assert is_fatal(error)
+    assert not somebody_died(error)
+
+
+def test_a_worker_that_died_and_storage_that_failed_are_tried_again() -> None:
+    died = WorkerGroupError("failed", {0: RuntimeError("gloo"), 1: ActorDiedError()})
+    assert somebody_died(died)
+    assert not is_fatal(died)
+    assert not is_fatal(WorkerGroupError("failed", {0: StorageError("time-out")}))
+    assert is_fatal(WorkerGroupError("failed", {0: CheckpointError("none verifies")}))
+
+
+def test_a_run_is_complete_only_by_a_last_checkpoint_that_verifies(tmp_path: Path) -> None:
+    config = tiny("base", tmp_path, "run", steps=7, device="cpu", precision="fp32")
+    store = Store.open(config.storage, config.name)
+    run = prepare(config, store)
+    assert not is_complete(store, run)
+    for step in (6, 7):
+        snapshot = Snapshot(step, {"weight": torch.arange(100.0)}, {"step": step})
+        write_share(store, CheckpointId(step, 1), snapshot, World(), run.run_id)
+    assert is_complete(store, run)
+    damage(tmp_path / "run/checkpoints/step-000000007-a001/shard-00000-of-00001.safetensors")
+    assert not is_complete(store, run)
+
+
+def test_a_run_that_stopped_early_is_complete_until_it_is_given_more_patience(
+    tmp_path: Path,
+) -> None:
+    options = {"steps": 70, "device": "cpu", "precision": "fp32", "early_stop_patience": 16}
+    config = tiny("base", tmp_path, "run", **options)
+    store = Store.open(config.storage, config.name)
+    run = prepare(config, store)
+    found = [{"step": 2, "loss": 1.0}, {"step": 3, "loss": 1.5}, {"step": 4, "loss": 1.5}]
+    for step, validations in ((3, found[:2]), (4, found)):
+        extra = {"step": step, "validations": validations}
+        snapshot = Snapshot(step, {"weight": torch.arange(100.0)}, extra)
+        write_share(store, CheckpointId(step, 1), snapshot, World(), run.run_id)
+        # Of 8 examples a step: 8 after the best, then 16.
+        assert is_complete(store, run) == (step == 4)
+    reason = "loss has not fallen for 16 examples (best 1 at 16)"
+    assert stopped_early(store, run) == reason
+    assert summary(Result(store.url, 4, 70, True, reason), 1.0) == (
+        f"{store.url} is complete: stopped early at step 4 of 70, since {reason}, nothing to do"
+    )
+    for patience in (0, 24):
+        other = prepare(
+            tiny("base", tmp_path, "run", **options | {"early_stop_patience": patience}), store
+        )
+        assert not is_complete(store, other)
+    damage(tmp_path / "run/checkpoints/step-000000004-a001/shard-00000-of-00001.safetensors")
+    assert not is_complete(store, run)
+
+
+def damage(shard: Path) -> None:
+    """Change one byte."""
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+
+
+def test_a_killed_worker_that_a_health_check_found_has_died(board: Any) -> None:
+    check = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
+    error = WorkerGroupError("failed", {0: check, 1: RuntimeError("gloo, port 1")})
+    assert somebody_died(error)
+    policy = RaymatFailurePolicy(FailureConfig(max_failures=100), lambda: 0, board)
+    decisions = [policy.make_decision(error) for _ in range(9)]
+    assert decisions == [FailureDecision.RETRY] * 9
+    assert policy.make_decision(error) is FailureDecision.RAISE
+    assert ray.get(board.verdict.remote()) == (
+        "workers died or were killed (10 times and nothing was committed yet); "
+        "the run's events say more"
+    )
+
+
+def test_a_frozen_worker_counts_as_a_dead_one_and_waiting_for_places_as_no_failure(
+    board: Any,
+) -> None:
+    policy = RaymatFailurePolicy(FailureConfig(max_failures=100), lambda: 0, board)
+    frozen = WorkerGroupError("failed", {1: WorkerHealthCheckTimeoutError("hanging")})
+    assert [policy.make_decision(frozen).name for _ in range(9)] == ["RETRY"] * 9
+    waiting = ControllerError(WorkerGroupStartupTimeoutError(2))
+    assert [policy.make_decision(waiting).name for _ in range(20)] == ["RETRY"] * 20
+    assert policy.make_decision(frozen).name == "RAISE"
+
+
+def test_workers_that_stand_still_at_the_same_place_three_times_end_the_run(board: Any) -> None:
+    error = WorkerGroupError("failed", {0: RuntimeError("gloo"), 1: ActorDiedError()})
+    policy = RaymatFailurePolicy(FailureConfig(max_failures=100), lambda: 7, board)
+    decisions = []
+    for _ in range(3):
+        board.begin.remote()
+        board.set_stuck.remote("rank 1 stood still waiting for a batch after step 9")
+        decisions.append(policy.make_decision(error).name)
+    assert decisions == ["RETRY", "RETRY", "RAISE"]
+    assert ray.get(board.verdict.remote()) == (
+        "rank 1 stood still waiting for a batch after step 9 (3 times since step 7 was committed); "
+        "the run's events say more"
+    )
+
+
+def test_who_owns_the_read_tasks_ends_with_the_workers(tmp_path: Path, cluster: None) -> None:
+    trainer = RaymatTrainer(
+        lambda: None,
+        scaling_config=ray.train.ScalingConfig(num_workers=1),
+        run_config=ray.train.RunConfig(name="checkpoints", storage_path=str(tmp_path)),
+        datasets={"train": lambda: ray.data.range(4)},
+        newest_step=lambda: 0,
+        board=None,
+        spares=False,
+    )
+    callbacks = trainer._create_default_callbacks()
+    (datasets,) = [each for each in callbacks if isinstance(each, DatasetsCallback)]
+    node = SimpleNamespace(node_id=ray.get_runtime_context().get_node_id())
+    context = datasets.before_init_train_context([SimpleNamespace(metadata=node)])
+    (provider,) = context["dataset_shard_provider"]
+    owner = provider._dataset_manager
+    ray.get(owner.shutdown_data_executors.remote(), timeout=60)
+    datasets.after_worker_group_shutdown(None)
+
+    def ended() -> bool:
+        try:
+            ray.get(owner.shutdown_data_executors.remote(), timeout=60)
+        except ActorDiedError:
+            return True
+        return False  # a kill may be overtaken by a call
+
+    wait_for(ended, 60)
+
+
+def test_the_same_failure_three_times_without_a_commit_ends_the_run(board: Any) -> None:
+    steps = iter([0, 0, 7, 7, 7])
+    policy = RaymatFailurePolicy(FailureConfig(max_failures=10), lambda: next(steps), board)
+    error = WorkerGroupError("failed", {0: ZeroDivisionError("division by zero")})
+    decisions = [policy.make_decision(error).name for _ in range(5)]
+    assert decisions == ["RETRY", "RETRY", "RETRY", "RETRY", "RAISE"]
+
+
+def test_relative_paths_mean_the_folder_of_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raymat.cluster.driver.launch import _absolute
+
+    monkeypatch.chdir(tmp_path)
+    config = _absolute(tiny("base", "runs", "run", init="weights.pth"))
+    assert config.storage == str(tmp_path / "runs")
+    assert config.model.init == str(tmp_path / "weights.pth")
+    assert _absolute(tiny("base", "s3://bucket/runs", "run")).storage == "s3://bucket/runs"

@@ -1,0 +1,1 @@
+"""What tests share: tiny runs, workers, injected faults, servers, a head of Ray."""

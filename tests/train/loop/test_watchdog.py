@@ -1,0 +1,53 @@
+"""Whether the training thread still does anything is seen from beside it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+from raymat.train.loop.watchdog import Doing, Pulse, StuckWatch
+
+
+def test_a_thread_that_hangs_in_a_read_is_told_with_the_line_it_hangs_in() -> None:
+    reader, writer = os.pipe()
+    found: list[Doing] = []
+    seen = threading.Event()
+
+    def stuck(doing: Doing) -> None:
+        found.append(doing)
+        seen.set()
+
+    def train() -> None:
+        pulse = Pulse()
+        with StuckWatch(pulse, 0.3, stuck):
+            pulse.beat("waiting for a batch", 12)
+            hang(reader)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        assert seen.wait(20)
+    finally:
+        os.write(writer, b"x")
+        thread.join(20)
+    (doing,) = found
+    assert (doing.what, doing.step) == ("waiting for a batch", 12)
+    assert doing.stack.splitlines()[-1].endswith(" hang")
+    assert "test_watchdog.py:" in doing.stack
+    assert 0.3 <= time.time() - doing.since < 60
+
+
+def hang(reader: int) -> None:
+    os.read(reader, 1)
+
+
+def test_a_thread_that_goes_on_is_left_alone() -> None:
+    found: list[Doing] = []
+    pulse = Pulse()
+    with StuckWatch(pulse, 2.0, found.append):
+        for step in range(12):
+            pulse.beat("training", step)
+            time.sleep(0.25)
+    time.sleep(2.5)
+    assert found == []

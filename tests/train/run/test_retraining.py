@@ -1,0 +1,382 @@
+"""The same run longer, and on more data: what was used stays as it was, and a kill changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raymat.config.run import RunConfig, build
+from raymat.data.batch import MicroBatch
+from raymat.data.feed import LocalFeed
+from raymat.data.lineage import Era, Past
+from raymat.data.sample_order import digest_lanes, digest_text
+from raymat.distributed.world import World
+from raymat.errors import CheckpointError, ConfigError, DataError, StorageError
+from raymat.storage.store import Store
+from raymat.train.loop import startup, trainer
+from raymat.train.loop.interfaces import NullHost
+from raymat.train.loop.state import Record
+from raymat.train.loop.trainer import Outcome
+from raymat.train.observability.metrics_log import read_metrics
+from raymat.train.run.prepare import PreparedRun, prepare
+from raymat.train.validation.criteria import Validation
+from tests.support import runs
+from tests.support.small import build_small
+from tests.support.workers import WorkerError, in_workers
+
+SHORT: dict[str, Any] = {"synthetic": 10, "epochs": 2, "epoch_examples": 7}
+"""14 examples of 10 pairs in batches of 4, 4, 4 and 2."""
+LONG: dict[str, Any] = {"synthetic": 16, "epochs": 2, "epoch_examples": 20}
+"""40 examples; those from 20 on of 16 pairs."""
+
+
+def tiny(folder: Path, name: str, **options: Any) -> RunConfig:
+    quick = {"checkpoint_interval": 1, "valid_interval": 3, "valid_examples": 2, "resolution": 32}
+    return runs.tiny(folder, name, **(quick | options))
+
+
+class Feed(LocalFeed):
+    """Kills this process when it is asked for step `kill_at`."""
+
+    kill_at: int | None = None
+
+    def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
+        for batch in super().train(first_step, end_step):
+            if batch.step == self.kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+
+def work(world: World, run: PreparedRun, kill: Mapping[int, int] | None = None) -> Outcome:
+    """One worker of what a driver prepared; rank r dies when it has the batch of step index kill[r]."""
+    startup.build = build_small
+    feed = Feed(run.source.open(), run.order, run.geometry, world)
+    feed.kill_at = (kill or {}).get(world.rank)
+    return trainer.run(
+        run.config,
+        world=world,
+        feed=feed,
+        store=runs.store_of(run.config),
+        host=NullHost(),
+        order=run.order,
+        device=torch.device("cpu"),
+        run_id=run.run_id,
+        listing_digest=run.listing_digest,
+    )
+
+
+def drive(
+    workers: int, config: RunConfig, kill: Mapping[int, int] | None = None
+) -> tuple[PreparedRun, list[Any]]:
+    """A driver's attempt: what it prepared, and how its workers ended; all of them where one was killed."""
+    run = prepare(config, runs.store_of(config))
+    if kill is None:
+        return run, in_workers(workers, work, run)
+    with pytest.raises(WorkerError):
+        in_workers(workers, work, run, kill)
+    return run, []
+
+
+def rows(config: RunConfig) -> list[tuple[Any, ...]]:
+    keys = ("kind", "step", "examples", "epoch", "loss", "digest")
+    return [tuple(row[key] for key in keys) for row in read_metrics(runs.store_of(config))]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """14 examples on 10 pairs, ended in a batch of 2; then up to 40, on 16 pairs. Two workers, nobody killed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    drive(2, tiny(folder, "run", **SHORT))
+    config = tiny(folder, "run", grow_dataset=True, **LONG)
+    drive(2, config)
+    return config
+
+
+def stored(config: RunConfig) -> dict[str, Any]:
+    return json.loads(runs.store_of(config).read("run.json"))
+
+
+def test_a_finished_run_goes_on_on_more_data_with_the_pass_under_way_finished_first(
+    undisturbed: RunConfig,
+) -> None:
+    run = prepare(undisturbed, runs.store_of(undisturbed))
+    assert run.order.past == Past(eras=(Era(20, 10, 10, "synthetic-10"),), ends=(14,))
+    assert [run.order.step_numbers(step) for step in range(run.order.total_steps)] == [
+        range(4), range(4, 8), range(8, 12), range(12, 14),
+        range(14, 18), range(18, 22), range(22, 26), range(26, 30), range(30, 34), range(34, 38), range(38, 40),
+    ]  # fmt: skip
+    # What the workers say they trained on is what the order says, and each pair was used once a pass.
+    digests = [digest for kind, _, _, _, _, digest in rows(undisturbed) if kind == "train"]
+    used = []
+    for step, digest in enumerate(digests):
+        examples = run.order.examples(run.order.step_numbers(step))
+        assert digest == digest_text(digest_lanes(examples))
+        used += [example.pair for example in examples]
+    assert len(used) == 40
+    assert sorted(used[:10]) == sorted(used[10:20]) == list(range(10))
+    assert sorted(used[20:36]) == list(range(16))
+
+
+def test_the_steps_before_are_those_of_a_run_that_never_grew(
+    undisturbed: RunConfig, tmp_path: Path
+) -> None:
+    before = tiny(tmp_path, "before", **SHORT)
+    drive(1, before)
+    digests = [(row[1], row[2], row[5]) for row in rows(before)]
+    assert digests == [(row[1], row[2], row[5]) for row in rows(undisturbed) if row[2] <= 14]
+    assert digests[-1][:2] == (4, 14)
+
+
+@pytest.mark.parametrize(
+    "kill", [pytest.param(4, marks=pytest.mark.chaos), 5, pytest.param(6, marks=pytest.mark.chaos)]
+)
+def test_killed_around_the_growth_and_resumed_equals_undisturbed_to_the_bit(
+    undisturbed: RunConfig, tmp_path: Path, kill: int
+) -> None:
+    """Killed in the short run, and in the first step after its end, at the step in which the new pairs begin, or after it."""
+    short, long = tiny(tmp_path, "run", **SHORT), tiny(tmp_path, "run", **LONG)
+    drive(2, short, {1: 2})
+    drive(2, short)
+    drive(2, tiny(tmp_path, "run", grow_dataset=True, **LONG), {kill % 2: kill})
+    run, outcomes = drive(2, long)
+    assert [(outcome.step, outcome.attempt) for outcome in outcomes] == [(11, 4)] * 2
+    assert run.changes == ()
+    expected, found = runs.checkpoints(undisturbed), runs.checkpoints(long)
+    assert {4, 11} <= expected.keys() & found.keys()
+    for step in expected.keys() & found.keys():
+        assert runs.differences(expected[step], found[step]) == []
+    assert rows(long) == rows(undisturbed)
+
+
+def test_a_longer_run_sees_the_same_examples_with_any_number_of_workers(
+    undisturbed: RunConfig, tmp_path: Path
+) -> None:
+    drive(3, tiny(tmp_path, "run", **SHORT))
+    config = tiny(tmp_path, "run", grow_dataset=True, **LONG)
+    drive(1, config)
+    assert [row[5] for row in rows(config)] == [row[5] for row in rows(undisturbed)]
+
+
+def test_one_whose_end_is_lost_takes_it_again_as_it_was(
+    undisturbed: RunConfig, tmp_path: Path
+) -> None:
+    """The checkpoint at the old end is damaged after the driver has looked at it: its step comes again, as small as it was."""
+    drive(2, tiny(tmp_path, "run", **SHORT))
+    config = tiny(tmp_path, "run", grow_dataset=True, **LONG)
+    run = prepare(config, runs.store_of(config))
+    (folder,) = (tmp_path / "run/checkpoints").glob("step-000000004-*")
+    shard = next(folder.glob("shard-00001*"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    in_workers(2, work, run)
+    # But for the epoch, which is told in the virtual epochs of now.
+    found, expected = ([row[:3] + row[4:] for row in rows(c)] for c in (config, undisturbed))
+    assert found == expected
+
+
+def test_without_the_flag_more_data_is_refused_and_the_flag_named(undisturbed: RunConfig) -> None:
+    folder = Path(undisturbed.storage)
+    before = stored(undisturbed)
+    with pytest.raises(ConfigError, match=r"--synthetic was 16, is 20; .* --grow-dataset for more"):
+        prepare(tiny(folder, "run", **(LONG | {"synthetic": 20})), runs.store_of(undisturbed))
+    with pytest.raises(ConfigError, match=r"--batch-size was 4, is 8; .* another --name$"):
+        prepare(tiny(folder, "run", batch_size=8, **LONG), runs.store_of(undisturbed))
+    with pytest.raises(DataError, match=r"--synthetic was 16, is 12: .* only grow"):
+        prepare(
+            tiny(folder, "run", grow_dataset=True, **(LONG | {"synthetic": 12})),
+            runs.store_of(undisturbed),
+        )
+    assert stored(undisturbed) == before
+
+
+def test_workers_whose_plan_knows_nothing_of_the_growth_are_refused(undisturbed: RunConfig) -> None:
+    """A checkpoint carries which datasets its examples came from."""
+    run = prepare(undisturbed, runs.store_of(undisturbed))
+    order = dataclasses.replace(run.order, past=Past(ends=(14,)))
+    (error,) = in_workers(1, work, dataclasses.replace(run, order=order))
+    assert isinstance(error, DataError)
+    assert "synthetic-10, synthetic-16 from 20, is synthetic-16)" in error.line
+    order = dataclasses.replace(run.order, past=Past(eras=run.order.past.eras), total_examples=60)
+    (error,) = in_workers(1, work, dataclasses.replace(run, order=order))
+    assert isinstance(error, CheckpointError)
+    assert "step 11 of the run is at 44 examples, its checkpoint at 40" in error.line
+
+
+def test_a_complete_run_that_is_asked_for_less_is_complete(undisturbed: RunConfig) -> None:
+    folder = Path(undisturbed.storage)
+    for less in (SHORT | {"synthetic": 16}, {"synthetic": 16, "steps": 3}):
+        run = prepare(tiny(folder, "run", **less), runs.store_of(undisturbed))
+        (outcome,) = in_workers(1, work, run)
+        assert outcome.already_complete
+    prepare(undisturbed, runs.store_of(undisturbed))
+
+
+def test_a_run_of_steps_can_be_made_longer_by_steps_after_any_end(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path), "run")
+    drive(1, tiny(tmp_path, "run", **SHORT))
+    longer = prepare(tiny(tmp_path, "run", synthetic=10, steps=6), store).order
+    assert (longer.total_examples, longer.total_steps, longer.past.ends) == (22, 6, (14,))
+
+
+def test_an_unfinished_run_that_is_made_longer_is_as_if_it_had_been_begun_so(
+    tmp_path: Path,
+) -> None:
+    drive(1, tiny(tmp_path, "run", **SHORT), {0: 2})
+    run, _ = drive(1, tiny(tmp_path, "run", synthetic=10, epochs=3, epoch_examples=7))
+    assert run.order.past == Past()
+    whole = tiny(tmp_path, "whole", synthetic=10, epochs=3, epoch_examples=7)
+    drive(1, whole)
+    longer = tiny(tmp_path, "run", synthetic=10)
+    assert [row[5] for row in rows(longer)] == [row[5] for row in rows(whole)]
+
+
+def test_the_default_virtual_epoch_stays_as_long_as_the_dataset_was_at_the_beginning(
+    tmp_path: Path,
+) -> None:
+    plain: dict[str, Any] = {"epoch_examples": None, "epochs": 1.5}
+    store = Store.open(str(tmp_path), "run")
+    assert prepare(tiny(tmp_path, "run", synthetic=10, **plain), store).order.total_examples == 15
+    config = tiny(tmp_path, "run", synthetic=30, grow_dataset=True, **plain)
+    order = prepare(config, store).order
+    assert (order.pairs, order.total_examples) == (30, 15)
+    assert trainer.Schedule.of(config, order).epoch_examples == 10
+
+
+def test_validations_of_another_set_are_displaced_by_the_first_of_the_new_one() -> None:
+    record = Record(validations=[Validation(2, 0.1), Validation(4, 0.2)])
+    record.validated(Validation(4, 0.3), 4)  # one that was owed
+    assert [v.loss for v in record.validations] == [0.1, 0.2, 0.3]
+    for step in (6, 8):
+        record.validated(Validation(step, 0.5), 4)
+    assert [v.step for v in record.validations] == [6, 8]
+
+
+# Datasets of files.
+
+
+def add(root: Path, split: str, *stems: str) -> None:
+    for stem in stems:
+        for name in (f"data/{split}/fgr/{stem}.jpg", f"data/{split}/pha/{stem}.png"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(b"picture")
+        wall = root / f"walls/{split}/{stem}.jpg"
+        wall.parent.mkdir(parents=True, exist_ok=True)
+        wall.write_bytes(b"wall")
+
+
+def files(root: Path, **options: Any) -> RunConfig:
+    urls = {"dataset": f"{root}/data", "backgrounds": f"{root}/walls"}
+    return build("base", urls | {"name": "run", "storage": str(root), "device": "cpu"} | options)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    add(tmp_path, "train", "b", "d", "f")
+    add(tmp_path, "valid", "v")
+    return tmp_path
+
+
+def test_what_was_added_is_told_and_new_files_are_not_seen_without_the_flag(dataset: Path) -> None:
+    store = Store.open(str(dataset), "run")
+    first = prepare(files(dataset), store)
+    add(dataset, "train", "a", "c", "e", "g")
+    add(dataset, "valid", "u")
+    resumed = prepare(files(dataset), store)
+    assert (resumed.order, resumed.listing_digest) == (first.order, first.listing_digest)
+    grown = prepare(files(dataset, grow_dataset=True), store)
+    assert [change.line for change in grown.changes] == [
+        "the dataset has grown: 3 pairs + 4 (a, c, e, ...), 3 backgrounds + 4 (a, c, e, ...), 1 validation pairs + 1 (u), "
+        "1 validation backgrounds + 1 (u); from example 0 on; validations after step 0 cannot be compared with those before"
+    ]  # fmt: skip
+    assert grown.order.pairs == 7
+    assert grown.source.open().name_of(3) == "a"
+    assert not grown.config.data.grow_dataset
+    # Once taken it stays, and taking it again finds nothing.
+    assert prepare(files(dataset), store).order == grown.order
+    again = prepare(files(dataset, grow_dataset=True), store)
+    assert (again.order, again.listing_digest) == (grown.order, grown.listing_digest)
+    assert [change.line for change in again.changes] == ["nothing was added to the dataset"]
+
+
+def test_a_dataset_may_move_where_the_flag_says_so(dataset: Path) -> None:
+    store = Store.open(str(dataset), "run")
+    first = prepare(files(dataset), store)
+    (dataset / "data").rename(dataset / "moved")
+    moved = {"dataset": f"{dataset}/moved"}
+    with pytest.raises(ConfigError, match=r"--dataset was .*/data, is .*/moved; .*--grow-dataset"):
+        prepare(files(dataset, **moved), store)
+    found = prepare(files(dataset, grow_dataset=True, **moved), store)
+    assert (found.order, found.listing_digest) == (first.order, first.listing_digest)
+    assert prepare(files(dataset, **moved), store).order == first.order
+
+
+def test_files_that_are_gone_leave_the_run_as_it_was(dataset: Path) -> None:
+    store = Store.open(str(dataset), "run")
+    first = prepare(files(dataset), store)
+    add(dataset, "train", "a")
+    (dataset / "walls/train/d.jpg").write_bytes(b"another wall")
+    with pytest.raises(DataError, match=r"gone are 0 files, changed 1 files \(train/d.jpg\)"):
+        prepare(files(dataset, grow_dataset=True), store)
+    with pytest.raises(ConfigError, match=r"cannot change from one to the other"):
+        prepare(build("base", {"name": "run", "synthetic": 3, "storage": str(dataset), "grow_dataset": True}), store)  # fmt: skip
+    assert prepare(files(dataset), store).order == first.order
+
+
+def prepare_and_die(world: World, config: RunConfig, after: str) -> None:
+    """Prepare a run; die by SIGKILL once the first file whose name begins with `after` is written."""
+    write = Store.write
+
+    def kill(self: Store, path: str, data: Any) -> None:
+        write(self, path, data)
+        if path.startswith(after):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Store.write = kill  # type: ignore[method-assign]
+    prepare(config, runs.store_of(config))
+
+
+@pytest.mark.parametrize(("after", "taken"), [("listing-", False), ("run.json", True)])
+def test_a_driver_killed_while_it_takes_new_data_leaves_a_run_that_goes_on(
+    dataset: Path, after: str, taken: bool
+) -> None:
+    store = Store.open(str(dataset), "run")
+    first = prepare(files(dataset), store)
+    add(dataset, "train", "a")
+    with pytest.raises(WorkerError, match="rank 0 died"):
+        in_workers(1, prepare_and_die, files(dataset, grow_dataset=True), after)
+    resumed = prepare(files(dataset), store)
+    assert resumed.order.pairs == (4 if taken else 3)
+    assert (resumed.order == first.order) is not taken
+    grown = prepare(files(dataset, grow_dataset=True), store)
+    assert (grown.order.pairs, grown.order.past.start) == (4, 0)
+
+
+def test_an_older_raymat_refuses_a_run_with_a_past(dataset: Path) -> None:
+    """It would train on by another order: `run.json` says a format that it does not know."""
+    store = Store.open(str(dataset), "run")
+    prepare(files(dataset), store)
+    assert json.loads(store.read("run.json"))["format"] == 1
+    add(dataset, "train", "a")
+    prepare(files(dataset, grow_dataset=True), store)
+    described = json.loads(store.read("run.json"))
+    assert (described["format"], described["past"]["eras"][0]["end"]) == (2, 0)
+    store.write("run.json", json.dumps(described | {"format": 3}).encode())
+    with pytest.raises(StorageError, match="format 3, expected 2"):
+        prepare(files(dataset), store)
+
+
+def test_before_a_run_is_made_longer_or_grows_nobody_else_may_commit(dataset: Path) -> None:
+    store = Store.open(str(dataset), "run")
+    asked: list[str] = []
+    for options in ({}, {}, {"epochs": 9}, {"epochs": 9}, {"epochs": 9, "grow_dataset": True}):
+        prepare(
+            files(dataset, **options), store, lambda options=options: asked.append(str(options))
+        )  # type: ignore[misc]
+    assert asked == ["{'epochs': 9}", "{'epochs': 9, 'grow_dataset': True}"]
