@@ -42,7 +42,7 @@ from raymat.model import matting
 from raymat.storage.store import Store
 from raymat.train.loop.checkpointing import AsyncSaver
 from raymat.train.loop.interfaces import NullHost
-from raymat.train.loop.state import Promise, Record, capture
+from raymat.train.loop.state import ResumeContract, RunState, capture
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.observability.events import EventLog
 from raymat.train.optim.lr_schedule import rates
@@ -52,7 +52,7 @@ class Training:
     """The step of a real run, on one batch again and again."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
-        self.config, self.device, self.record = config, device, Record()
+        self.config, self.device, self.record = config, device, RunState()
         data = config.data
         order = SampleOrder(
             seed=0,
@@ -101,7 +101,7 @@ class Savers:
         store = Store.open(str(folder), "run")
         events = EventLog.for_rank(store, 1, 0)
         events.write_beside()
-        self.promise = Promise(training.config, "none")
+        self.promise = ResumeContract(training.config, "none")
         self.saver = AsyncSaver(
             store,
             Group(World(), training.device),
@@ -240,7 +240,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="raymat-stall-", dir=options.folder))
     try:
         training = Training(config, device)
-        state = capture(training.step, Record(), Promise(config, "none"))[0]
+        state = capture(training.step, RunState(), ResumeContract(config, "none"))[0]
         size = sum(t.numel() * t.element_size() for t in state.values())
         print(f"{len(state)} tensors, {size / 1e6:.0f} MB, {device}, {options.threads} threads")
         training.run(40)  # on the CPU a step takes a quarter longer in the first thirty

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from raymat.analysis.evaluation import Contender, contender, spread
-from raymat.analysis.scores import Report
+from raymat.analysis.evaluation import Candidate, contender, spread
+from raymat.analysis.scores import ScoreReport
 from raymat.cli import average, select
 from raymat.cli.evaluate import evaluate
 from raymat.config.run import RunConfig, build
@@ -79,12 +79,12 @@ def train(folder: Path, steps: int) -> RunConfig:
     return config
 
 
-def named(label: str, what: str) -> Contender:
+def named(label: str, what: str) -> Candidate:
     """The network that `what` means, for the table."""
     return dataclasses.replace(contender(read_weights(what), CPU, "fp32"), label=label)
 
 
-def table(url: str, test: int) -> Report:
+def table(url: str, test: int) -> ScoreReport:
     """Choose, combine and measure."""
     best = select.select(select.Options(url=url, top=TOP)).names
     averaged = f"{url}/average.pth"
@@ -113,7 +113,7 @@ def table(url: str, test: int) -> Report:
         dataclasses.replace(a, values=[*a.values, b.values[-1]])
         for a, b in zip(one.seen, other.seen, strict=True)
     ]
-    return Report(rows, seen, settings)
+    return ScoreReport(rows, seen, settings)
 
 
 def main() -> None:

@@ -23,14 +23,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from raymat.cluster import blackboard as boards
-from raymat.cluster.worker.notice_listener import Listener
+from raymat.cluster.worker.notice_listener import NoticeListener
 from raymat.data.batch import Geometry, make_train_batch
 from raymat.data.sample_order import SampleOrder
 from raymat.data.source import SourceSpec
 from raymat.distributed.world import World
 from raymat.model import matting
 from raymat.train.loop.train_step import TrainStep
-from raymat.train.loop.watchdog import Pulse
+from raymat.train.loop.watchdog import Heartbeat
 from raymat.train.optim.lr_schedule import rates
 from tests.support.kit import tiny
 
@@ -71,7 +71,7 @@ def plain(training: Training, steps: int) -> float:
     return time.perf_counter() - began
 
 
-def listening(training: Training, steps: int, listener: Listener, pulse: Pulse) -> float:
+def listening(training: Training, steps: int, listener: NoticeListener, pulse: Heartbeat) -> float:
     began = time.perf_counter()
     for number in range(steps):
         pulse.beat("waiting for a batch", number)
@@ -80,7 +80,7 @@ def listening(training: Training, steps: int, listener: Listener, pulse: Pulse) 
     return time.perf_counter() - began
 
 
-def thread_seconds(listener: Listener, seconds: float) -> float:
+def thread_seconds(listener: NoticeListener, seconds: float) -> float:
     """CPU seconds that the listener's thread takes in so many seconds."""
     clock = time.pthread_getcpuclockid(listener._thread.ident or threading.get_ident())
     before = time.clock_gettime(clock)
@@ -88,7 +88,7 @@ def thread_seconds(listener: Listener, seconds: float) -> float:
     return time.clock_gettime(clock) - before
 
 
-def question_seconds(listener: Listener, pulse: Pulse) -> float:
+def question_seconds(listener: NoticeListener, pulse: Heartbeat) -> float:
     """Of the training thread, in each step."""
     times = 100_000
     began = time.perf_counter()
@@ -113,13 +113,13 @@ def main() -> None:
     without, within = [], []
     for _ in range(options.rounds):
         without.append(plain(training, options.steps))
-        listener, pulse = Listener(board, 0), Pulse()
+        listener, pulse = NoticeListener(board, 0), Heartbeat()
         listener.attend(pulse)
         within.append(listening(training, options.steps, listener, pulse))
         listener.stop()
     a, b = statistics.median(without), statistics.median(within)
     print(f"{options.steps / a:.2f} steps/s; listening {options.steps / b:.2f}: ratio {a / b:.4f}")
-    listener, pulse = Listener(board, 0), Pulse()
+    listener, pulse = NoticeListener(board, 0), Heartbeat()
     listener.attend(pulse)
     thread, question = thread_seconds(listener, 20.0) / 20.0, question_seconds(listener, pulse)
     lost = thread + question * options.steps / a

@@ -28,7 +28,7 @@ Url = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="URL")]
 """The field's type for a URL that is given without a flag."""
 
 
-def parse(kind: type[T], argv: Sequence[str], prog: str) -> T:
+def parse_options(kind: type[T], argv: Sequence[str], prog: str) -> T:
     """A dataclass from a command line; its docstrings are what `--help` prints, and exits.
 
     Raises:
@@ -80,7 +80,7 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-class Progress:
+class ProgressBar:
     """Work done while a block runs: a bar that is redrawn on a terminal, plain lines in a log.
 
     Threads may share it. Nothing is shown before `begin`, and nothing stays of a bar that is interrupted.
@@ -102,7 +102,7 @@ class Progress:
         self._done = 0
         self._began = self._shown = clock()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(

@@ -8,7 +8,7 @@ import io
 import pytest
 
 from raymat.cli.prune import Options
-from raymat.console import Progress, age, parse, size
+from raymat.console import ProgressBar, age, parse_options, size
 from raymat.errors import ConfigError
 
 
@@ -26,7 +26,7 @@ class _Clock:
 
 def _run(stream: io.StringIO) -> str:
     clock = _Clock()
-    with Progress("verify", stream, clock) as progress:
+    with ProgressBar("verify", stream, clock) as progress:
         progress.begin(400_000_000)
         for _ in range(4):
             clock.now += 6.0
@@ -55,7 +55,7 @@ def test_a_log_sees_a_plain_line_now_and_then() -> None:
 
 def test_things_are_counted_as_they_are_called() -> None:
     clock, stream = _Clock(), _Terminal()
-    with Progress("evaluate", stream, clock, noun="examples") as progress:
+    with ProgressBar("evaluate", stream, clock, noun="examples") as progress:
         progress.begin(50)
         clock.now = 5.0
         progress.add(10)
@@ -67,7 +67,7 @@ def test_things_are_counted_as_they_are_called() -> None:
 
 @pytest.mark.parametrize(("stream", "left"), [(_Terminal(), "\r\x1b[2K"), (io.StringIO(), "")])
 def test_nothing_stays_of_an_interrupted_bar(stream: io.StringIO, left: str) -> None:
-    with pytest.raises(KeyboardInterrupt), Progress("verify", stream) as progress:
+    with pytest.raises(KeyboardInterrupt), ProgressBar("verify", stream) as progress:
         progress.begin(50)
         before = stream.getvalue()
         raise KeyboardInterrupt
@@ -76,7 +76,7 @@ def test_nothing_stays_of_an_interrupted_bar(stream: io.StringIO, left: str) -> 
 
 def test_nothing_to_do_is_not_shown() -> None:
     stream = io.StringIO()
-    with Progress("verify", stream):
+    with ProgressBar("verify", stream):
         pass
     assert stream.getvalue() == ""
 
@@ -123,5 +123,5 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
 def test_a_mistaken_command_line_is_one_line(argv: list[str], line: str, encoding: str) -> None:
     terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     with contextlib.redirect_stdout(terminal), pytest.raises(ConfigError) as caught:
-        parse(Options, argv, "raymat prune")
+        parse_options(Options, argv, "raymat prune")
     assert caught.value.line == line

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from raymat.analysis.layer_changes import Change
+from raymat.analysis.layer_changes import LayerChange
 
 ROW, TOP, LABEL, BARS, MARGIN = 15, 64, 300, 560, 12
 """Pixels: a layer's height, above the first, of the names, of the bars, around everything."""
@@ -24,14 +24,14 @@ COLOURS = {
 OTHER, INK, GRID = (127, 127, 127), (0, 0, 0), (221, 221, 221)
 
 
-def draw_changes(layers: Sequence[Change], *title: str) -> bytes:
+def draw_changes(layers: Sequence[LayerChange], *title: str) -> bytes:
     """A PNG with a bar for each layer: |B - A| / |A| of its weights, on a logarithmic scale."""
     content = io.BytesIO()
     picture(layers, *title).save(content, "PNG")
     return content.getvalue()
 
 
-def picture(layers: Sequence[Change], *title: str) -> Image.Image:
+def picture(layers: Sequence[LayerChange], *title: str) -> Image.Image:
     """The picture that `draw_changes` encodes."""
     low, high = decades(layers)
     height = TOP + ROW * max(1, len(layers)) + MARGIN
@@ -59,7 +59,7 @@ def picture(layers: Sequence[Change], *title: str) -> Image.Image:
     return image
 
 
-def decades(layers: Sequence[Change]) -> tuple[int, int]:
+def decades(layers: Sequence[LayerChange]) -> tuple[int, int]:
     """Powers of ten between which all bars end, at least one apart."""
     found = [math.log10(layer.relative) for layer in layers if not _instead_of_a_bar(layer)]
     if not found:
@@ -69,7 +69,7 @@ def decades(layers: Sequence[Change]) -> tuple[int, int]:
     return low, max(high, low + 1)
 
 
-def _instead_of_a_bar(layer: Change) -> str:
+def _instead_of_a_bar(layer: LayerChange) -> str:
     if layer.only_a + layer.only_b == layer.tensors:
         return "only in A" if layer.only_a else "only in B"
     if layer.relative == 0:

@@ -11,11 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from raymat.analysis.layer_changes import Change, by_layer, by_part
+from raymat.analysis.layer_changes import LayerChange, by_layer, by_part
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.console import columns
-from raymat.train.run.weights_reference import parse as parse_what
-from raymat.train.run.weights_reference import read_state, read_weights
+from raymat.train.run.weights_reference import parse_reference, read_state, read_weights
 
 TIMES = frozenset(
     {
@@ -89,9 +88,9 @@ class DiffResult:
     different_tensors: tuple[TensorDifference, ...]
     """Worst first."""
     different_values: tuple[ValueDifference, ...]
-    parts: tuple[Change, ...] = ()
+    parts: tuple[LayerChange, ...] = ()
     """In the network's order."""
-    layers: tuple[Change, ...] = ()
+    layers: tuple[LayerChange, ...] = ()
     notes: tuple[str, ...] = ()
     """What else the reader should know: newer checkpoints that were passed over."""
 
@@ -127,7 +126,7 @@ def diff(a_url: str, b_url: str, options: Mapping[str, Any] | None = None) -> Di
     Both are held in memory. Raises StorageError or WeightsError if one of them cannot be read.
     """
     notes: list[str] = []
-    asked = [parse_what(url) for url in (a_url, b_url)]
+    asked = [parse_reference(url) for url in (a_url, b_url)]
     whole = not any(request.is_file or request.ema for request in asked)
     if not whole:
         notes.append("the weights alone are compared")
@@ -254,7 +253,7 @@ def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}[{','.join(map(str, tensor.shape))}]"
 
 
-def _part_table(parts: Sequence[Change]) -> list[str]:
+def _part_table(parts: Sequence[LayerChange]) -> list[str]:
     rows = [("part", "tensors", "differ", "|B - A|", "/ |A|", "cosine", "only in A", "only in B")]
     for p in parts:
         cosine = "-" if math.isnan(p.cosine) else f"{p.cosine:.6f}"

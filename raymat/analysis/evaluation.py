@@ -105,7 +105,7 @@ class _TrainingSplit:
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """A network, ready on its device."""
 
     label: str
@@ -115,7 +115,7 @@ class Contender:
     """Where it comes from, JSON-able."""
 
 
-def contender(selected: Selected, device: torch.device, precision: Precision) -> Contender:
+def contender(selected: Selected, device: torch.device, precision: Precision) -> Candidate:
     """The network with these weights as a run of that precision validates it. Raises WeightsError as `build_network`."""
     network = build_network(selected)
     dtype = parameter_dtype(precision)
@@ -131,7 +131,7 @@ def contender(selected: Selected, device: torch.device, precision: Precision) ->
         "stage": selected.stage,
         "ema": selected.ema,
     }
-    return Contender(selected.what, selected.stage, network, facts)
+    return Candidate(selected.what, selected.stage, network, facts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +151,7 @@ class Measured:
 
 
 def measure(
-    contenders: Sequence[Contender],
+    contenders: Sequence[Candidate],
     examples: Examples,
     *,
     device: torch.device,
@@ -180,7 +180,7 @@ def measure(
 
 @torch.no_grad()
 def _measured(
-    contenders: Sequence[Contender],
+    contenders: Sequence[Candidate],
     batch: MicroBatch,
     truth: Composed,
     precision: Precision,

@@ -18,7 +18,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
-class Change:
+class LayerChange:
     """A set of tensors on both sides. Norms are over all its floating-point tensors that have the same shape on both."""
 
     name: str
@@ -38,7 +38,7 @@ class Change:
 
 def by_part(
     a: Mapping[str, Tensor], b: Mapping[str, Tensor], different: Collection[str]
-) -> list[Change]:
+) -> list[LayerChange]:
     """A change for each part of each kind of tensor (weights, average, moments), in the network's order.
 
     `different`: names of the tensors that are not the same to the bit.
@@ -49,7 +49,7 @@ def by_part(
 
 def by_layer(
     a: Mapping[str, Tensor], b: Mapping[str, Tensor], different: Collection[str]
-) -> list[Change]:
+) -> list[LayerChange]:
     """A change for each module that holds weights, in the network's order; of checkpoints, the network's alone."""
     names = {**a, **b}
     wanted = [n for n in names if n.startswith(MODEL)] or list(names)
@@ -81,7 +81,7 @@ def _changes(
     sets: Mapping[str, str],
     rank: Callable[[str], Any],
     different: Collection[str],
-) -> list[Change]:
+) -> list[LayerChange]:
     members: dict[str, list[str]] = {}
     for name in sorted(sets):
         members.setdefault(sets[name], []).append(name)
@@ -94,7 +94,7 @@ def _change(
     a: Mapping[str, Tensor],
     b: Mapping[str, Tensor],
     different: Collection[str],
-) -> Change:
+) -> LayerChange:
     both = [name for name in names if name in a and name in b]
     aa = bb = ab = gap = 0.0
     for name in both:
@@ -105,7 +105,7 @@ def _change(
             bb += float(y @ y)
             ab += float(x @ y)
             gap += float((y - x).square().sum())
-    return Change(
+    return LayerChange(
         name=label,
         tensors=len(names),
         differ=sum(name in different for name in both),

@@ -16,7 +16,7 @@ from raymat.data.sample_order import SampleOrder
 from raymat.data.source import FolderSource, Source, SourceSpec, build_listing
 from raymat.model.matting import MattingBase
 from raymat.train.optim.forward import compose
-from raymat.train.validation.evaluator import Examiner, Values, mean_values
+from raymat.train.validation.evaluator import Evaluator, Values, mean_values
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Pictures:
     def measure(self, network: MattingBase, metric: str, device: torch.device) -> float:
         """The mean of "loss" or of a metric of `alpha_metrics` over the validation examples; NaN where one is not finite."""
         data = self.config.data
-        examiner = Examiner(
+        examiner = Evaluator(
             network,
             stage=self.config.stage,
             precision="fp32",

@@ -26,7 +26,7 @@ UNITS = "SAD, Grad and Conn in thousands, MSE in thousandths"
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenExample:
     """One example that was measured: its numbers, and each row's values."""
 
     number: int
@@ -37,12 +37,12 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Report:
+class ScoreReport:
     """What was found."""
 
     rows: list[tuple[str, dict[str, Any]]]
     """Label and facts of each."""
-    seen: list[Seen]
+    seen: list[SeenExample]
     settings: dict[str, Any]
 
     def means(self, row: int) -> Values:

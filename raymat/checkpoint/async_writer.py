@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from raymat.checkpoint import safetensors_io
-from raymat.checkpoint.local_cache import Nearby
+from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import CheckpointId, Manifest
 from raymat.checkpoint.shards import share_of, write_files
 from raymat.checkpoint.snapshot import SnapshotBuffer, freeze_extra
@@ -164,7 +164,7 @@ class AsyncWriter:
         events: WriterEvents = WriterEvents(),
         retry: RetryPolicy = PATIENCE,
         max_checkpoint_age: float | None = None,
-        nearby: Nearby | None = None,
+        nearby: LocalCache | None = None,
     ) -> None:
         """`run`: its id. `retry`: how long one snapshot is tried again, beyond what the store
         itself tries.

@@ -72,8 +72,8 @@ class _Copy:
     size: int
 
 
-class Nearby:
-    """One run's copies on this machine, from `Nearby.open`. All workers of the machine share them."""
+class LocalCache:
+    """One run's copies on this machine, from `LocalCache.open`. All workers of the machine share them."""
 
     def __init__(self, own: str, run: str, tell: Callable[..., None]) -> None:
         self._own = own
@@ -87,7 +87,7 @@ class Nearby:
     @classmethod
     def open(
         cls, folder: str, run: str, tell: Callable[..., None] = lambda kind, **fields: None
-    ) -> Nearby | None:
+    ) -> LocalCache | None:
         """The copies of the run with the id `run` below `folder`; None where that cannot be used, which is told.
 
         Removes what was being written when its writer died, and what other runs have left and forgotten. Called

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from raymat.checkpoint import safetensors_io
 from raymat.checkpoint.layout import CHECKPOINTS
-from raymat.checkpoint.local_cache import Nearby
+from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import (
     FORMAT,
     MAX_MANIFEST_BYTES,
@@ -181,7 +181,7 @@ class Reading:
 
         _parallel(read, chunks)
 
-    def read_nearby(self, nearby: Nearby, files: Sequence[FileEntry]) -> frozenset[str]:
+    def read_nearby(self, nearby: LocalCache, files: Sequence[FileEntry]) -> frozenset[str]:
         """Read whole files from this machine's disk; the names of those whose digest is right."""
 
         def read(entry: FileEntry) -> bool:

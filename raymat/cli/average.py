@@ -16,7 +16,7 @@ from raymat.analysis.run_pictures import Pictures
 from raymat.analysis.soup import Trial, WeightSum, greedy
 from raymat.cli.inputs import device_of, kept_source
 from raymat.config.run import Device, RunConfig, build, to_dict
-from raymat.console import columns, count, parse, size
+from raymat.console import columns, count, parse_options, size
 from raymat.errors import ConfigError, WeightsError
 from raymat.export.weights_file import check_path, write_weights
 from raymat.model.matting import MattingBase
@@ -113,7 +113,7 @@ class Averaged:
 
 def main(argv: Sequence[str]) -> int:
     """`raymat average A B C -o FILE`; returns the exit code. Raises RaymatError if nothing is written."""
-    options = parse(Options, argv, "raymat average")
+    options = parse_options(Options, argv, "raymat average")
     print(average(options, lambda note: print(f"note: {note}", file=sys.stderr)).text)
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from raymat.checkpoint.catalog import Status, newest_extra
 from raymat.cli.runs import list_checkpoints, open_run, why
-from raymat.console import Url, age, columns, count, parse, size
+from raymat.console import Url, age, columns, count, parse_options, size
 from raymat.train.validation.criteria import metric_of, ranked, validated
 
 MANIFESTS = 20
@@ -57,7 +57,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Listing:
+class CheckpointTable:
     """A run's checkpoints, oldest first, and its best validation, which may have no checkpoint."""
 
     url: str
@@ -113,7 +113,7 @@ class Listing:
 
 def main(argv: Sequence[str]) -> int:
     """`raymat checkpoints URL`; returns the exit code. Raises RaymatError for what the user can mend."""
-    options = parse(Options, argv, "raymat checkpoints")
+    options = parse_options(Options, argv, "raymat checkpoints")
     found = checkpoints(options.url)
     print(found.to_json() if options.json else found.text())
     return 0
@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> int:
 
 def checkpoints(
     url: str, *, options: Mapping[str, Any] | None = None, now: float | None = None
-) -> Listing:
+) -> CheckpointTable:
     """The checkpoints of a run. `options`: as for `Store.open`; `now`: Unix seconds, default the clock's.
 
     Requests: one listing, the manifests of the newest 20, and one small file. Raises ConfigError or
@@ -144,7 +144,7 @@ def checkpoints(
     now = time.time() if now is None else now
     rows = tuple(_row(status, values, status.id == best, now) for status in reversed(statuses))
     top = next(iter(ranked(values, mode)), None)
-    return Listing(store.url, rows, None if top is None else (top, values[top]), metric)
+    return CheckpointTable(store.url, rows, None if top is None else (top, values[top]), metric)
 
 
 def _step_and_value(best: tuple[int, float] | None, metric: str) -> dict[str, Any] | None:

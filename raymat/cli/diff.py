@@ -16,7 +16,7 @@ import tyro
 
 from raymat.analysis.change_plot import draw_changes
 from raymat.analysis.compare import diff
-from raymat.console import parse
+from raymat.console import parse_options
 from raymat.errors import ConfigError, RaymatError
 from raymat.storage.output_files import check_output, write_output
 
@@ -50,7 +50,7 @@ class Options:
 
 def main(argv: Sequence[str]) -> int:
     """`raymat diff A B`: see `report`. Raises ConfigError for a wrong command line."""
-    options = parse(Options, argv, "raymat diff")
+    options = parse_options(Options, argv, "raymat diff")
     return report(options.a, options.b, limit=options.limit, picture=options.picture)
 
 

@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from raymat.analysis.evaluation import (
-    Contender,
+    Candidate,
     Examples,
     Measured,
     Split,
@@ -19,11 +19,11 @@ from raymat.analysis.evaluation import (
     measure,
     spread,
 )
-from raymat.analysis.scores import Report, Seen
+from raymat.analysis.scores import ScoreReport, SeenExample
 from raymat.analysis.worst_examples import Worst
 from raymat.cli.inputs import device_of, kept_source
 from raymat.config.run import STAGE_DEFAULTS, DataConfig, Device, Precision, RunConfig
-from raymat.console import Progress, parse
+from raymat.console import ProgressBar, parse_options
 from raymat.data.batch import Geometry
 from raymat.data.source import FolderSource, Source, SourceSpec, build_listing
 from raymat.errors import ConfigError
@@ -87,7 +87,7 @@ class Options:
 
 def main(argv: Sequence[str]) -> int:
     """`raymat evaluate WHAT...`; returns the exit code. Raises RaymatError if something cannot be read or written."""
-    options = parse(Options, argv, "raymat evaluate")
+    options = parse_options(Options, argv, "raymat evaluate")
     _check(options)
     device = device_of(options.device)
     selected = [read_weights(what, on_skip=_told) for what in options.what]
@@ -121,21 +121,21 @@ def main(argv: Sequence[str]) -> int:
 
 
 def evaluate(
-    contenders: Sequence[Contender],
+    contenders: Sequence[Candidate],
     examples: Examples,
     device: torch.device,
     precision: Precision,
     settings: dict[str, Any] | None = None,
     ensemble: bool = False,
     worst: Worst | None = None,
-) -> Report:
+) -> ScoreReport:
     """Measure all on all examples, with a bar on stderr; `worst` is shown each. Raises DataError: pictures cannot be had."""
     rows = [(one.label, one.facts) for one in contenders]
     if ensemble:
         rows.append((f"mean of the {len(contenders)} predictions", {"step": None}))
-    seen: list[Seen] = []
+    seen: list[SeenExample] = []
     replaced = 0
-    with Progress("evaluate", noun="examples") as progress:
+    with ProgressBar("evaluate", noun="examples") as progress:
         progress.begin(examples.count)
         for measured in measure(
             contenders, examples, device=device, precision=precision, ensemble=ensemble
@@ -145,13 +145,13 @@ def evaluate(
                 worst.see(measured, seen[-1].name)
             replaced = _tell_replaced(measured, replaced)
             progress.add(1)
-    return Report(rows, seen, settings or {})
+    return ScoreReport(rows, seen, settings or {})
 
 
-def _seen(measured: Measured, examples: Examples) -> Seen:
+def _seen(measured: Measured, examples: Examples) -> SeenExample:
     example = measured.example
     name = examples.name_of(example)
-    return Seen(example.number, example.pair, example.background, name, measured.values)
+    return SeenExample(example.number, example.pair, example.background, name, measured.values)
 
 
 def _tell_replaced(measured: Measured, before: int) -> int:

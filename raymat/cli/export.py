@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from raymat.config.run import RefineMode
-from raymat.console import Url, parse
+from raymat.console import Url, parse_options
 from raymat.errors import ConfigError
 from raymat.export.exporter import OVERRIDES, export
 
@@ -52,7 +52,7 @@ class Options:
 
 def main(argv: Sequence[str]) -> int:
     """`raymat export URL -o FILE`; returns the exit code. Raises RaymatError if it is not written."""
-    options = parse(Options, argv, "raymat export")
+    options = parse_options(Options, argv, "raymat export")
     overrides = {name: getattr(options, name) for name in OVERRIDES}
     notes: list[str] = []
     found = export(

@@ -20,7 +20,7 @@ from raymat.checkpoint.retention import Plan, RetentionPolicy
 from raymat.cli.runs import list_checkpoints, open_run, why
 from raymat.cli.verify import newest_good
 from raymat.config.run import from_dict
-from raymat.console import Progress, Url, columns, count, parse, size
+from raymat.console import ProgressBar, Url, columns, count, parse_options, size
 from raymat.errors import CheckpointError, ConfigError
 from raymat.storage.store import Store
 from raymat.train.loop.schedule import Schedule
@@ -98,9 +98,9 @@ class Pruning:
 
 def main(argv: Sequence[str]) -> int:
     """`raymat prune URL --keep N`; returns the exit code. Raises RaymatError for what the user can mend."""
-    options = parse(Options, argv, "raymat prune")
+    options = parse_options(Options, argv, "raymat prune")
     policy = policy_of(options)
-    with Progress("verify the newest") as progress:
+    with ProgressBar("verify the newest") as progress:
         pruning = prepare_pruning(
             open_run(options.url), policy, epochs=options.keep_epochs, progress=progress
         )
@@ -141,7 +141,7 @@ def prepare_pruning(
     policy: RetentionPolicy,
     *,
     epochs: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressBar | None = None,
 ) -> Pruning:
     """Decide what of a run goes; nothing is deleted. `epochs`: keep those at the ends of epochs.
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from raymat.cli.runs import open_run
-from raymat.console import Url, columns, count, parse
+from raymat.console import Url, columns, count, parse_options
 from raymat.errors import StorageError
 from raymat.train.observability.events import read_events
 
@@ -59,7 +59,7 @@ class Restart:
 
 def main(argv: Sequence[str]) -> int:
     """`raymat restarts URL`; returns the exit code. Raises RaymatError for what the user can mend."""
-    options = parse(Options, argv, "raymat restarts")
+    options = parse_options(Options, argv, "raymat restarts")
     store = open_run(options.url)
     events = read_events(store)
     if not events:

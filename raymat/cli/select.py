@@ -14,7 +14,7 @@ from raymat.checkpoint.catalog import Status, newest_extra
 from raymat.cli.runs import list_checkpoints, open_run
 from raymat.cli.verify import check
 from raymat.config.run import Mode
-from raymat.console import Url, columns, count, parse
+from raymat.console import Url, columns, count, parse_options
 from raymat.errors import CheckpointError, ConfigError
 from raymat.storage.store import Store
 from raymat.train.observability.logger import Row
@@ -94,7 +94,7 @@ class Choice:
 
 def main(argv: Sequence[str]) -> int:
     """`raymat select URL`; returns the exit code. Raises RaymatError if nothing can be chosen."""
-    options = parse(Options, argv, "raymat select")
+    options = parse_options(Options, argv, "raymat select")
     choice = select(options)
     for note in choice.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -19,7 +19,7 @@ from raymat.checkpoint.layout import CHECKPOINTS
 from raymat.checkpoint.manifest import CheckpointId, FileEntry, parse_manifest_name, share_names
 from raymat.checkpoint.shards import list_files, read_manifests
 from raymat.cli.runs import list_checkpoints, open_url, why
-from raymat.console import Progress, Url, columns, parse, size
+from raymat.console import ProgressBar, Url, columns, parse_options, size
 from raymat.errors import CheckpointError, StorageError
 from raymat.storage.digest import matches
 from raymat.storage.faults import MissingFileError
@@ -66,7 +66,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Report:
+class VerifyReport:
     """What was found of a run, oldest first, or of the one checkpoint that was `asked` for."""
 
     url: str
@@ -102,16 +102,16 @@ class Report:
 
 def main(argv: Sequence[str]) -> int:
     """`raymat verify URL`; returns the exit code. Raises RaymatError if it could not look."""
-    options = parse(Options, argv, "raymat verify")
-    with Progress("verify") as progress:
+    options = parse_options(Options, argv, "raymat verify")
+    with ProgressBar("verify") as progress:
         report = verify(options.url, progress=progress)
     print(report.text())
     return report.code
 
 
 def verify(
-    url: str, *, progress: Progress | None = None, options: Mapping[str, Any] | None = None
-) -> Report:
+    url: str, *, progress: ProgressBar | None = None, options: Mapping[str, Any] | None = None
+) -> VerifyReport:
     """Verify a run or a checkpoint. `options`: as for `Store.open`.
 
     Raises:
@@ -121,7 +121,7 @@ def verify(
     statuses = list_checkpoints(store, checkpoint)
     run, verdicts = _run_id(store)
     verdicts += reversed(check(store, statuses, run=run, progress=progress))
-    return Report(store.url, tuple(verdicts), checkpoint is not None)
+    return VerifyReport(store.url, tuple(verdicts), checkpoint is not None)
 
 
 def check(
@@ -129,7 +129,7 @@ def check(
     statuses: Sequence[Status],
     *,
     run: str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressBar | None = None,
 ) -> list[Verdict]:
     """A verdict on each of `statuses`, in their order. `run`: the id that the manifests must carry.
 
@@ -166,7 +166,7 @@ def newest_good(
     statuses: Sequence[Status],
     *,
     run: str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressBar | None = None,
 ) -> tuple[Status | None, dict[CheckpointId, str]]:
     """The newest of `statuses` (newest first) that verifies; and why newer committed ones do not.
 
@@ -224,7 +224,7 @@ def _lost(files: Mapping[str, int]) -> str:
 
 
 def _check_file(
-    store: Store, status: Status, entry: FileEntry, ranges: Executor, progress: Progress | None
+    store: Store, status: Status, entry: FileEntry, ranges: Executor, progress: ProgressBar | None
 ) -> str:
     """What is wrong with a file; "" if nothing is."""
     pieces = _pieces(store, f"{CHECKPOINTS}/{status.id}/{entry.name}", entry.size, ranges, progress)
@@ -236,7 +236,7 @@ def _check_file(
 
 
 def _pieces(
-    store: Store, path: str, length: int, ranges: Executor, progress: Progress | None
+    store: Store, path: str, length: int, ranges: Executor, progress: ProgressBar | None
 ) -> Iterator[bytearray]:
     """A file in its order, a few ranges read ahead."""
 

@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymat.cluster.validation_task import Stand
+from raymat.cluster.validation_task import ValidationTask
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class _Board:
         self._heard: dict[int, tuple[float, Any]] = {}
         self._stuck: list[str] = []
         self._verdict: str | None = None
-        self._stand = Stand()
+        self._stand = ValidationTask()
 
     def set_window(self, window: Window) -> None:
         self._window = window

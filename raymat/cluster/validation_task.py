@@ -13,13 +13,13 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.train.validation.interface import Job, Standing
+from raymat.train.validation.interface import Job, ValidationStatus
 
 NICENESS = 10
 """Of a validation's process: where it shares cores, training and the read tasks go first."""
 
 
-class Stand:
+class ValidationTask:
     """The board's part: it owns the one task, so that a validation outlives the workers that asked for it."""
 
     def __init__(self) -> None:
@@ -52,20 +52,20 @@ class Stand:
         if checkpoint == self._checkpoint:
             self._signed, self._who = time.monotonic(), who
 
-    def look(self) -> Standing:
+    def look(self) -> ValidationStatus:
         """How far the task is."""
         if self._task is None:
-            return Standing(self._checkpoint, "died", 0.0, "it was never begun")
+            return ValidationStatus(self._checkpoint, "died", 0.0, "it was never begun")
         ready, _ = ray.wait([self._task], timeout=0)
         if not ready:
             seconds = time.monotonic() - self._signed
             state: Literal["running", "waiting"] = "running" if self._who else "waiting"
-            return Standing(self._checkpoint, state, seconds, self._who)
+            return ValidationStatus(self._checkpoint, state, seconds, self._who)
         try:
             ray.get(ready[0])
         except RayError as error:
-            return Standing(self._checkpoint, "died", 0.0, first_line(error))
-        return Standing(self._checkpoint, "ended", 0.0)
+            return ValidationStatus(self._checkpoint, "died", 0.0, first_line(error))
+        return ValidationStatus(self._checkpoint, "ended", 0.0)
 
     def end(self) -> None:
         """End the task if it still runs."""

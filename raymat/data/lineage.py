@@ -45,7 +45,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Era:
+class DatasetSpan:
     """Examples up to `end` (excluded), as far as no era before has them, are of a dataset that has grown since.
 
     Passes are never cut: an era is a whole number of them, perhaps none.
@@ -59,10 +59,10 @@ class Era:
 
 
 @dataclass(frozen=True)
-class Past:
+class Lineage:
     """What a run was before."""
 
-    eras: tuple[Era, ...] = ()
+    eras: tuple[DatasetSpan, ...] = ()
     """Of the datasets before the present one, oldest first; their ends never fall."""
     ends: tuple[int, ...] = ()
     """Where the run had ended and went on, in examples, rising."""
@@ -98,16 +98,16 @@ class Past:
         }
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any] | None) -> Past:
+    def from_dict(cls, stored: Mapping[str, Any] | None) -> Lineage:
         """The inverse of `to_dict`; None, as runs have it that were begun before there was a past, is an empty one."""
         if stored is None:
             return cls()
         return cls(
-            eras=tuple(Era(**era) for era in stored["eras"]),
+            eras=tuple(DatasetSpan(**era) for era in stored["eras"]),
             ends=tuple(stored["ends"]),
             valid_since=stored["valid_since"],
         )
 
 
-NO_PAST = Past()
+NO_LINEAGE = Lineage()
 """Of a run that was neither continued nor given more data."""

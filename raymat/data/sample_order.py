@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymat.config.run import Range
-from raymat.data.lineage import NO_PAST, Past, Steps
+from raymat.data.lineage import NO_LINEAGE, Lineage, Steps
 from raymat.data.rng import Draws, Stream
 from raymat.distributed.world import World
 from raymat.errors import CheckpointError
@@ -93,7 +93,7 @@ class SampleOrder:
     valid_pairs: int = 0
     valid_backgrounds: int = 0
     valid_examples: int = 0
-    past: Past = NO_PAST
+    past: Lineage = NO_LINEAGE
     accumulate: int = 1
 
     def __post_init__(self) -> None:

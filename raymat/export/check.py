@@ -52,7 +52,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckOutcome:
     """What a case showed."""
 
     case: Case
@@ -102,7 +102,7 @@ def pictures(case: Case) -> tuple[Tensor, Tensor]:
 
 def check(
     network: MattingBase, run: Run, what: Sequence[Case], tolerance: float
-) -> tuple[Outcome, ...]:
+) -> tuple[CheckOutcome, ...]:
     """Compare on each case.
 
     Raises:
@@ -121,7 +121,7 @@ def check(
     return tuple(outcomes)
 
 
-def compare(network: MattingBase, run: Run, case: Case, tolerance: float) -> Outcome:
+def compare(network: MattingBase, run: Run, case: Case, tolerance: float) -> CheckOutcome:
     """Run both on a case. A difference is infinite where shapes differ or a value is not a number."""
     src, bgr = pictures(case)
     names = outputs_of(network)
@@ -136,7 +136,9 @@ def compare(network: MattingBase, run: Run, case: Case, tolerance: float) -> Out
                 )
         shapes = [tuple(t.shape) for t in expected]
         if [tuple(t.shape) for t in found] != shapes:
-            return Outcome(case, dict.fromkeys(names, math.inf), 0, eager_seconds, export_seconds)
+            return CheckOutcome(
+                case, dict.fromkeys(names, math.inf), 0, eager_seconds, export_seconds
+            )
         others, gap = 0, 0.0
         if isinstance(network, MattingRefine):
             others, gap = _other_patches(network, expected, found[-1], tolerance)
@@ -146,10 +148,10 @@ def compare(network: MattingBase, run: Run, case: Case, tolerance: float) -> Out
     differences = {n: _difference(e, f) for n, e, f in zip(names, expected, found, strict=True)}
     if others:
         differences["ref_sm"] = gap
-    return Outcome(case, differences, others, eager_seconds, export_seconds)
+    return CheckOutcome(case, differences, others, eager_seconds, export_seconds)
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
+def table(outcomes: Sequence[CheckOutcome]) -> str:
     """The outcomes for a terminal: a line for each case."""
     names = tuple(outcomes[0].differences)
     rows = [("checked on", "size", *names, "other patches", "network", "export")]

@@ -17,7 +17,7 @@ from raymat.config.run import ModelConfig
 from raymat.console import count, size
 from raymat.errors import ConfigError, ExportError
 from raymat.export import check, formats, sidecar
-from raymat.export.check import Outcome
+from raymat.export.check import CheckOutcome
 from raymat.export.formats import Format, format_of
 from raymat.model.matting import MattingBase, MattingRefine
 from raymat.model.pretrained import read_file
@@ -37,7 +37,7 @@ class Exported:
     size: int
     """Bytes of the file."""
     sidecar: dict[str, Any]
-    outcomes: tuple[Outcome, ...] = field(default=())
+    outcomes: tuple[CheckOutcome, ...] = field(default=())
 
     @property
     def text(self) -> str:
@@ -93,7 +93,7 @@ def export(
         if form.tolerance is None:
             content = formats.weights_bytes(selected.weights, form)
             write_file(draft, [content])
-            outcomes: tuple[Outcome, ...] = ()
+            outcomes: tuple[CheckOutcome, ...] = ()
             _same_weights(selected.weights, draft)
         else:
             network = configured(selected, model)

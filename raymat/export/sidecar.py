@@ -12,7 +12,7 @@ import torch
 
 from raymat import __version__
 from raymat.config.run import ModelConfig
-from raymat.export.check import Outcome
+from raymat.export.check import CheckOutcome
 from raymat.export.formats import BASE_OUTPUTS, ONNX, OPSET, REFINE_OUTPUTS, Format
 from raymat.model.pretrained import backbone_of, shown
 from raymat.storage.digest import digest
@@ -65,7 +65,7 @@ def describe(
     form: Format,
     selected: Selected,
     model: ModelConfig,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[CheckOutcome],
 ) -> dict[str, Any]:
     """The sidecar of the file `name`; JSON-able. `model`: the options that it was exported with."""
     refine = selected.stage == "refine"
@@ -137,7 +137,7 @@ def _output(name: str, refine: bool) -> dict[str, Any]:
     }
 
 
-def _check(tolerance: float, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _check(tolerance: float, outcomes: Sequence[CheckOutcome]) -> dict[str, Any]:
     worst = {
         name: max(one.differences[name] for one in outcomes) for name in outcomes[0].differences
     }

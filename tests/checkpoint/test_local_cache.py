@@ -21,7 +21,7 @@ from torch import Tensor
 from raymat.checkpoint import local_cache as module
 from raymat.checkpoint.async_writer import AsyncWriter
 from raymat.checkpoint.catalog import scan
-from raymat.checkpoint.local_cache import Nearby, folder_for, share_out
+from raymat.checkpoint.local_cache import LocalCache, folder_for, share_out
 from raymat.checkpoint.manifest import CheckpointId, FileEntry
 from raymat.checkpoint.shards import read_contents, write_share
 from raymat.checkpoint.snapshot import Snapshot
@@ -68,8 +68,8 @@ class Told:
         self.events.append({"kind": kind} | fields)
 
 
-def opened(folder: Path, told: Told | None = None, run: str = "r") -> Nearby:
-    found = Nearby.open(str(folder), run, told or Told())
+def opened(folder: Path, told: Told | None = None, run: str = "r") -> LocalCache:
+    found = LocalCache.open(str(folder), run, told or Told())
     assert found is not None
     return found
 
@@ -294,7 +294,7 @@ def test_a_folder_that_is_not_ours_is_not_used(
     tmp_path: Path, make: Callable[[Path], Path], words: str
 ) -> None:
     told = Told()
-    assert Nearby.open(str(make(tmp_path / "shared")), "r", told) is None
+    assert LocalCache.open(str(make(tmp_path / "shared")), "r", told) is None
     (event,) = told.events
     assert event["kind"] == "nearby_off"
     assert words in event["reason"]
@@ -302,7 +302,7 @@ def test_a_folder_that_is_not_ours_is_not_used(
 
 def test_a_run_whose_id_is_a_path_keeps_nothing(tmp_path: Path) -> None:
     for run in ("..", "../x", "a/b", "", "x" * 3000):
-        assert Nearby.open(str(tmp_path / "n"), run, Told()) is None
+        assert LocalCache.open(str(tmp_path / "n"), run, Told()) is None
     assert not (tmp_path / "n" / OWN / "x").exists()
 
 
@@ -341,7 +341,7 @@ class CountingStore:
         self.store.read_into(path, offset, view)
 
 
-class Vanishing(Nearby):
+class Vanishing(LocalCache):
     """The copies are there when they are looked for, and gone when they are to be read."""
 
     def read(self, entry: FileEntry, view: memoryview) -> bool:
@@ -354,7 +354,7 @@ def restore(
 ) -> dict[str, Any]:
     """What a rank, on the machine with the folder of its rank, got from where."""
     store, told, folder = Store.open(storage, "run"), Told(), folders[world.rank]
-    kind = Vanishing if vanish else Nearby
+    kind = Vanishing if vanish else LocalCache
     nearby = kind.open(folder, "r", told) if folder else None
     counting: Any = CountingStore(store)
     group = Group(world, torch.device("cpu"))
@@ -562,7 +562,7 @@ def test_a_killed_run_goes_on_from_its_machines_disks_and_equals_an_undisturbed_
     assert [os.listdir(Path(folder) / OWN) for folder in folders] == [[], []]
 
 
-class SlowDisk(Nearby):
+class SlowDisk(LocalCache):
     def keep(self, *args: Any) -> None:
         time.sleep(1.0)
         super().keep(*args)

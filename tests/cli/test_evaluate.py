@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raymat.analysis.evaluation import METRICS, Contender, mean, measure, spread
+from raymat.analysis.evaluation import METRICS, Candidate, mean, measure, spread
 from raymat.config.run import ModelConfig, RunConfig, to_dict
 from raymat.data.batch import Geometry
 from raymat.data.source import SourceSpec
@@ -149,8 +149,8 @@ class Flat(nn.Module):
         return pha, torch.full_like(src, self.value), torch.zeros_like(pha), src
 
 
-def flat(value: float) -> Contender:
-    return Contender(f"flat {value}", "base", Flat(value))  # type: ignore[arg-type]
+def flat(value: float) -> Candidate:
+    return Candidate(f"flat {value}", "base", Flat(value))  # type: ignore[arg-type]
 
 
 def test_an_ensemble_is_the_mean_of_predictions_and_not_of_numbers() -> None:

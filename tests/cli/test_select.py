@@ -10,7 +10,7 @@ from raymat.checkpoint.manifest import CheckpointId
 from raymat.cli.select import Options, select
 from raymat.errors import ConfigError
 from raymat.train.observability.metrics_log import MetricsLog
-from raymat.train.run.weights_reference import parse, read_weights
+from raymat.train.run.weights_reference import parse_reference, read_weights
 
 LOSSES = {100: 0.9, 200: 0.5, 300: 0.2, 400: 0.3, 500: 0.4}
 
@@ -107,7 +107,7 @@ def test_the_command_prints_a_table_or_what_scripts_read(local: Any, raymat: Any
     ]
     code, out, err = raymat("select", local.url, "--top", "2", "-q")
     assert (code, out, err) == (0, [f"{local.store.url}@300", f"{local.store.url}@400"], [])
-    assert [parse(line).step for line in out] == [300, 400]
+    assert [parse_reference(line).step for line in out] == [300, 400]
     assert read_weights(out[0]).checkpoint == CheckpointId(300, 1)
 
 

@@ -14,10 +14,10 @@ import torch
 
 from raymat.checkpoint.retention import prune
 from raymat.cli import verify as module
-from raymat.cli.verify import Report, verify
+from raymat.cli.verify import VerifyReport, verify
 
 
-def _states(report: Report) -> dict[str, str]:
+def _states(report: VerifyReport) -> dict[str, str]:
     return {verdict.name: verdict.state for verdict in report.verdicts}
 
 

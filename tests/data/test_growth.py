@@ -10,7 +10,7 @@ from raymat.config.run import Range
 from raymat.data.batch import Geometry, make_train_batch
 from raymat.data.growth import grow
 from raymat.data.image_folder import Retry
-from raymat.data.lineage import Era, Past
+from raymat.data.lineage import DatasetSpan, Lineage
 from raymat.data.listing import Listing, build_listing
 from raymat.data.sample_order import SampleOrder
 from raymat.data.source import FolderSource
@@ -118,8 +118,8 @@ def test_batches_before_the_growth_are_the_same_to_the_byte_stand_ins_included(
             path.rename(tmp_path / kind / f"a{path.name}")
     growth = grow(old, build_listing(*urls))
     before = SampleOrder(3, 5, 4, 4, Range(32, 32), 40)
-    era = Era(10, 5, 4, old.digest)
-    after = SampleOrder(3, 11, 13, 4, Range(32, 32), 40, past=Past(eras=(era,)))
+    era = DatasetSpan(10, 5, 4, old.digest)
+    after = SampleOrder(3, 11, 13, 4, Range(32, 32), 40, past=Lineage(eras=(era,)))
     one, other = (FolderSource(each, Retry(1, 0)) for each in (old, growth.listing))
     geometry = Geometry("base", 32)
     replaced = 0

@@ -53,7 +53,7 @@ def worker_environment() -> dict[str, Any]:
     return {} if taken else {"env_vars": {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: IMPORTS}}
 
 
-class Spares:
+class Prestart:
     """Asks for them, from the controller's process, which waits for each of a raylet's answers for 2 s at most."""
 
     def __init__(self) -> None:

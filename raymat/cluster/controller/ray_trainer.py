@@ -79,7 +79,7 @@ class _MindingBackend(_TorchBackend):
             ray.kill(worker.actor)
 
 
-class MindingTorchConfig(TorchConfig):
+class PromptTorchConfig(TorchConfig):
     """TorchConfig for workers that mind SIGTERM (`raymat.cluster.worker.notice_listener`)."""
 
     @property

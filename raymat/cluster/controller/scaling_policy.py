@@ -24,7 +24,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 
 from raymat.cluster import blackboard as boards
-from raymat.cluster.controller.prestart import Spares
+from raymat.cluster.controller.prestart import Prestart
 from raymat.cluster.nodes import answering_nodes, draining_nodes
 from raymat.train.run.notice import LeavingError, Notice
 
@@ -49,7 +49,7 @@ def growth_pays(
     return possible * (expected_seconds - restart_seconds) > workers * expected_seconds
 
 
-def fit(has: Mapping[str, float], each: Mapping[str, float], share: float = 1.0) -> int:
+def places_on(has: Mapping[str, float], each: Mapping[str, float], share: float = 1.0) -> int:
     """How many workers that need `each` fit in a `share` (0..1) of what a node `has`. `each` must need something."""
     return min(
         int((has.get(name, 0.0) * share + 1e-6) / need) for name, need in each.items() if need > 0
@@ -72,7 +72,7 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
         self._started = time.monotonic()
         self._restart_seconds = RESTART_SECONDS
         self._training = False
-        self._spares = Spares() if spares else None
+        self._spares = Prestart() if spares else None
         self._worked: float | None = None
         """When the workers were last seen to run."""
         self._left: float | None = None
@@ -171,7 +171,7 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
         each = self.scaling_config._resources_per_worker_not_none
         # Without GPUs, workers that fill a node would leave no core to decode with.
         share = 1.0 if self.scaling_config.use_gpu else 0.5
-        possible = sum(fit(node["Resources"], each, share) for node in usable.values())
+        possible = sum(places_on(node["Resources"], each, share) for node in usable.values())
         self._usable = frozenset(usable)
         if self._ceiling is not None and self._ceiling[0] == self._usable:
             possible = min(possible, self._ceiling[1])

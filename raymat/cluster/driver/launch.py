@@ -23,7 +23,7 @@ from raymat.cluster.controller.failure_log import FailureLog
 from raymat.cluster.controller.failure_policy import raymat_error
 from raymat.cluster.controller.prestart import worker_environment
 from raymat.cluster.controller.ray_trainer import (
-    MindingTorchConfig,
+    PromptTorchConfig,
     RaymatTrainer,
     apply_settings,
     check_ray_version,
@@ -56,7 +56,7 @@ COLLECTIVE_TIMEOUT_SECONDS = 600
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """How a run ended: where it lies, its step, and whether there was anything left to do."""
 
     url: str
@@ -67,7 +67,7 @@ class Result:
     """Why it stopped before its length; None if it did not."""
 
 
-def fit(config: RunConfig) -> Result:
+def fit(config: RunConfig) -> RunResult:
     """Train to the end of `config`, resuming from the newest verified checkpoint.
 
     Joins the cluster that RAY_ADDRESS or a running one gives, or starts Ray on this machine.
@@ -89,7 +89,7 @@ def fit(config: RunConfig) -> Result:
         return _drive(config, store, lease)
 
 
-def _drive(config: RunConfig, store: Store, lease: Lease) -> Result:
+def _drive(config: RunConfig, store: Store, lease: Lease) -> RunResult:
     apply_settings()
     ours = start_ray()
     try:
@@ -107,9 +107,9 @@ def _drive(config: RunConfig, store: Store, lease: Lease) -> Result:
             ray.shutdown()
 
 
-def _result(store: Store, run: PreparedRun, *, already_complete: bool) -> Result:
+def _result(store: Store, run: PreparedRun, *, already_complete: bool) -> RunResult:
     total = run.order.total_steps
-    return Result(
+    return RunResult(
         store.url, completed_step(store), total, already_complete, stopped_early(store, run)
     )
 
@@ -131,7 +131,7 @@ def _absolute(config: RunConfig) -> RunConfig:
     )
 
 
-def _train(run: PreparedRun, store: Store, lease: Lease) -> Result:
+def _train(run: PreparedRun, store: Store, lease: Lease) -> RunResult:
     config = run.config
     per_worker = worker_resources(config, ray.cluster_resources())
     set_ledger_aside(store)
@@ -147,7 +147,7 @@ def _train(run: PreparedRun, store: Store, lease: Lease) -> Result:
     trainer = RaymatTrainer(
         train_worker,
         train_loop_config={"spec": spec},
-        torch_config=MindingTorchConfig(
+        torch_config=PromptTorchConfig(
             backend="nccl" if config.workers.device == "cuda" else "gloo",
             timeout_s=COLLECTIVE_TIMEOUT_SECONDS,
         ),
@@ -235,7 +235,7 @@ def _end_of(error: BaseException, board: Any, head: str) -> RaymatError:
     return ClusterError(f"training failed after its restarts: {verdict or last}")
 
 
-def summary(result: Result, seconds: float) -> str:
+def summary(result: RunResult, seconds: float) -> str:
     """The last line of a job."""
     how = "nothing to do" if result.already_complete else f"after {seconds:.0f} s"
     where = f"step {result.step} of {result.total_steps}"

@@ -31,7 +31,7 @@ from raymat.cluster.spot.metadata import (
     MetadataError,
     utc,
 )
-from raymat.console import parse
+from raymat.console import parse_options
 from raymat.errors import ClusterError, ConfigError
 
 
@@ -46,7 +46,7 @@ def says_more(new: Interruption, old: Interruption | None) -> bool:
     return (new.deadline or math.inf) < (old.deadline or math.inf) - 1
 
 
-class Watch:
+class SpotWatch:
     """Asks a cloud, drains once for each notice, and tells of every change."""
 
     def __init__(
@@ -130,12 +130,12 @@ class Options:
 
 def main(argv: Sequence[str]) -> int:
     """`raymat spot-watch`; ends by SIGTERM with exit code 0. Raises ConfigError."""
-    options = parse(Options, argv, "raymat spot-watch")
+    options = parse_options(Options, argv, "raymat spot-watch")
     if not (math.isfinite(options.interval) and options.interval > 0):
         raise ConfigError(f"--interval must be above 0, got {options.interval}")
     cloud = cloud_of(options, os.environ)
     drain = drain_by_process(address_of(options, os.environ), _node_id(options.node_id))
-    watch = Watch(cloud, drain, _say)
+    watch = SpotWatch(cloud, drain, _say)
     signal.signal(signal.SIGTERM, _end)
     while True:
         watch.step()

@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import RayError
 
 from raymat.cluster.nodes import draining_nodes
-from raymat.train.loop.watchdog import Doing, Pulse
+from raymat.train.loop.watchdog import Activity, Heartbeat
 from raymat.train.run.notice import Notice, merge
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Sign:
     node: str
     """Ray's id of it, in hex."""
     pid: int
-    doing: Doing
+    doing: Activity
 
 
 _told_to_end: list[float] = []
@@ -57,12 +57,12 @@ def mind_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: _told_to_end.append(time.time()))
 
 
-class Listener:
+class NoticeListener:
     """One rank's ears, and its sign of life. Rank 0 also hears what the driver wishes."""
 
     def __init__(self, board: Any, rank: int) -> None:
         self._board, self._rank = board, rank
-        self._pulse: Pulse | None = None
+        self._pulse: Heartbeat | None = None
         self._polls = 0
         self._node = ray.get_runtime_context().get_node_id()
         self._notice: Notice | None = None
@@ -78,7 +78,7 @@ class Listener:
         """What holds now."""
         return self._notice
 
-    def attend(self, pulse: Pulse) -> None:
+    def attend(self, pulse: Heartbeat) -> None:
         """From now on let the board know what the training thread does."""
         self._pulse = pulse
 

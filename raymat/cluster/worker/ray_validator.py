@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.cluster.validation_task import first_line
 from raymat.config.run import RunConfig
-from raymat.train.validation.interface import Job, Place, Standing
+from raymat.train.validation.interface import Job, Place, ValidationStatus
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class RayValidator:
         self._config, self._per_worker = config, per_worker
         self._claim: Mapping[str, float] = {}
         self._asked: Any = None
-        self._standing = Standing(None, "waiting", 0.0)
+        self._standing = ValidationStatus(None, "waiting", 0.0)
         self._heard = time.monotonic()
         """When the board said so."""
 
@@ -85,9 +85,9 @@ class RayValidator:
         node = ray.get_runtime_context().get_node_id()
         self._board.begin_validation.remote(self._job(checkpoint), dict(self._claim), node)
         self._asked = None
-        self._hear(Standing(checkpoint, "waiting", 0.0))
+        self._hear(ValidationStatus(checkpoint, "waiting", 0.0))
 
-    def look(self) -> Standing:
+    def look(self) -> ValidationStatus:
         """How far the newest one was when the board last answered; where that is long ago it counts as silence."""
         if self._asked is None:
             self._asked = self._board.validation.remote()
@@ -107,5 +107,5 @@ class RayValidator:
         """Nobody waits for it any more."""
         self._board.end_validation.remote()
 
-    def _hear(self, standing: Standing) -> None:
+    def _hear(self, standing: ValidationStatus) -> None:
         self._standing, self._heard = standing, time.monotonic()

@@ -20,16 +20,16 @@ from raymat.checkpoint.local_cache import folder_for
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.cluster.event_lines import told
 from raymat.cluster.worker.datasource import StreamPlan
-from raymat.cluster.worker.notice_listener import Listener
+from raymat.cluster.worker.notice_listener import NoticeListener
 from raymat.cluster.worker.ray_feed import RayFeed
 from raymat.cluster.worker.ray_validator import RayValidator
 from raymat.config.run import RunConfig
 from raymat.distributed.world import World
 from raymat.storage.store import Store
 from raymat.train.loop import trainer
-from raymat.train.loop.watchdog import Doing, Pulse
+from raymat.train.loop.watchdog import Activity, Heartbeat
 from raymat.train.observability.progress import Progress
-from raymat.train.run.lease.lease import Watch, require
+from raymat.train.run.lease.lease import LeaseWatch, require
 from raymat.train.run.notice import Notice
 from raymat.train.validation.interface import Job
 
@@ -71,13 +71,13 @@ class RayHost:
     resumes.
     """
 
-    def __init__(self, world: World, board: Any, lease: Watch | None) -> None:
+    def __init__(self, world: World, board: Any, lease: LeaseWatch | None) -> None:
         """`lease`: rank 0's eye on the driver's."""
         self._world = world
         self._board = board
         self._reporter = ThreadPoolExecutor(1, thread_name_prefix="report")
         self._reporting: Future[None] | None = None
-        self._listener = Listener(board, world.rank)
+        self._listener = NoticeListener(board, world.rank)
         self._lease = lease
 
     def committed(self, checkpoint: CheckpointId, metrics: dict[str, Any]) -> None:
@@ -123,11 +123,11 @@ class RayHost:
             return
         self.committed(checkpoint, {"step": checkpoint.step})
 
-    def attend(self, pulse: Pulse) -> None:
+    def attend(self, pulse: Heartbeat) -> None:
         """Let the board know what this worker does."""
         self._listener.attend(pulse)
 
-    def stuck(self, doing: Doing) -> None:
+    def stuck(self, doing: Activity) -> None:
         """End this process: the controller then starts all workers anew."""
         text = f"rank {self._world.rank} stood still {doing.what} after step {doing.step}"
         try:
@@ -166,7 +166,7 @@ def train_worker(config: dict[str, Any]) -> None:
         world=world,
         feed=feed,
         store=store,
-        host=RayHost(world, spec.board, Watch(store, spec.lease) if world.rank == 0 else None),
+        host=RayHost(world, spec.board, LeaseWatch(store, spec.lease) if world.rank == 0 else None),
         order=spec.plan.order,
         device=worker_device(spec.config),
         run_id=spec.run_id,

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raymat.checkpoint.async_writer import AsyncWriter, Counts, Decision, Load, WriterEvents, decide
-from raymat.checkpoint.local_cache import Nearby
+from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.distributed.collectives import Group
 from raymat.errors import StorageError
 from raymat.storage.store import Store
 from raymat.train.loop.interfaces import Host
-from raymat.train.loop.state import Promise, Record, capture, lasting
+from raymat.train.loop.state import ResumeContract, RunState, capture, lasting
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.observability.events import EventLog
 from raymat.train.observability.logger import Logger
@@ -64,10 +64,10 @@ class AsyncSaver:
         *,
         run_id: str,
         attempt: int,
-        promise: Promise,
+        promise: ResumeContract,
         loggers: Sequence[Logger],
         resumed: int = 0,
-        nearby: Nearby | None = None,
+        nearby: LocalCache | None = None,
     ) -> None:
         """`loggers` are flushed before each commit: a curve must not end before its checkpoint.
 
@@ -101,7 +101,7 @@ class AsyncSaver:
         """Snapshots that the busiest worker had on its way when they last spoke of it."""
 
     def save(
-        self, step: TrainStep, record: Record, metrics: dict[str, Any], *, urgent: bool = False
+        self, step: TrainStep, record: RunState, metrics: dict[str, Any], *, urgent: bool = False
     ) -> list[Saved]:
         """Take a snapshot, unless storage is too far behind and it is not `urgent`; returns what is committed by now.
 
@@ -138,7 +138,7 @@ class AsyncSaver:
             self.newest_step, self._newest_at = record.step, began
         return saved
 
-    def _keeps(self, record: Record) -> bool:
+    def _keeps(self, record: RunState) -> bool:
         """Whether the snapshot that waits is one that a validation needs."""
         return self.newest_step == record.pending_validation != record.step
 
@@ -173,7 +173,7 @@ class AsyncSaver:
         return self._agree()[1]
 
     def finish(
-        self, step: TrainStep, record: Record, metrics: dict[str, Any], *, until: float = math.inf
+        self, step: TrainStep, record: RunState, metrics: dict[str, Any], *, until: float = math.inf
     ) -> list[Saved]:
         """Wait until the state, saved before, is committed; it is taken again if it was given up.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.train.loop.watchdog import Doing, Pulse
+from raymat.train.loop.watchdog import Activity, Heartbeat
 from raymat.train.observability.progress import Progress
 from raymat.train.run.notice import Notice
 
@@ -33,10 +33,10 @@ class Host(Protocol):
     def event(self, event: dict[str, Any]) -> None:
         """An event that this worker writes to the run's log; must return at once."""
 
-    def attend(self, pulse: Pulse) -> None:
+    def attend(self, pulse: Heartbeat) -> None:
         """What this worker does can be seen there, at any time. Called once, before anything else."""
 
-    def stuck(self, doing: Doing) -> None:
+    def stuck(self, doing: Activity) -> None:
         """This worker's training thread stands still, for longer than it may: end the process, if somebody starts it anew.
 
         Called in a thread of its own.
@@ -67,10 +67,10 @@ class NullHost:
     def event(self, event: dict[str, Any]) -> None:
         return
 
-    def attend(self, pulse: Pulse) -> None:
+    def attend(self, pulse: Heartbeat) -> None:
         return
 
-    def stuck(self, doing: Doing) -> None:
+    def stuck(self, doing: Activity) -> None:
         return
 
     def ended(self) -> None:

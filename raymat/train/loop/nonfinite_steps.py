@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from raymat.errors import TrainingError
-from raymat.train.loop.train_step import Health
+from raymat.train.loop.train_step import StepHealth
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class BadStep:
         return f"step {self.step} (examples {self.first_example} to {self.last_example})"
 
 
-class HealthWatch:
+class NonfiniteStepCounter:
     """Reads the health of each step one step later on a GPU, at once on the CPU: the same on all workers.
 
     `in_a_row` is how many steps up to the newest one read had failed; it is part of the state.
@@ -47,10 +47,10 @@ class HealthWatch:
         """Whether any worker has heard of something in the newest step read."""
         self._limit = limit
         self._lag = 0 if device.type == "cpu" else 1
-        self._waiting: deque[tuple[int, range, Health]] = deque()
+        self._waiting: deque[tuple[int, range, StepHealth]] = deque()
         self._run: list[BadStep] = []
 
-    def push(self, step: int, numbers: range, health: Health) -> list[BadStep]:
+    def push(self, step: int, numbers: range, health: StepHealth) -> list[BadStep]:
         """Note completed step `step` on the examples `numbers`; returns the failed steps that were found now."""
         self._waiting.append((step, numbers, health))
         return self._read(self._lag)

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from raymat.distributed.collectives import Group
 from raymat.train.loop.checkpointing import AsyncSaver
 from raymat.train.loop.interfaces import Host
-from raymat.train.run.notice import Action, LeavingError, Notice, decide, merge
+from raymat.train.run.notice import Action, LeavingError, Notice, action_on, merge
 
 
-class Departure:
+class PreemptionHandler:
     """One worker's part. `heed` and `listen` are called by all workers, at the same places."""
 
     def __init__(
@@ -66,7 +66,7 @@ class Departure:
         self._note(notice, step)
         if notice is None:
             return
-        action = decide(
+        action = action_on(
             notice,
             times[0],
             save_seconds=max((s for s in saves if s is not None), default=None),

@@ -13,13 +13,13 @@ from raymat.distributed.collectives import Group
 from raymat.errors import StorageError
 from raymat.train.loop.interfaces import Host
 from raymat.train.loop.schedule import Schedule
-from raymat.train.loop.state import Record
+from raymat.train.loop.state import RunState
 from raymat.train.observability.image_grids import training_grids
 from raymat.train.observability.logger import Logger
 from raymat.train.observability.progress import Progress
 
 
-class Report:
+class Reporter:
     """One worker's; `loggers` are empty on all but rank 0."""
 
     def __init__(
@@ -79,7 +79,7 @@ class Report:
         """`checkpoint` is the newest one, committed or restored now."""
         self._commit = (checkpoint.step, time.time())
 
-    def progress(self, record: Record) -> None:
+    def progress(self, record: RunState) -> None:
         """Tell the host how far the run is."""
         if not self._group.leads:
             return
@@ -101,7 +101,7 @@ class Report:
             )
         )
 
-    def metrics(self, record: Record) -> dict[str, Any]:
+    def metrics(self, record: RunState) -> dict[str, Any]:
         """What a host is told with a commit: step, examples, the newest training loss, and what the newest validation
         found (`valid_loss`, `valid_sad`, ...), as far as it was finite."""
         found = {"step": record.step, "examples": record.cursor.next_example}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from raymat.checkpoint.catalog import scan
-from raymat.checkpoint.local_cache import Nearby, share_out
+from raymat.checkpoint.local_cache import LocalCache, share_out
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import Contents, Reading, read_contents
 from raymat.checkpoint.snapshot import Snapshot
@@ -19,7 +19,7 @@ from raymat.distributed.collectives import Group
 from raymat.errors import CheckpointError, RaymatError
 from raymat.storage.store import Store
 from raymat.train.loop.schedule import Schedule
-from raymat.train.loop.state import Promise, Record, install, require_place
+from raymat.train.loop.state import ResumeContract, RunState, install, require_place
 from raymat.train.loop.train_step import TrainStep
 
 OnSkip = Callable[[CheckpointId, str], None]
@@ -38,7 +38,7 @@ class Restored:
     """Where the run goes on."""
 
     checkpoint: CheckpointId | None = None
-    record: Record = field(default_factory=Record)
+    record: RunState = field(default_factory=RunState)
     nearby_bytes: int = 0
     """Of the checkpoint's files: read from the workers' own disks."""
     storage_bytes: int = 0
@@ -50,10 +50,10 @@ def restore(
     group: Group,
     *,
     run_id: str,
-    promise: Promise,
+    promise: ResumeContract,
     schedule: Schedule,
     on_skip: OnSkip,
-    nearby: Nearby | None = None,
+    nearby: LocalCache | None = None,
 ) -> Restored:
     """Put the newest verified checkpoint of the run into `step`, the same one on every worker.
 
@@ -90,7 +90,7 @@ def restore(
 
 
 def read_together(
-    store: Store, group: Group, contents: Contents, nearby: Nearby | None = None
+    store: Store, group: Group, contents: Contents, nearby: LocalCache | None = None
 ) -> tuple[Snapshot, int]:
     """The state in a checkpoint, on every worker, each byte of it read once; and how many of them were nearby.
 
@@ -123,7 +123,7 @@ def read_together(
     return snapshot, contents.bytes - rest.bytes
 
 
-def _read_nearby(reading: Reading, group: Group, nearby: Nearby | None) -> list[frozenset[str]]:
+def _read_nearby(reading: Reading, group: Group, nearby: LocalCache | None) -> list[frozenset[str]]:
     """The files that each rank has read from its disk, the digests being right. Called by all workers."""
     files = reading.contents.files
     held = group.gather(nearby.held(files) if nearby is not None else frozenset())

@@ -11,7 +11,7 @@ from raymat.checkpoint.retention import RetentionPolicy, plan, prune
 from raymat.errors import StorageError
 from raymat.storage.store import Store
 from raymat.train.loop.checkpointing import log
-from raymat.train.loop.state import Record
+from raymat.train.loop.state import RunState
 
 
 class Retainer:
@@ -27,7 +27,7 @@ class Retainer:
         self._running: Future[None] | None = None
         self._again = False
 
-    def committed(self, record: Record, damaged: Collection[CheckpointId]) -> None:
+    def committed(self, record: RunState, damaged: Collection[CheckpointId]) -> None:
         """Something was committed. Where the clearing from before is still under way this waits for the next commit."""
         if self._running is not None and not self._running.done():
             self._again = True
@@ -42,7 +42,7 @@ class Retainer:
             self._retain, values, frozenset(damaged), record.pending_validation
         )
 
-    def finish(self, record: Record, damaged: Collection[CheckpointId]) -> None:
+    def finish(self, record: RunState, damaged: Collection[CheckpointId]) -> None:
         """Return when all is cleared that the newest commit made needless."""
         if self._running is not None:
             self._running.result()

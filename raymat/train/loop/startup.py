@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from raymat.checkpoint.local_cache import Nearby
+from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.config.run import RunConfig
 from raymat.distributed.collectives import Group
@@ -18,18 +18,18 @@ from raymat.model.pretrained import InitReport, load_init, load_matching, shown
 from raymat.storage.store import Store
 from raymat.train.loop.restore import restore
 from raymat.train.loop.schedule import Schedule
-from raymat.train.loop.state import Promise, Record
+from raymat.train.loop.state import ResumeContract, RunState
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.optim.lr_schedule import settle_cosine
-from raymat.train.run.weights_reference import Selected, parse, pin, read_weights
+from raymat.train.run.weights_reference import Selected, parse_reference, pin, read_weights
 
 
 @dataclass(frozen=True)
-class Beginning:
+class Startup:
     """The network with its optimiser, and where it stands."""
 
     step: TrainStep
-    record: Record
+    record: RunState
     checkpoint: CheckpointId | None
     """Of which they are; None if nothing is trained yet."""
     damaged: frozenset[CheckpointId]
@@ -44,11 +44,11 @@ def begin(
     device: torch.device,
     *,
     run_id: str,
-    promise: Promise,
-    nearby: Nearby | None,
+    promise: ResumeContract,
+    nearby: LocalCache | None,
     beat: Callable[[str], None],
     tell: Callable[..., None],
-) -> Beginning:
+) -> Startup:
     """Build the network and put the run's state into it. Called by all workers; raises on all of them.
 
     `beat` is told what is being done, `tell` the events `skip`, `restore`, `init` and `ema`.
@@ -91,7 +91,7 @@ def begin(
     else:
         _initialise(step, config.model.init, group, tell)
     record.rates = settle_cosine(config, schedule.total_examples, record.rates)
-    return Beginning(step, record, found.checkpoint, frozenset(damaged))
+    return Startup(step, record, found.checkpoint, frozenset(damaged))
 
 
 def _build(config: RunConfig, group: Group, device: torch.device) -> TrainStep:
@@ -117,7 +117,7 @@ def _initialise(step: TrainStep, url: str | None, group: Group, tell: Callable[.
         step.ema.restart()
 
 
-def _tell_average(step: TrainStep, record: Record, tell: Callable[..., None]) -> None:
+def _tell_average(step: TrainStep, record: RunState, tell: Callable[..., None]) -> None:
     """A run that is given --ema-decay later has no average from before."""
     if step.ema is not None and not step.ema.updates:
         summary = f"the average of the weights begins with those of step {record.step}"
@@ -144,7 +144,7 @@ def initialise_from(network: MattingBase, url: str, group: Group) -> InitReport:
 
 
 def _load(network: MattingBase, url: str, group: Group) -> InitReport:
-    if parse(url).is_file:
+    if parse_reference(url).is_file:
         return load_init(network, url)
     selected, notes = _read_run(url, group)
     source = "; ".join([f"{shown(url)} ({selected.checkpoint})", *notes])

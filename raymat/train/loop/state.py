@@ -28,7 +28,7 @@ from raymat.checkpoint.state_dict import (
 )
 from raymat.config.fixed_options import DATASET, refuse_changes
 from raymat.config.run import RunConfig, from_dict, to_dict
-from raymat.data.lineage import NO_PAST, Past
+from raymat.data.lineage import NO_LINEAGE, Lineage
 from raymat.data.sample_order import Cursor
 from raymat.errors import CheckpointError, DataError
 from raymat.train.loop.schedule import Schedule
@@ -38,7 +38,7 @@ from raymat.train.validation.criteria import Validation, best_of, stop_reason, v
 
 
 @dataclass
-class Record:
+class RunState:
     """What a run remembers beside its tensors; equal on all workers."""
 
     step: int = 0
@@ -67,7 +67,7 @@ class Record:
             self.validations = kept
         self.validations.append(validation)
 
-    def stop_reason(self, config: RunConfig, past: Past) -> str | None:
+    def stop_reason(self, config: RunConfig, past: Lineage) -> str | None:
         """Why the run stops early now; None if it does not, or if there is a validation to be waited for."""
         pending = self.pending_validation is not None
         return None if pending else stop_reason(config, self.validations, past)
@@ -78,22 +78,22 @@ class Record:
         return best_of(self.validations, kept.best_metric, kept.best_mode)
 
 
-def stopped_in(extra: Mapping[str, Any], config: RunConfig, past: Past) -> str | None:
+def stopped_in(extra: Mapping[str, Any], config: RunConfig, past: Lineage) -> str | None:
     """Why a run of this `config` stops early at the checkpoint with this `extra`; None if it does not."""
-    record = Record(
+    record = RunState(
         validations=validations_of(extra), pending_validation=extra.get("pending_validation")
     )
     return record.stop_reason(config, past)
 
 
 @dataclass(frozen=True)
-class Promise:
+class ResumeContract:
     """What the weights depend on: a checkpoint that was made under another one cannot be resumed."""
 
     config: RunConfig
     listing_digest: str
     """Of the dataset."""
-    past: Past = NO_PAST
+    past: Lineage = NO_LINEAGE
     """Which datasets it had before, and where it had ended."""
 
     def refuse(self, extra: Mapping[str, Any]) -> None:
@@ -106,7 +106,7 @@ class Promise:
         # Where the dataset lies is no part of the promise: its listings are.
         refuse_changes(from_dict(extra["config"]), self.config, "the run", but=DATASET)
         used = Cursor.load_state_dict(extra["cursor"]).next_example
-        was = Past.from_dict(extra.get("past")).listings(used, extra["listing_digest"])
+        was = Lineage.from_dict(extra.get("past")).listings(used, extra["listing_digest"])
         now = self.past.listings(used, self.listing_digest)
         if was != now:
             raise DataError(
@@ -116,7 +116,7 @@ class Promise:
 
 
 def capture(
-    step: TrainStep, record: Record, promise: Promise
+    step: TrainStep, record: RunState, promise: ResumeContract
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state as (tensors, extra). The tensors are the live ones: copy them before the next step."""
     tensors = {MODEL + name: tensor for name, tensor in step.network.state_dict().items()}
@@ -160,7 +160,7 @@ def lasting(step: TrainStep) -> frozenset[str]:
     return frozenset(parameters | moments | averages)
 
 
-def install(step: TrainStep, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> Record:
+def install(step: TrainStep, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> RunState:
     """Put a captured state into a fresh `step`, to the bit; returns what the run remembers.
 
     An average of the weights that the state does not have begins with the weights.
@@ -177,7 +177,7 @@ def install(step: TrainStep, tensors: Mapping[str, Tensor], extra: Mapping[str, 
             step.ema.restart()
         else:
             step.ema.load(below(EMA, tensors), extra["ema"])
-    return Record(
+    return RunState(
         step=int(extra["step"]),
         cursor=Cursor.load_state_dict(extra["cursor"]),
         bad_steps=int(extra["bad_steps"]),
@@ -187,7 +187,7 @@ def install(step: TrainStep, tensors: Mapping[str, Tensor], extra: Mapping[str, 
     )
 
 
-def require_place(record: Record, schedule: Schedule) -> None:
+def require_place(record: RunState, schedule: Schedule) -> None:
     """CheckpointError for a checkpoint that is at another example than its step is in this run.
 
     Only the driver makes a run longer, and writes down where it had ended: this cannot happen but by a fault.

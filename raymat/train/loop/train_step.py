@@ -34,10 +34,10 @@ from raymat.train.optim.ema import WeightAverage
 from raymat.train.optim.forward import compose, loss_of
 from raymat.train.optim.freeze import freeze
 from raymat.train.optim.mixed_precision import LossScale, autocast, parameter_dtype
-from raymat.train.validation.evaluator import Examiner
+from raymat.train.validation.evaluator import Evaluator
 
 
-class Health:
+class StepHealth:
     """What became of a step, on its way from the device to the host."""
 
     def __init__(
@@ -73,7 +73,7 @@ class StepResult:
     """Sum of the losses of this worker's examples, float64 ()."""
     count: int
     """This worker's examples."""
-    health: Health
+    health: StepHealth
     pictures: dict[str, Tensor] | None
     """pha, fgr, err, src and bgr of this worker's examples, (n, c, h, w) in 0..1, where they were asked for."""
 
@@ -179,7 +179,7 @@ class TrainStep:
                 dist.broadcast(lead, src=0)
                 tensor.copy_(lead)
 
-    def examiners(self, metrics: Sequence[str]) -> dict[str, Examiner]:
+    def examiners(self, metrics: Sequence[str]) -> dict[str, Evaluator]:
         """What measures the loss and `metrics` of single examples: of the network (""), and of the average of its
         weights ("ema_") where there is one.
         """
@@ -187,7 +187,7 @@ class TrainStep:
         if self.ema is not None:
             networks["ema_"] = self.ema.network
         return {
-            prefix: Examiner(
+            prefix: Evaluator(
                 network,
                 stage=self._stage,
                 precision=self.precision,
@@ -201,7 +201,7 @@ class TrainStep:
         }
 
     @torch.no_grad()
-    def _apply(self, rates: Mapping[str, float], before: list[Tensor]) -> Health:
+    def _apply(self, rates: Mapping[str, float], before: list[Tensor]) -> StepHealth:
         """Let the optimiser step unless something is not finite; see the module's text."""
         loss = self._objective.loss_sum / self.scale.value
         norm = torch.nn.utils.get_total_norm(self._gradients.flats) / self.scale.value
@@ -216,7 +216,7 @@ class TrainStep:
         if self.ema is not None:
             self.ema.update(bad)
         self.scale.update(bad)
-        return Health(loss, norm, bad, failed, self._objective.heard > 0)
+        return StepHealth(loss, norm, bad, failed, self._objective.heard > 0)
 
     def _compose(self, batch: MicroBatch) -> Composed:
         return compose(

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from raymat.checkpoint.local_cache import Nearby
+from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.retention import RetentionPolicy
 from raymat.config.run import RunConfig
@@ -29,16 +29,16 @@ from raymat.errors import LeaseLostError, RaymatError, StorageError, TrainingErr
 from raymat.storage.store import Store
 from raymat.train.loop.checkpointing import AsyncSaver, Saved
 from raymat.train.loop.interfaces import Host
-from raymat.train.loop.nonfinite_steps import BadStep, HealthWatch
-from raymat.train.loop.preemption import Departure
-from raymat.train.loop.reporter import Report
+from raymat.train.loop.nonfinite_steps import BadStep, NonfiniteStepCounter
+from raymat.train.loop.preemption import PreemptionHandler
+from raymat.train.loop.reporter import Reporter
 from raymat.train.loop.retainer import Retainer
 from raymat.train.loop.schedule import Schedule
 from raymat.train.loop.startup import begin
-from raymat.train.loop.state import Promise, Record
+from raymat.train.loop.state import ResumeContract, RunState
 from raymat.train.loop.train_step import StepResult
-from raymat.train.loop.validation_points import Parts, Validations
-from raymat.train.loop.watchdog import Doing, Pulse, StuckWatch
+from raymat.train.loop.validation_points import Parts, ValidationPoints
+from raymat.train.loop.watchdog import Activity, Heartbeat, Watchdog
 from raymat.train.observability.events import EventLog
 from raymat.train.observability.logger_setup import make_loggers
 from raymat.train.observability.unreadable_images import ReplacementReport
@@ -47,7 +47,7 @@ from raymat.train.optim.mixed_precision import settled
 from raymat.train.run.attempt import Attempt, begin_attempt
 from raymat.train.run.notice import LeavingError
 from raymat.train.validation.criteria import Validation, plateau_reductions
-from raymat.train.validation.deferred import LateValidation
+from raymat.train.validation.deferred import DeferredValidation
 from raymat.train.validation.evaluator import finite
 from raymat.train.validation.interface import NoValidator, Validator
 
@@ -111,17 +111,17 @@ def run(
     )
     attempt.events.listener = host.event
     attempt.events.write_beside()
-    pulse = Pulse()
+    pulse = Heartbeat()
     host.attend(pulse)
 
-    def stuck(doing: Doing) -> None:
+    def stuck(doing: Activity) -> None:
         attempt.events.emit("stuck", rank=world.rank, **dataclasses.asdict(doing))
         attempt.events.close()
         host.stuck(doing)
 
     limit = config.workers.stuck_after.seconds
-    with _TellFailure(attempt.events), StuckWatch(pulse, limit, stuck):
-        promise = Promise(config, listing_digest, order.past)
+    with _TellFailure(attempt.events), Watchdog(pulse, limit, stuck):
+        promise = ResumeContract(config, listing_digest, order.past)
         training = _Training(config, schedule, order, group, feed, store, host, attempt, pulse)
         return training.run(run_id, promise, device, nearby, validator or NoValidator())
 
@@ -162,13 +162,13 @@ class _Training:
         store: Store,
         host: Host,
         attempt: Attempt,
-        pulse: Pulse,
+        pulse: Heartbeat,
     ) -> None:
         self.config, self.schedule, self.order = config, schedule, order
         self.group, self.feed, self.store, self.host = group, feed, store, host
         self.attempt, self.events, self.pulse = attempt, attempt.events, pulse
         loggers = make_loggers(store, attempt.number, config.log.logger, group)
-        self.report = Report(
+        self.report = Reporter(
             stage=config.stage,
             schedule=schedule,
             group=group,
@@ -177,7 +177,7 @@ class _Training:
             loggers=loggers,
         )
         self.replaced = ReplacementReport(attempt.events)
-        self.record = Record()
+        self.record = RunState()
         self.stopped: str | None = None
         """Why training ends before the run's length."""
         self.began, self.trained, self.fed = time.monotonic(), False, math.nan
@@ -185,18 +185,18 @@ class _Training:
     def run(
         self,
         run_id: str,
-        promise: Promise,
+        promise: ResumeContract,
         device: torch.device,
         nearby: str | None,
         validator: Validator,
     ) -> Outcome:
-        self.nearby = Nearby.open(nearby, run_id, self.events.emit) if nearby else None
-        self.watch = HealthWatch(self.config.optim.max_bad_steps, device)
+        self.nearby = LocalCache.open(nearby, run_id, self.events.emit) if nearby else None
+        self.watch = NonfiniteStepCounter(self.config.optim.max_bad_steps, device)
         self._begin(run_id, promise, device)
         self.saver = self._saver(run_id, promise)
         self.step.before_update = self.saver.settle
         self.saver.on_look = lambda: self._beat("waiting for storage")
-        self.departure = Departure(
+        self.departure = PreemptionHandler(
             self.group, self.host, self.saver, tell=self._tell, commit=self._commit
         )
         self.validations = self._validations(run_id, validator)
@@ -227,7 +227,7 @@ class _Training:
 
     # Before the first step.
 
-    def _begin(self, run_id: str, promise: Promise, device: torch.device) -> None:
+    def _begin(self, run_id: str, promise: ResumeContract, device: torch.device) -> None:
         found = begin(
             self.config,
             self.store,
@@ -249,7 +249,7 @@ class _Training:
         self.report.resumed(self.record.step)
         self.host.restored(self.newest)
 
-    def _saver(self, run_id: str, promise: Promise) -> AsyncSaver:
+    def _saver(self, run_id: str, promise: ResumeContract) -> AsyncSaver:
         kept, number = self.config.checkpoint, self.attempt.number
         policy = RetentionPolicy(keep=kept.keep, best=kept.best_mode)
         self.retainer = (
@@ -270,9 +270,9 @@ class _Training:
             nearby=self.nearby,
         )
 
-    def _validations(self, run_id: str, validator: Validator) -> Validations:
+    def _validations(self, run_id: str, validator: Validator) -> ValidationPoints:
         limit = self.config.workers.stuck_after.seconds
-        late = LateValidation(self.store, validator, self._tell, limit=limit)
+        late = DeferredValidation(self.store, validator, self._tell, limit=limit)
         parts = Parts(
             config=self.config,
             schedule=self.schedule,
@@ -293,7 +293,7 @@ class _Training:
             complete=lambda: self._complete,
             valid_since=self.order.past.valid_since,
         )
-        return Validations(parts, self.record, late if self.group.leads else None)
+        return ValidationPoints(parts, self.record, late if self.group.leads else None)
 
     # Steps.
 

@@ -21,18 +21,18 @@ from raymat.distributed.collectives import Group
 from raymat.errors import CheckpointError, RaymatError
 from raymat.storage.store import Store
 from raymat.train.loop.checkpointing import AsyncSaver, Saved
-from raymat.train.loop.preemption import Departure
-from raymat.train.loop.reporter import Report
+from raymat.train.loop.preemption import PreemptionHandler
+from raymat.train.loop.reporter import Reporter
 from raymat.train.loop.restore import read_together
 from raymat.train.loop.schedule import Schedule
-from raymat.train.loop.state import Record
+from raymat.train.loop.state import RunState
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.observability.unreadable_images import ReplacementReport
-from raymat.train.validation.checkpoint_validation import examiners_of
+from raymat.train.validation.checkpoint_validation import evaluators_of
 from raymat.train.validation.criteria import Validation
-from raymat.train.validation.deferred import Answer, LateValidation
-from raymat.train.validation.evaluator import Examiner, validate
-from raymat.train.validation.result import Result
+from raymat.train.validation.deferred import Answer, DeferredValidation
+from raymat.train.validation.evaluator import Evaluator, validate
+from raymat.train.validation.result import StoredResult
 
 POLL_SECONDS = 0.2
 """How often the workers look whether what they wait for is there."""
@@ -51,8 +51,8 @@ class Parts:
     feed: Feed
     step: TrainStep
     saver: AsyncSaver
-    departure: Departure
-    report: Report
+    departure: PreemptionHandler
+    report: Reporter
     replaced: ReplacementReport
     beat: Callable[[str], None]
     """Says what this worker turns to."""
@@ -68,10 +68,10 @@ class Parts:
     """The step after which the validation set became what it is."""
 
 
-class Validations:
+class ValidationPoints:
     """Every method is called by all workers, at the same steps."""
 
-    def __init__(self, parts: Parts, record: Record, late: LateValidation | None) -> None:
+    def __init__(self, parts: Parts, record: RunState, late: DeferredValidation | None) -> None:
         """`late`: on rank 0 alone."""
         self._parts, self._record, self._late = parts, record, late
         self._beside = False
@@ -164,14 +164,16 @@ class Validations:
     def _await(self, step: int) -> Answer:
         while True:
             lost = not self._parts.saver.awaits(step)
-            answer: Answer = self._alike(partial(LateValidation.look, lost=lost, waited_for=True))
+            answer: Answer = self._alike(
+                partial(DeferredValidation.look, lost=lost, waited_for=True)
+            )
             if not answer.waits:
                 return answer
             self._between("waiting for a validation")
             time.sleep(POLL_SECONDS)
             self._parts.committed(self._parts.saver.poll())
 
-    def _from(self, checkpoint: CheckpointId) -> tuple[Result | None, str]:
+    def _from(self, checkpoint: CheckpointId) -> tuple[StoredResult | None, str]:
         """Validate a checkpoint together, with networks of its own: training's stay as they are."""
         parts, began = self._parts, time.monotonic()
         contents = self._contents(checkpoint)
@@ -181,13 +183,13 @@ class Validations:
             snapshot, _ = read_together(parts.store, parts.group, contents)
         except CheckpointError as error:
             return None, error.line
-        examiners = examiners_of(snapshot.tensors, snapshot.extra, parts.config, parts.step.device)
+        examiners = evaluators_of(snapshot.tensors, snapshot.extra, parts.config, parts.step.device)
         return self._pause(examiners, began), ""
 
     def _contents(self, checkpoint: CheckpointId) -> Contents | str:
         """What to read of it, or why it cannot be read."""
 
-        def read(late: LateValidation) -> Contents | str:
+        def read(late: DeferredValidation) -> Contents | str:
             try:
                 return read_contents(self._parts.store, checkpoint, self._parts.run_id)
             except CheckpointError as error:
@@ -197,8 +199,8 @@ class Validations:
         return found
 
     def _pause(
-        self, examiners: dict[str, Examiner] | None = None, began: float | None = None
-    ) -> Result:
+        self, examiners: dict[str, Evaluator] | None = None, began: float | None = None
+    ) -> StoredResult:
         """What all workers find together. Default: of the weights as they are."""
         parts = self._parts
         began = time.monotonic() if began is None else began
@@ -212,7 +214,7 @@ class Validations:
             parts.replaced.see,
             lambda: self._between("validating"),
         )
-        return Result(found, "loop", time.monotonic() - began)
+        return StoredResult(found, "loop", time.monotonic() - began)
 
     def _between(self, what: str) -> None:
         self._parts.beat(what)
@@ -221,12 +223,12 @@ class Validations:
         if step and not self._parts.complete():
             self._parts.departure.listen(step)
 
-    def _keep(self, result: Result) -> None:
+    def _keep(self, result: StoredResult) -> None:
         """It counts later, as if it had been found beside training."""
         attempt = self._parts.attempt
         self._alike(lambda late: late.here(result, attempt))
 
-    def _apply(self, step: int, result: Result | None, waited: float = 0.0) -> None:
+    def _apply(self, step: int, result: StoredResult | None, waited: float = 0.0) -> None:
         """`result` is that of the validation after `step` steps, and counts from now on; None: it is lost."""
         found = result.found if result else None
         loss, metrics = (found.loss, found.metrics) if found else (None, {})
@@ -235,7 +237,7 @@ class Validations:
             self._parts.replaced.note(result.replaced)
             self._show(step, result, waited)
 
-    def _show(self, step: int, result: Result, waited: float = 0.0) -> None:
+    def _show(self, step: int, result: StoredResult, waited: float = 0.0) -> None:
         """A row and an event."""
         found = result.found
         self._parts.report.row(
@@ -256,7 +258,7 @@ class Validations:
             waited=waited,
         )
 
-    def _alike(self, ask: Callable[[LateValidation], Any]) -> Any:
+    def _alike(self, ask: Callable[[DeferredValidation], Any]) -> Any:
         """What `ask` gives on rank 0, on all workers; what it raises is raised on all of them."""
         value: Any = None
         if self._late is not None:

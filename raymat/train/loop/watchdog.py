@@ -19,7 +19,7 @@ STACK_FRAMES = 12
 
 
 @dataclass(frozen=True)
-class Doing:
+class Activity:
     """What the training thread does."""
 
     what: str
@@ -32,7 +32,7 @@ class Doing:
     """Where in the code it is, a line for each frame, the innermost last."""
 
 
-class Pulse:
+class Heartbeat:
     """Made and beaten by the training thread, read by any other."""
 
     def __init__(self) -> None:
@@ -48,19 +48,19 @@ class Pulse:
         """Since the last beat."""
         return time.monotonic() - self._at
 
-    def look(self) -> Doing:
+    def look(self) -> Activity:
         """What goes on now, with the stack."""
         (what, step), seconds = self._doing, self.seconds()
         frame = sys._current_frames().get(self._thread)
         stack = traceback.extract_stack(frame, limit=None)[-STACK_FRAMES:] if frame else []
         lines = [f"{entry.filename}:{entry.lineno} {entry.name}" for entry in stack]
-        return Doing(what, step, time.time() - seconds, "\n".join(lines))
+        return Activity(what, step, time.time() - seconds, "\n".join(lines))
 
 
-class StuckWatch:
+class Watchdog:
     """A thread that notices when the pulse stops. A context manager around what beats it."""
 
-    def __init__(self, pulse: Pulse, limit: float, stuck: Callable[[Doing], None]) -> None:
+    def __init__(self, pulse: Heartbeat, limit: float, stuck: Callable[[Activity], None]) -> None:
         """`stuck` is called once, in the watch's thread, when there was no beat for `limit` seconds."""
         self._pulse, self._limit, self._stuck = pulse, limit, stuck
         self._ended = threading.Event()

@@ -9,14 +9,14 @@ from typing import Any
 from raymat.checkpoint.catalog import read_extra, scan
 from raymat.checkpoint.state_dict import require_format
 from raymat.config.run import RunConfig, from_dict
-from raymat.data.lineage import NO_PAST, Era, Past, Steps
+from raymat.data.lineage import NO_LINEAGE, DatasetSpan, Lineage, Steps
 from raymat.data.sample_order import Cursor
 from raymat.errors import CheckpointError
 from raymat.storage.store import Store
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunPosition:
     """Where the newest checkpoint is: completed steps, examples consumed, and whether the run was to end there."""
 
     step: int = 0
@@ -24,7 +24,7 @@ class Standing:
     ended: bool = False
 
 
-def total_examples(config: RunConfig, first_pairs: int, past: Past = NO_PAST) -> int:
+def total_examples(config: RunConfig, first_pairs: int, past: Lineage = NO_LINEAGE) -> int:
     """How many examples the run trains on: whole steps, or virtual epochs of `--epoch-examples` (default: `first_pairs`, as
     many pairs as the run was begun with)."""
     length = config.length
@@ -34,7 +34,7 @@ def total_examples(config: RunConfig, first_pairs: int, past: Past = NO_PAST) ->
     return max(1, round(length.epochs * (length.epoch_examples or first_pairs)))
 
 
-def standing(store: Store, run_id: str, first_pairs: int) -> Standing:
+def standing(store: Store, run_id: str, first_pairs: int) -> RunPosition:
     """Where the run's newest checkpoint stands, as far as its manifests and its small file tell.
 
     Should a shard of it turn out to be damaged, an older one is taken, and the run comes by here again.
@@ -48,19 +48,19 @@ def standing(store: Store, run_id: str, first_pairs: int) -> Standing:
                 return standing_of(read_extra(store, status, run_id), first_pairs)
             except CheckpointError:
                 continue
-    return Standing()
+    return RunPosition()
 
 
-def standing_of(extra: Mapping[str, Any], first_pairs: int) -> Standing:
+def standing_of(extra: Mapping[str, Any], first_pairs: int) -> RunPosition:
     """Where a state with this `extra` stands."""
     require_format(extra)
     used = Cursor.load_state_dict(extra["cursor"]).next_example
-    past = Past.from_dict(extra.get("past"))
+    past = Lineage.from_dict(extra.get("past"))
     total = total_examples(from_dict(extra["config"]), first_pairs, past)
-    return Standing(int(extra["step"]), used, used >= total)
+    return RunPosition(int(extra["step"]), used, used >= total)
 
 
-def longer(config: RunConfig, first_pairs: int, past: Past, at: Standing) -> Past:
+def longer(config: RunConfig, first_pairs: int, past: Lineage, at: RunPosition) -> Lineage:
     """`past` with the end that the run is at, if it had ended there and now is to go on."""
     if not at.ended or at.examples <= max(past.ends, default=0):
         return past
@@ -69,8 +69,8 @@ def longer(config: RunConfig, first_pairs: int, past: Past, at: Standing) -> Pas
 
 
 def with_more_data(
-    past: Past, before: tuple[int, int, str], at: Standing, valid_changed: bool
-) -> Past:
+    past: Lineage, before: tuple[int, int, str], at: RunPosition, valid_changed: bool
+) -> Lineage:
     """`past` with the present dataset, `before` (pairs, backgrounds, listing's digest), as one that has grown since.
 
     The new one begins with the next pass.
@@ -80,6 +80,6 @@ def with_more_data(
     end = past.start + -(-begun // pairs) * pairs
     return replace(
         past,
-        eras=(*past.eras, Era(end, pairs, backgrounds, listing)),
+        eras=(*past.eras, DatasetSpan(end, pairs, backgrounds, listing)),
         valid_since=at.step if valid_changed else past.valid_since,
     )

@@ -73,7 +73,7 @@ def merge(notices: Iterable[Notice | None]) -> Notice | None:
     )
 
 
-def decide(
+def action_on(
     notice: Notice,
     now: float,
     *,

@@ -17,20 +17,20 @@ from typing import Any
 from raymat.config.fixed_options import DATASET, LENGTH, refuse_changes
 from raymat.config.run import RunConfig, from_dict, to_dict
 from raymat.data.batch import Geometry
-from raymat.data.lineage import NO_PAST, Past
+from raymat.data.lineage import NO_LINEAGE, Lineage
 from raymat.data.run_dataset import Grown, grow_dataset, source_of
 from raymat.data.sample_order import SampleOrder
 from raymat.data.source import SourceSpec
 from raymat.errors import DataError
 from raymat.storage.store import Store
-from raymat.train.run.extension import Standing, longer, standing, total_examples, with_more_data
+from raymat.train.run.extension import RunPosition, longer, standing, total_examples, with_more_data
 from raymat.train.run.run_file import RUN_FILE, RUN_FORMATS, create_run, read_run
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Change:
+class RunChange:
     """What a resumed run was told to do otherwise: an event of this kind, with these fields, and a line for people."""
 
     kind: str
@@ -49,7 +49,7 @@ class PreparedRun:
     order: SampleOrder
     geometry: Geometry
     resumed: bool
-    changes: tuple[Change, ...] = ()
+    changes: tuple[RunChange, ...] = ()
     """What is new since the run was last driven."""
 
 
@@ -73,7 +73,7 @@ def prepare(
     # A wish for this once, no part of what the run is.
     config = replace(config, data=replace(config.data, grow_dataset=False))
     stored = read_run(store)
-    changes: list[Change] = []
+    changes: list[RunChange] = []
     resumed = stored is not None
     if stored is None:
         stored = create_run(config, store)
@@ -88,9 +88,9 @@ def prepare(
 
 
 def _prepared(
-    config: RunConfig, store: Store, stored: dict[str, Any], resumed: bool, changes: list[Change]
+    config: RunConfig, store: Store, stored: dict[str, Any], resumed: bool, changes: list[RunChange]
 ) -> PreparedRun:
-    past = Past.from_dict(stored.get("past"))
+    past = Lineage.from_dict(stored.get("past"))
     source = source_of(config, store, stored["listing"])
     opened = source.open()
     if config.log.valid_examples and not opened.valid_pairs:
@@ -123,21 +123,21 @@ def _prepared(
 
 def _continue(
     config: RunConfig, store: Store, stored: dict[str, Any], grow: bool
-) -> tuple[dict[str, Any], list[Change]]:
+) -> tuple[dict[str, Any], list[RunChange]]:
     """The run's `run.json` with another length, and the dataset looked at again if `grow`; and what that changes."""
-    past, changes = Past.from_dict(stored.get("past")), []
+    past, changes = Lineage.from_dict(stored.get("past")), []
     before = source_of(config, store, stored["listing"]).open()
     pairs = past.first_pairs(before.pairs)
     at = standing(store, stored["run_id"], pairs)
     if (continued := longer(config, pairs, past, at)) != past:
         past = continued
         line = f"the run had ended after {at.examples} examples (step {at.step}), and goes on"
-        changes.append(Change("longer", line, {"step": at.step, "examples": at.examples}))
+        changes.append(RunChange("longer", line, {"step": at.step, "examples": at.examples}))
     listing = stored["listing"]
     if grow:
         found = grow_dataset(config, store, listing)
         if found.listing["digest"] == listing["digest"]:
-            changes.append(Change("grow", "nothing was added to the dataset"))
+            changes.append(RunChange("grow", "nothing was added to the dataset"))
         else:
             was = (before.pairs, before.backgrounds, str(listing["digest"]))
             past = with_more_data(past, was, at, found.valid_changed)
@@ -146,14 +146,14 @@ def _continue(
     now = to_dict(config)
     kept = {name: now[name] for name in (*DATASET, *LENGTH)}
     return stored | {
-        "format": RUN_FORMATS[past != NO_PAST],
+        "format": RUN_FORMATS[past != NO_LINEAGE],
         "config": stored["config"] | kept,
         "listing": listing,
         "past": past.to_dict(),
     }, changes
 
 
-def _growth(past: Past, at: Standing, found: Grown) -> Change:
+def _growth(past: Lineage, at: RunPosition, found: Grown) -> RunChange:
     line = (
         f"the dataset has grown: {', '.join(map(str, found.added))}; from example {past.start} on"
     )
@@ -167,4 +167,4 @@ def _growth(past: Past, at: Standing, found: Grown) -> Change:
         "listing": found.listing["digest"],
         "valid_since": past.valid_since,
     }
-    return Change("grow", line, fields)
+    return RunChange("grow", line, fields)

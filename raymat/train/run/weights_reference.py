@@ -94,7 +94,7 @@ def read_weights(
     Raises:
         WeightsError: there is nothing that `what` could mean. StorageError: storage cannot be read.
     """
-    request = parse(what)
+    request = parse_reference(what)
     if request.is_file:
         return _from_file(request.url)
     return _selected(read_state(what, on_skip=on_skip, options=options), request.ema)
@@ -107,7 +107,7 @@ def read_state(
     options: Mapping[str, Any] | None = None,
 ) -> State:
     """All of the checkpoint that `what` means; arguments and errors are `read_weights`'s, which also takes files."""
-    request = parse(what)
+    request = parse_reference(what)
     storage, name, checkpoint = split_run_url(request.url)
     store = Store.open(storage, name, options=options)
     reasons: list[str] = []
@@ -128,7 +128,7 @@ def read_state(
     raise WeightsError(f"no checkpoint that verifies for {shown(what)}: {reasons[0]}")
 
 
-def parse(what: str) -> Request:
+def parse_reference(what: str) -> Request:
     """Take the text apart; whether there is such a thing is not asked.
 
     Raises:
@@ -164,7 +164,7 @@ def parse(what: str) -> Request:
 
 def pin(what: str, checkpoint: CheckpointId) -> str:
     """The text that means this checkpoint of the run in `what`, whatever is newest or best when it is read."""
-    request = parse(what)
+    request = parse_reference(what)
     storage, name, _ = split_run_url(request.url)
     return f"{storage.rstrip('/')}/{name}/{CHECKPOINTS}/{checkpoint}{'@ema' if request.ema else ''}"
 

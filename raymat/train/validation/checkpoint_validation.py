@@ -24,16 +24,16 @@ from raymat.distributed.world import World
 from raymat.model.matting import build
 from raymat.storage.store import Store
 from raymat.train.optim.mixed_precision import parameter_dtype
-from raymat.train.validation.evaluator import Examiner, singles, validate
+from raymat.train.validation.evaluator import Evaluator, singles, validate
 from raymat.train.validation.interface import Job
-from raymat.train.validation.result import Result, write_result
+from raymat.train.validation.result import StoredResult, write_result
 
 
 def validate_checkpoint(
     job: Job,
     device: torch.device,
     sign: Callable[[], None] = lambda: None,
-) -> Result:
+) -> StoredResult:
     """Validate a checkpoint in this process alone, and leave the result in storage.
 
     `sign` is called at once, and then before each example. Sets this process's number of threads, as training does.
@@ -47,7 +47,7 @@ def validate_checkpoint(
     torch.set_num_threads(config.workers.threads)
     store = Store.open(config.storage, config.name)
     snapshot = read_checkpoint(store, job.checkpoint, job.run_id)
-    examiners = examiners_of(snapshot.tensors, snapshot.extra, config, device)
+    examiners = evaluators_of(snapshot.tensors, snapshot.extra, config, device)
     world = World()
     feed = _SingleFeed(job.source.open(), job.order, job.geometry, world)
     replaced: list[Replacement] = []
@@ -56,7 +56,7 @@ def validate_checkpoint(
         replaced.extend(batch.replaced)
 
     found = validate(examiners, feed, Group(world, device), see, sign)
-    result = Result(found, "beside", time.monotonic() - began, tuple(replaced))
+    result = StoredResult(found, "beside", time.monotonic() - began, tuple(replaced))
     write_result(store, job.checkpoint, result)
     return result
 
@@ -69,12 +69,12 @@ class _SingleFeed(LocalFeed):
             yield from singles(batch)
 
 
-def examiners_of(
+def evaluators_of(
     tensors: Mapping[str, Tensor],
     extra: Mapping[str, Any],
     config: RunConfig,
     device: torch.device,
-) -> dict[str, Examiner]:
+) -> dict[str, Evaluator]:
     """What measures examples by the weights of a checkpoint (""), and, where the run keeps one, by their average
     ("ema_").
 
@@ -90,7 +90,7 @@ def examiners_of(
 
 def _examiner(
     weights: Mapping[str, Tensor], extra: Mapping[str, Any], config: RunConfig, device: torch.device
-) -> Examiner:
+) -> Evaluator:
     precision = config.optim.precision
     assert precision is not None
     channels_last = bool(extra["channels_last"])
@@ -99,7 +99,7 @@ def _examiner(
     if channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     copy_same(network.state_dict(), weights, "model")
-    return Examiner(
+    return Evaluator(
         network,
         stage=config.stage,
         precision=precision,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raymat.config.run import Mode, RunConfig
-from raymat.data.lineage import NO_PAST, Past, Steps
+from raymat.data.lineage import NO_LINEAGE, Lineage, Steps
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def follow(
 
 
 def plateau_reductions(
-    config: RunConfig, validations: Sequence[Validation], past: Past = NO_PAST
+    config: RunConfig, validations: Sequence[Validation], past: Lineage = NO_LINEAGE
 ) -> int:
     """How often a plateau has lowered the rates by these validations.
 
@@ -104,7 +104,7 @@ def plateau_reductions(
 
 
 def stop_reason(
-    config: RunConfig, validations: Sequence[Validation], past: Past = NO_PAST
+    config: RunConfig, validations: Sequence[Validation], past: Lineage = NO_LINEAGE
 ) -> str | None:
     """Why the run stops early now, in one line; None if it does not. Where its dataset has grown patience begins anew."""
     length = config.length
@@ -128,7 +128,7 @@ def stop_reason(
 
 
 def _points(
-    config: RunConfig, validations: Iterable[Validation], past: Past, metric: str
+    config: RunConfig, validations: Iterable[Validation], past: Lineage, metric: str
 ) -> Iterable[tuple[int, float | None]]:
     steps = Steps(config.data.batch_size, past.ends)
     return ((steps.examples(v.step), v.value(metric)) for v in validations)

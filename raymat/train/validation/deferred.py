@@ -16,7 +16,7 @@ from raymat.checkpoint.manifest import CheckpointId
 from raymat.errors import StorageError
 from raymat.storage.store import Store
 from raymat.train.validation.interface import Place, Validator
-from raymat.train.validation.result import Result, find_result, read_result, write_result
+from raymat.train.validation.result import StoredResult, find_result, read_result, write_result
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ PLACE_SECONDS = 60.0
 class Answer:
     """What is known of the result that the workers wait for."""
 
-    result: Result | None = None
+    result: StoredResult | None = None
     """It is there."""
     checkpoint: CheckpointId | None = None
     """Without a result: the workers have to validate this checkpoint themselves."""
@@ -43,7 +43,7 @@ class Answer:
         return self.result is None and not self.reason
 
 
-class LateValidation:
+class DeferredValidation:
     """Rank 0's view of it."""
 
     def __init__(
@@ -53,7 +53,7 @@ class LateValidation:
         self._store, self._validator, self._tell, self._limit = store, validator, tell, limit
         self._step: int | None = None
         self._checkpoint: CheckpointId | None = None
-        self._result: Result | None = None
+        self._result: StoredResult | None = None
         self._begun = 0
         """How often."""
         self._reason = ""
@@ -84,7 +84,7 @@ class LateValidation:
         if found:
             self.committed(restored if restored in found else max(found))
 
-    def here(self, result: Result, attempt: int) -> None:
+    def here(self, result: StoredResult, attempt: int) -> None:
         """The workers have found the result themselves."""
         self._result = result
         assert self._step is not None

@@ -28,7 +28,7 @@ Values = dict[str, float]
 """What was measured of one example, by name: loss and metrics."""
 
 
-class Examiner:
+class Evaluator:
     """A network's loss and metrics of single examples."""
 
     def __init__(
@@ -85,7 +85,7 @@ class ValidationResult:
 
 
 def validate(
-    examiners: Mapping[str, Examiner],
+    examiners: Mapping[str, Evaluator],
     feed: Feed,
     group: Group,
     see: Callable[[MicroBatch], None],
@@ -110,7 +110,7 @@ def validate(
     return ValidationResult(means.pop("loss", None), means, len(values), digest)
 
 
-def examine(examiners: Mapping[str, Examiner], batch: MicroBatch) -> dict[int, Values]:
+def examine(examiners: Mapping[str, Evaluator], batch: MicroBatch) -> dict[int, Values]:
     """What each of `examiners` measures of each example, its key before the names; by example number."""
     found: dict[int, Values] = {example.number: {} for example in batch.examples}
     for prefix, examiner in examiners.items():

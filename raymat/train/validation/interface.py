@@ -40,7 +40,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Standing:
+class ValidationStatus:
     """How far a validation beside training is."""
 
     checkpoint: CheckpointId | None
@@ -65,7 +65,7 @@ class Validator(Protocol):
     def begin(self, checkpoint: CheckpointId) -> None:
         """Validate `checkpoint`. If it is being validated already that goes on; of another one, that is ended."""
 
-    def look(self) -> Standing:
+    def look(self) -> ValidationStatus:
         """How far the newest one is, as far as is known."""
 
     def end(self) -> None:
@@ -81,8 +81,8 @@ class NoValidator:
     def begin(self, checkpoint: CheckpointId) -> None:
         return
 
-    def look(self) -> Standing:
-        return Standing(None, "died", 0.0, "there is nobody to do it")
+    def look(self) -> ValidationStatus:
+        return ValidationStatus(None, "died", 0.0, "there is nobody to do it")
 
     def end(self) -> None:
         return

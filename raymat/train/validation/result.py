@@ -21,7 +21,7 @@ _NAME = re.compile(rf"(?:^|/){FOLDER}/(step-\d+-a\d+)\.json$")
 
 
 @dataclass(frozen=True)
-class Result:
+class StoredResult:
     """What a validation found, and how."""
 
     found: ValidationResult
@@ -36,7 +36,7 @@ class Result:
         return json.dumps({"format": FORMAT} | asdict(self), allow_nan=False).encode()
 
     @classmethod
-    def from_json(cls, data: bytes) -> Result | None:
+    def from_json(cls, data: bytes) -> StoredResult | None:
         """The inverse; None for an object that is damaged, or of another version's."""
         try:
             values = json.loads(data)
@@ -49,18 +49,18 @@ class Result:
             return None
 
 
-def write_result(store: Store, checkpoint: CheckpointId, result: Result) -> None:
+def write_result(store: Store, checkpoint: CheckpointId, result: StoredResult) -> None:
     """Raises StorageError."""
     store.write(f"{FOLDER}/{checkpoint}.json", result.to_json())
 
 
-def read_result(store: Store, checkpoint: CheckpointId) -> Result | None:
+def read_result(store: Store, checkpoint: CheckpointId) -> StoredResult | None:
     """The checkpoint's result, or None where there is none. Raises StorageError."""
     data = store.try_read(f"{FOLDER}/{checkpoint}.json")
-    return None if data is None else Result.from_json(data)
+    return None if data is None else StoredResult.from_json(data)
 
 
-def find_result(store: Store, step: int) -> Result | None:
+def find_result(store: Store, step: int) -> StoredResult | None:
     """The newest attempt's result for `step`, or None. Raises StorageError."""
     names = [match[1] for file in store.list(FOLDER) if (match := _NAME.search(file.path))]
     found = sorted(c for n in names if (c := CheckpointId.try_parse(n)) and c.step == step)

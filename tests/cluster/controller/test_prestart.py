@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from raymat.cluster.controller import prestart as module
-from raymat.cluster.controller.prestart import RAYS_OWN, Spares, worker_environment
+from raymat.cluster.controller.prestart import RAYS_OWN, Prestart, worker_environment
 from tests.support.heads import idle_processes, wait_for
 
 
@@ -49,7 +49,7 @@ def test_the_next_start_gets_processes_that_were_kept_for_it_with_their_imports_
     here = ray.get_runtime_context().get_node_id()
     worker = somebody(**worker_environment())
     ray.get(worker.look.remote())
-    before, spares = idle_processes(), Spares()
+    before, spares = idle_processes(), Prestart()
     handle = Handle(worker, SimpleNamespace(node_id=here))
 
     def kept() -> set[int]:
@@ -86,7 +86,7 @@ def test_a_node_that_does_not_answer_is_done_without(
     address = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": 9, "Alive": True}
     monkeypatch.setattr(ray, "nodes", lambda: [address | {"NodeID": here}])
     worker = somebody()
-    spares = Spares()
+    spares = Prestart()
     for _ in range(3):
         spares.keep([Handle(worker, SimpleNamespace(node_id=here))])
     ray.kill(worker)

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from raymat.cluster.controller.scaling_policy import fit as fits
-from raymat.cluster.controller.scaling_policy import growth_pays
+from raymat.cluster.controller.scaling_policy import growth_pays, places_on
 from raymat.cluster.driver.launch import fit
 from raymat.storage.store import Store
 from tests.support.kit import starts, tiny, wait_for
@@ -26,10 +25,10 @@ def test_growth_pays_when_more_is_done_by_the_next_change() -> None:
 
 def test_workers_fit_whole_into_what_a_node_has() -> None:
     node = {"CPU": 16.0, "GPU": 4.0}
-    assert fits(node, {"CPU": 1, "GPU": 1}) == 4
-    assert fits(node, {"CPU": 1}, share=0.5) == 8
-    assert fits(node, {"CPU": 0.1}) == 160
-    assert fits({"CPU": 16.0}, {"CPU": 1, "GPU": 1}) == 0
+    assert places_on(node, {"CPU": 1, "GPU": 1}) == 4
+    assert places_on(node, {"CPU": 1}, share=0.5) == 8
+    assert places_on(node, {"CPU": 0.1}) == 160
+    assert places_on({"CPU": 16.0}, {"CPU": 1, "GPU": 1}) == 0
 
 
 @pytest.mark.chaos

@@ -34,7 +34,7 @@ from raymat.cluster.controller.failure_policy import (
 from raymat.cluster.controller.ray_trainer import RaymatTrainer
 from raymat.cluster.driver.cluster_setup import settle, worker_resources
 from raymat.cluster.driver.completion import is_complete, stopped_early
-from raymat.cluster.driver.launch import Result, summary
+from raymat.cluster.driver.launch import RunResult, summary
 from raymat.cluster.driver.progress_line import progress_line
 from raymat.cluster.event_lines import told
 from raymat.cluster.worker.datasource import StreamPlan, make_row, rows_per_task
@@ -178,7 +178,7 @@ def test_a_run_that_stopped_early_is_complete_until_it_is_given_more_patience(
         assert is_complete(store, run) == (step == 4)
     reason = "loss has not fallen for 16 examples (best 1 at 16)"
     assert stopped_early(store, run) == reason
-    assert summary(Result(store.url, 4, 70, True, reason), 1.0) == (
+    assert summary(RunResult(store.url, 4, 70, True, reason), 1.0) == (
         f"{store.url} is complete: stopped early at step 4 of 70, since {reason}, nothing to do"
     )
     for patience in (0, 24):

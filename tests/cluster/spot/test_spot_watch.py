@@ -32,7 +32,7 @@ from raymat.cluster.spot.metadata import (
     azure_preemption,
     gcp_preempted,
 )
-from raymat.cluster.spot.watch import Options, Watch, address_of, cloud_of, says_more
+from raymat.cluster.spot.watch import Options, SpotWatch, address_of, cloud_of, says_more
 from raymat.errors import ClusterError, ConfigError
 from tests.support.paths import ROOT
 
@@ -182,7 +182,7 @@ class Scene:
         self.now = NOW
         self.drains = Drains()
         self.lines: list[str] = []
-        self.watch = Watch(cloud, self.drains, self.lines.append, lambda: self.now)
+        self.watch = SpotWatch(cloud, self.drains, self.lines.append, lambda: self.now)
 
     def steps(self, count: int = 3, seconds: float = 2.0) -> Scene:
         for _ in range(count):

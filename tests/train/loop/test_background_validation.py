@@ -24,19 +24,19 @@ from raymat.errors import RaymatError
 from raymat.storage.store import Store
 from raymat.train.loop import startup
 from raymat.train.loop.retainer import Retainer
-from raymat.train.loop.state import Promise, Record, capture
+from raymat.train.loop.state import ResumeContract, RunState, capture
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.loop.trainer import Outcome
 from raymat.train.observability.events import read_events
 from raymat.train.observability.metrics_log import read_metrics
 from raymat.train.run.notice import LeavingError
 from raymat.train.validation import checkpoint_validation as beside_module
-from raymat.train.validation.checkpoint_validation import examiners_of, validate_checkpoint
+from raymat.train.validation.checkpoint_validation import evaluators_of, validate_checkpoint
 from raymat.train.validation.criteria import Validation
-from raymat.train.validation.deferred import LateValidation
+from raymat.train.validation.deferred import DeferredValidation
 from raymat.train.validation.evaluator import ValidationResult, examine
-from raymat.train.validation.interface import NoValidator, Place, Standing
-from raymat.train.validation.result import Result
+from raymat.train.validation.interface import NoValidator, Place, ValidationStatus
+from raymat.train.validation.result import StoredResult
 from tests.support import runs
 from tests.support.small import build_small
 from tests.support.workers import WorkerError, in_workers
@@ -68,13 +68,13 @@ class Threaded:
             job = runs.job_of(self._config, checkpoint)
             self._task = self._pool.submit(validate_checkpoint, job, torch.device("cpu"))
 
-    def look(self) -> Standing:
+    def look(self) -> ValidationStatus:
         if not self._task.done():
-            return Standing(self._checkpoint, "running", 0.0)
+            return ValidationStatus(self._checkpoint, "running", 0.0)
         error = self._task.exception()
         if error is not None:
-            return Standing(self._checkpoint, "died", 0.0, str(error))
-        return Standing(self._checkpoint, "ended", 0.0)
+            return ValidationStatus(self._checkpoint, "died", 0.0, str(error))
+        return ValidationStatus(self._checkpoint, "ended", 0.0)
 
     def end(self) -> None:
         return
@@ -255,13 +255,13 @@ def committed(store: Store, steps: range) -> None:
 def test_the_checkpoint_of_a_pending_validation_stays_and_may_be_the_best(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path), "run")
     committed(store, range(1, 7))
-    record = Record(pending_validation=2, validations=[Validation(1, 5.0)])
+    record = RunState(pending_validation=2, validations=[Validation(1, 5.0)])
     policy = RetentionPolicy(keep=1, best="min")
     retainer = Retainer(store, policy, 1)
     retainer.committed(record, ())
     retainer.finish(record, ())
     assert {s.id.step for s in scan(store)} == {1, 2, 6}
-    record = Record(validations=[Validation(1, 5.0), Validation(2, 4.0)])
+    record = RunState(validations=[Validation(1, 5.0), Validation(2, 4.0)])
     retainer = Retainer(store, policy, 1)
     retainer.committed(record, ())
     retainer.finish(record, ())
@@ -270,14 +270,14 @@ def test_the_checkpoint_of_a_pending_validation_stays_and_may_be_the_best(tmp_pa
 
 def test_a_result_is_the_same_after_a_journey_through_storage_and_a_damaged_one_is_none() -> None:
     found = ValidationResult(0.1 + 0.2, {"sad": None, "ema_mse": 1e-300}, 3, "abcd")
-    result = Result(found, "beside", 1.5, (Replacement(7, "a.jpg", "truncated"),))
-    assert Result.from_json(result.to_json()) == result
+    result = StoredResult(found, "beside", 1.5, (Replacement(7, "a.jpg", "truncated"),))
+    assert StoredResult.from_json(result.to_json()) == result
     for damaged in (b"", b"[]", b"{}", result.to_json()[:-1], json.dumps({"format": 2}).encode()):
-        assert Result.from_json(damaged) is None
+        assert StoredResult.from_json(damaged) is None
 
 
 def test_what_was_never_saved_and_has_no_result_is_lost(tmp_path: Path) -> None:
-    late = LateValidation(
+    late = DeferredValidation(
         Store.open(str(tmp_path), "run"), NoValidator(), lambda *a, **k: None, limit=1.0
     )
     late.resume(4, CheckpointId(6, 2))
@@ -341,9 +341,9 @@ def test_a_state_says_by_itself_what_its_network_and_its_average_say(
     feed = runs.Feed(config, World(), {})
     for batch in feed.train(0, 2):
         step(batch, len(batch.examples), {"backbone": 1e-3, "aspp": 1e-3, "decoder": 1e-3})
-    tensors, extra = capture(step, Record(), Promise(config, "synthetic"))
+    tensors, extra = capture(step, RunState(), ResumeContract(config, "synthetic"))
     (valid,) = feed.valid()
-    alone = examine(examiners_of(tensors, extra, config, torch.device("cpu")), valid)
+    alone = examine(evaluators_of(tensors, extra, config, torch.device("cpu")), valid)
     assert alone == examine(step.examiners(config.log.metrics), valid)
     names = {"loss", "ema_loss"} if decay else {"loss"}
     assert {name for name in alone[0] if name.endswith("loss")} == names

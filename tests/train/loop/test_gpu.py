@@ -10,8 +10,8 @@ import torch
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.distributed.world import World
 from raymat.model.matting import build
-from raymat.train.loop.nonfinite_steps import HealthWatch
-from raymat.train.loop.state import Promise, Record, capture, install
+from raymat.train.loop.nonfinite_steps import NonfiniteStepCounter
+from raymat.train.loop.state import ResumeContract, RunState, capture, install
 from raymat.train.loop.train_step import TrainStep
 from tests.support import runs
 
@@ -35,7 +35,7 @@ def new_step(precision: Any) -> TrainStep:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_every_precision_learns_and_skips_what_is_not_finite(precision: Any) -> None:
-    step, watch = new_step(precision), HealthWatch(3, torch.device("cuda", 0))
+    step, watch = new_step(precision), NonfiniteStepCounter(3, torch.device("cuda", 0))
     (batch,) = runs.Feed(CONFIG, World(), {}).train(0, 1)
     losses = []
     for number in range(1, 31):
@@ -60,7 +60,7 @@ def test_a_state_read_back_goes_on_to_the_bit_in_deterministic_mode(
         first, second = new_step("fp16"), new_step("fp16")
         for batch in batches[:2]:
             first(batch, 4, RATES)
-        saved = Snapshot.take(2, *capture(first, Record(), Promise(CONFIG, "synthetic")))
+        saved = Snapshot.take(2, *capture(first, RunState(), ResumeContract(CONFIG, "synthetic")))
         install(second, saved.tensors, saved.extra)
         for batch in batches[2:]:
             first(batch, 4, RATES)

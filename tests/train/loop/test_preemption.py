@@ -14,7 +14,7 @@ from raymat.distributed.world import World
 from raymat.train.loop.interfaces import NullHost
 from raymat.train.loop.trainer import Outcome
 from raymat.train.observability.events import read_events
-from raymat.train.run.notice import Action, LeavingError, Notice, decide, merge
+from raymat.train.run.notice import Action, LeavingError, Notice, action_on, merge
 from tests.support import runs
 from tests.support.workers import in_workers
 
@@ -43,14 +43,14 @@ def test_what_follows_from_a_deadline(
     left: float, save: float | None, step: float, since: float | None, action: Action
 ) -> None:
     notice = Notice("x", NOW + left, NOW)
-    found = decide(notice, NOW, save_seconds=save, step_seconds=step, since_save=since)
+    found = action_on(notice, NOW, save_seconds=save, step_seconds=step, since_save=since)
     assert found is action
 
 
 def test_without_a_deadline_the_workers_leave_when_no_more_notices_come() -> None:
     notice = Notice("x", None, NOW)
     for now, action in ((NOW, TRAIN), (NOW + 1.9, TRAIN), (NOW + 2.0, LEAVE)):
-        found = decide(notice, now, save_seconds=1.0, step_seconds=0.1, since_save=None)
+        found = action_on(notice, now, save_seconds=1.0, step_seconds=0.1, since_save=None)
         assert found is action
 
 
@@ -64,7 +64,7 @@ def test_several_notices_are_one_with_the_earliest_deadline() -> None:
 def test_who_is_not_to_be_started_again_leaves_at_once() -> None:
     for deadline in (None, NOW + 100.0):
         notice = Notice("x", deadline, NOW, final=True)
-        found = decide(notice, NOW, save_seconds=1.0, step_seconds=0.1, since_save=None)
+        found = action_on(notice, NOW, save_seconds=1.0, step_seconds=0.1, since_save=None)
         assert found is LEAVE
 
 

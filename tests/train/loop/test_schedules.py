@@ -12,12 +12,12 @@ import pytest
 
 from raymat.config.fixed_options import promise_changes
 from raymat.config.run import RunConfig, build, from_dict, to_dict
-from raymat.data.lineage import Era, Past
+from raymat.data.lineage import DatasetSpan, Lineage
 from raymat.distributed.world import World
 from raymat.errors import CheckpointError, ConfigError
 from raymat.train.loop import startup
 from raymat.train.loop.interfaces import NullHost
-from raymat.train.loop.state import Record
+from raymat.train.loop.state import RunState
 from raymat.train.loop.trainer import Outcome
 from raymat.train.observability.events import read_events
 from raymat.train.observability.metrics_log import read_metrics
@@ -175,7 +175,7 @@ def test_a_plateau_counts_only_validations_that_were_due_whatever_the_runs_lengt
 
 def test_reductions_stay_where_another_validation_set_displaces_what_was_found() -> None:
     config = of(schedule="plateau", plateau_patience=16, valid_interval=2)
-    record = Record(validations=validations([1, 2, 2]), rates=RateState(reductions=1))
+    record = RunState(validations=validations([1, 2, 2]), rates=RateState(reductions=1))
     record.validated(Validation(8, 9.0), since=6)
     assert [v.step for v in record.validations] == [8]
     assert record.rates == RateState(reductions=1, reductions_before=1)
@@ -186,7 +186,7 @@ def test_reductions_stay_where_another_validation_set_displaces_what_was_found()
 def test_where_the_dataset_has_grown_patience_to_stop_begins_anew() -> None:
     config = of(early_stop_patience=16)
     found = validations([1, 2, 3])
-    grown = Past(eras=(Era(end=30, pairs=20, backgrounds=20, listing="x"),))
+    grown = Lineage(eras=(DatasetSpan(end=30, pairs=20, backgrounds=20, listing="x"),))
     assert stop_reason(config, found, grown) is None
     later = [*found, Validation(9, 2.0), Validation(12, 2.0)]
     assert stop_reason(config, later[:4], grown) is None
@@ -194,7 +194,7 @@ def test_where_the_dataset_has_grown_patience_to_stop_begins_anew() -> None:
     assert stop_reason(config, later, grown) == "loss has not fallen for 18 examples (best 1 at 8)"
     assert stop_reason(config, later, replace(grown, valid_since=6)) is None
     # After an end with a smaller batch, of 2 examples, a step's examples are counted from there.
-    ended = Past(ends=(10,))
+    ended = Lineage(ends=(10,))
     assert stop_reason(config, found, ended) is None
     assert stop_reason(config, [*found, Validation(8, 2.0)], ended) is not None
 

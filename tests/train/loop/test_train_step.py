@@ -16,8 +16,8 @@ from raymat.distributed.gradient_buckets import GradientSum
 from raymat.distributed.world import World
 from raymat.errors import CheckpointError
 from raymat.model.matting import build
-from raymat.train.loop.nonfinite_steps import HealthWatch
-from raymat.train.loop.state import Promise, Record, capture, install
+from raymat.train.loop.nonfinite_steps import NonfiniteStepCounter
+from raymat.train.loop.state import ResumeContract, RunState, capture, install
 from raymat.train.loop.train_step import StepResult, TrainStep
 from raymat.train.optim.mixed_precision import LossScale
 from tests.support import runs
@@ -71,10 +71,10 @@ def take(step: TrainStep, batches: list[Any]) -> list[StepResult]:
 def test_a_state_read_into_a_fresh_step_goes_on_to_the_bit(
     config: RunConfig, batches: list[Any], precision: Any, channels_last: bool
 ) -> None:
-    promise = Promise(config, "synthetic")
+    promise = ResumeContract(config, "synthetic")
     first = new_step(config, precision, channels_last)
     take(first, batches[:2])
-    record = Record(step=2, bad_steps=1)
+    record = RunState(step=2, bad_steps=1)
     saved = Snapshot.take(2, *capture(first, record, promise))
     second = new_step(config, precision, channels_last)
     assert install(second, saved.tensors, saved.extra) == record
@@ -88,15 +88,15 @@ def test_the_loss_scale_is_part_of_the_state(config: RunConfig) -> None:
     first, second, promise = (
         new_step(config, "fp16"),
         new_step(config, "fp16"),
-        Promise(config, "synthetic"),
+        ResumeContract(config, "synthetic"),
     )
     first.scale.load_state_dict({"scale": 1024.0, "good_steps": 7})
-    install(second, *capture(first, Record(), promise))
+    install(second, *capture(first, RunState(), promise))
     assert second.scale.state_dict() == {"scale": 1024.0, "good_steps": 7}
 
 
 def test_the_state_names_every_tensor_and_nothing_of_the_world(config: RunConfig) -> None:
-    tensors, extra = capture(new_step(config), Record(), Promise(config, "synthetic"))
+    tensors, extra = capture(new_step(config), RunState(), ResumeContract(config, "synthetic"))
     assert "model/backbone.features.0.0.weight" in tensors
     assert "optimizer/exp_avg/decoder.conv4.bias" in tensors
     assert tensors["optimizer/step/aspp.convs.0.0.weight"].shape == ()
@@ -108,8 +108,8 @@ def test_the_state_names_every_tensor_and_nothing_of_the_world(config: RunConfig
 
 
 def test_a_state_of_another_format_or_network_is_refused(config: RunConfig) -> None:
-    step, promise = new_step(config), Promise(config, "synthetic")
-    tensors, extra = capture(step, Record(), promise)
+    step, promise = new_step(config), ResumeContract(config, "synthetic")
+    tensors, extra = capture(step, RunState(), promise)
     with pytest.raises(CheckpointError, match="expected a training state of format 1, got 2"):
         install(step, tensors, extra | {"format": 2})
     with pytest.raises(CheckpointError, match="model has an unknown extra"):
@@ -196,7 +196,7 @@ def test_one_failure_in_a_row_too_many_is_an_error() -> None:
         def read(self) -> tuple[float, float, bool, bool, bool]:
             return float("nan"), 1.0, True, True, False
 
-    watch = HealthWatch(2, CPU)
+    watch = NonfiniteStepCounter(2, CPU)
     for step in (1, 2):
         (bad,) = watch.push(step, range(step * 8, step * 8 + 8), Failed())  # type: ignore[arg-type]
         assert bad.fields()["examples"] == [step * 8, step * 8 + 7]

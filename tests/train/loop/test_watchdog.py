@@ -6,21 +6,21 @@ import os
 import threading
 import time
 
-from raymat.train.loop.watchdog import Doing, Pulse, StuckWatch
+from raymat.train.loop.watchdog import Activity, Heartbeat, Watchdog
 
 
 def test_a_thread_that_hangs_in_a_read_is_told_with_the_line_it_hangs_in() -> None:
     reader, writer = os.pipe()
-    found: list[Doing] = []
+    found: list[Activity] = []
     seen = threading.Event()
 
-    def stuck(doing: Doing) -> None:
+    def stuck(doing: Activity) -> None:
         found.append(doing)
         seen.set()
 
     def train() -> None:
-        pulse = Pulse()
-        with StuckWatch(pulse, 0.3, stuck):
+        pulse = Heartbeat()
+        with Watchdog(pulse, 0.3, stuck):
             pulse.beat("waiting for a batch", 12)
             hang(reader)
 
@@ -43,9 +43,9 @@ def hang(reader: int) -> None:
 
 
 def test_a_thread_that_goes_on_is_left_alone() -> None:
-    found: list[Doing] = []
-    pulse = Pulse()
-    with StuckWatch(pulse, 2.0, found.append):
+    found: list[Activity] = []
+    pulse = Heartbeat()
+    with Watchdog(pulse, 2.0, found.append):
         for step in range(12):
             pulse.beat("training", step)
             time.sleep(0.25)

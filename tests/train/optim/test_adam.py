@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raymat.distributed.world import World
 from raymat.errors import ConfigError
-from raymat.train.loop.state import Promise, Record, capture, install
+from raymat.train.loop.state import ResumeContract, RunState, capture, install
 from raymat.train.loop.train_step import TrainStep
 from tests.support import runs
 from tests.support.small import new_step
@@ -99,13 +99,13 @@ def test_weight_decay_is_adamws_and_spares_norms_and_biases(batches: list[Any]) 
 
 
 def changed(step: TrainStep, before: dict[str, Tensor]) -> set[str]:
-    tensors, _ = capture(step, Record(), Promise(CONFIG, "synthetic"))
+    tensors, _ = capture(step, RunState(), ResumeContract(CONFIG, "synthetic"))
     return {name for name, tensor in tensors.items() if not torch.equal(tensor, before[name])}
 
 
 def test_a_frozen_part_keeps_weights_moments_and_statistics(batches: list[Any]) -> None:
     step = new_step(freeze="backbone,aspp.1", weight_decay=0.1, clip_norm=0.1)
-    before = copy.deepcopy(capture(step, Record(), Promise(CONFIG, "synthetic"))[0])
+    before = copy.deepcopy(capture(step, RunState(), ResumeContract(CONFIG, "synthetic"))[0])
     for batch in batches:
         step(batch, 2, RATES)
     trained = ("aspp.0.weight", "decoder.conv4.weight", "decoder.conv4.bias")
@@ -118,17 +118,17 @@ def test_a_frozen_part_keeps_weights_moments_and_statistics(batches: list[Any]) 
 def test_a_frozen_run_has_all_the_tensors_of_another_and_goes_on_to_the_bit(
     batches: list[Any],
 ) -> None:
-    promise = Promise(CONFIG, "synthetic")
+    promise = ResumeContract(CONFIG, "synthetic")
     first, second = new_step(freeze="aspp"), new_step(freeze="aspp")
     for batch in batches[:2]:
         first(batch, 2, RATES)
-    tensors, extra = copy.deepcopy(capture(first, Record(), promise))
-    assert tensors.keys() == capture(new_step(), Record(), promise)[0].keys()
+    tensors, extra = copy.deepcopy(capture(first, RunState(), promise))
+    assert tensors.keys() == capture(new_step(), RunState(), promise)[0].keys()
     install(second, tensors, extra)
     for step in (first, second):
         for batch in batches[2:]:
             step(batch, 2, RATES)
-    assert changed(first, capture(second, Record(), promise)[0]) == set()
+    assert changed(first, capture(second, RunState(), promise)[0]) == set()
 
 
 def test_a_frozen_part_works_as_in_evaluation(batches: list[Any]) -> None:

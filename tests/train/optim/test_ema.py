@@ -14,7 +14,7 @@ from raymat.config.run import OptimConfig
 from raymat.distributed.world import World
 from raymat.errors import CheckpointError, ConfigError
 from raymat.train.loop import startup, trainer
-from raymat.train.loop.state import Promise, Record, capture, install, lasting
+from raymat.train.loop.state import ResumeContract, RunState, capture, install, lasting
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.observability.events import read_events
 from raymat.train.optim.ema import WeightAverage
@@ -122,10 +122,10 @@ def test_a_run_without_an_average_trains_to_the_same_bits(batches: list[Any]) ->
 
 
 def test_a_captured_average_goes_on_to_the_bit(batches: list[Any]) -> None:
-    first, promise = new_step(), Promise(CONFIG, "synthetic")
+    first, promise = new_step(), ResumeContract(CONFIG, "synthetic")
     for batch in batches[:2]:
         first(batch, 2, RATES)
-    saved = Snapshot.take(2, *capture(first, Record(step=2), promise))
+    saved = Snapshot.take(2, *capture(first, RunState(step=2), promise))
     own = {n.removeprefix("model/") for n in saved.tensors if n.startswith("model/")}
     assert {n.removeprefix("ema/") for n in saved.tensors if n.startswith("ema/")} == own
     assert saved.extra["ema"] == {"updates": 2}
@@ -139,7 +139,7 @@ def test_a_captured_average_goes_on_to_the_bit(batches: list[Any]) -> None:
 
 
 def test_a_damaged_average_is_refused(batches: list[Any]) -> None:
-    tensors, extra = capture(new_step(), Record(), Promise(CONFIG, "synthetic"))
+    tensors, extra = capture(new_step(), RunState(), ResumeContract(CONFIG, "synthetic"))
     with pytest.raises(CheckpointError, match="no average's count"):
         install(new_step(), tensors, extra | {"ema": {}})
     del tensors["ema/decoder.conv4.bias"]
@@ -150,9 +150,9 @@ def test_a_damaged_average_is_refused(batches: list[Any]) -> None:
 def test_what_is_copied_beside_a_step_changes_only_when_the_optimiser_does(
     batches: list[Any],
 ) -> None:
-    step, promise = new_step(), Promise(CONFIG, "synthetic")
+    step, promise = new_step(), ResumeContract(CONFIG, "synthetic")
     step(batches[0], 2, RATES)
-    tensors, names = capture(step, Record(), promise)[0], lasting(step)
+    tensors, names = capture(step, RunState(), promise)[0], lasting(step)
     assert {name for name in tensors if name.startswith("ema/")} <= names
     before = {name: tensors[name].clone() for name in names}
     seen = []

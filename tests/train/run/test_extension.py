@@ -9,10 +9,16 @@ from typing import Any
 import pytest
 
 from raymat.config.run import Range, RunConfig, build, to_dict
-from raymat.data.lineage import NO_PAST, Era, Past
+from raymat.data.lineage import NO_LINEAGE, DatasetSpan, Lineage
 from raymat.data.sample_order import Cursor, Example, SampleOrder
 from raymat.train.loop.schedule import Schedule
-from raymat.train.run.extension import Standing, longer, standing_of, total_examples, with_more_data
+from raymat.train.run.extension import (
+    RunPosition,
+    longer,
+    standing_of,
+    total_examples,
+    with_more_data,
+)
 
 
 def config(**options: Any) -> RunConfig:
@@ -42,7 +48,7 @@ def test_epochs_end_and_the_run_stops_at_the_same_examples_with_any_batch(batch:
 
 def test_where_a_run_had_ended_it_logs_validates_and_commits_as_at_its_end() -> None:
     asked = config(batch_size=4, steps=9, valid_interval=100, checkpoint_interval=100)
-    past = Past(ends=(14,))
+    past = Lineage(ends=(14,))
     order = SampleOrder(0, 100, 9, 4, Range(256, 512), total_examples(asked, 10, past), 5, 5, 5, past)  # fmt: skip
     schedule = Schedule.of(asked, order)
     for due in (schedule.validates, schedule.commits, schedule.stops):
@@ -52,34 +58,36 @@ def test_where_a_run_had_ended_it_logs_validates_and_commits_as_at_its_end() -> 
 
 
 def test_only_a_run_that_had_ended_starts_a_new_batch_where_it_is() -> None:
-    at = Standing(step=4, examples=14, ended=True)
+    at = RunPosition(step=4, examples=14, ended=True)
     further = config(epochs=3, epoch_examples=10)
-    assert longer(further, 10, NO_PAST, at) == Past(ends=(14,))
-    assert longer(further, 10, NO_PAST, replace(at, ended=False)) == NO_PAST
-    assert longer(further, 10, Past(ends=(14,)), at) == Past(ends=(14,))
-    assert longer(config(epochs=1, epoch_examples=10), 10, NO_PAST, at) == NO_PAST
-    assert longer(config(steps=4, batch_size=4), 10, NO_PAST, at) == NO_PAST
-    assert longer(config(steps=5, batch_size=4), 10, NO_PAST, at) == Past(ends=(14,))
+    assert longer(further, 10, NO_LINEAGE, at) == Lineage(ends=(14,))
+    assert longer(further, 10, NO_LINEAGE, replace(at, ended=False)) == NO_LINEAGE
+    assert longer(further, 10, Lineage(ends=(14,)), at) == Lineage(ends=(14,))
+    assert longer(config(epochs=1, epoch_examples=10), 10, NO_LINEAGE, at) == NO_LINEAGE
+    assert longer(config(steps=4, batch_size=4), 10, NO_LINEAGE, at) == NO_LINEAGE
+    assert longer(config(steps=5, batch_size=4), 10, NO_LINEAGE, at) == Lineage(ends=(14,))
 
 
 def test_new_data_begins_with_the_next_pass() -> None:
     before = (10, 7, "old")
     for used, start in ((0, 0), (1, 10), (10, 10), (11, 20)):
-        grown = with_more_data(NO_PAST, before, Standing(used, used), valid_changed=False)
-        assert grown == Past(eras=(Era(start, 10, 7, "old"),))
-    again = with_more_data(grown, (12, 7, "new"), Standing(15, 15), valid_changed=True)
-    assert again == Past(eras=(Era(20, 10, 7, "old"), Era(20, 12, 7, "new")), valid_since=15)
-    later = with_more_data(again, (20, 7, "newer"), Standing(9, 41), valid_changed=False)
+        grown = with_more_data(NO_LINEAGE, before, RunPosition(used, used), valid_changed=False)
+        assert grown == Lineage(eras=(DatasetSpan(start, 10, 7, "old"),))
+    again = with_more_data(grown, (12, 7, "new"), RunPosition(15, 15), valid_changed=True)
+    assert again == Lineage(
+        eras=(DatasetSpan(20, 10, 7, "old"), DatasetSpan(20, 12, 7, "new")), valid_since=15
+    )
+    later = with_more_data(again, (20, 7, "newer"), RunPosition(9, 41), valid_changed=False)
     assert (later.start, later.valid_since) == (60, 15)
 
 
 def test_a_state_says_where_it_stands_and_whether_its_run_ended_there() -> None:
     asked = config(epochs=2, epoch_examples=7, batch_size=4)
     extra = {"format": 1, "step": 4, "cursor": Cursor(14).state_dict(), "config": to_dict(asked)}
-    assert standing_of(extra, 10) == Standing(4, 14, ended=True)
+    assert standing_of(extra, 10) == RunPosition(4, 14, ended=True)
     longer_run = extra | {"config": to_dict(config(epochs=3, epoch_examples=7, batch_size=4))}
-    assert standing_of(longer_run, 10) == Standing(4, 14, ended=False)
-    steps = extra | {"config": to_dict(config(steps=4, batch_size=4)), "past": Past(ends=(14,)).to_dict()}  # fmt: skip
+    assert standing_of(longer_run, 10) == RunPosition(4, 14, ended=False)
+    steps = extra | {"config": to_dict(config(steps=4, batch_size=4)), "past": Lineage(ends=(14,)).to_dict()}  # fmt: skip
     assert standing_of(steps, 10).ended
 
 
@@ -89,9 +97,9 @@ class Life:
 
     draws: random.Random
     pairs: int = 5
-    past: Past = NO_PAST
+    past: Lineage = NO_LINEAGE
     total: int = 30
-    at: Standing = field(default_factory=Standing)
+    at: RunPosition = field(default_factory=RunPosition)
     steps: list[list[Example]] = field(default_factory=list)
 
     @property
@@ -119,7 +127,7 @@ class Life:
 
     def stand(self, step: int) -> None:
         used = sum(map(len, self.steps[:step]))
-        self.at = Standing(step, used, used >= self.total)
+        self.at = RunPosition(step, used, used >= self.total)
 
     def lose(self) -> None:
         """The newest checkpoints are damaged."""
@@ -129,7 +137,7 @@ class Life:
         self.total = max(self.total, self.at.examples) + self.draws.randint(1, 40)
         self.decide(longer(self.asked, 5, self.past, self.at))
 
-    def decide(self, past: Past) -> None:
+    def decide(self, past: Lineage) -> None:
         """Go on by another past: each step that the newest checkpoint has behind it stays as it was."""
         self.past = past
         order, same = self.order, 0
@@ -153,7 +161,7 @@ def test_no_history_changes_a_step_that_was_trained_or_skips_an_example(seed: in
     for _ in range(12):
         draws.choice([life.train, life.train, life.extend, life.grow, life.lose])()
     life.extend()
-    life.at = Standing()
+    life.at = RunPosition()
     life.train()
     numbers = [example.number for step in life.steps for example in step]
     assert numbers == list(range(len(numbers)))

@@ -27,7 +27,7 @@ from raymat.errors import LeaseError, LeaseLostError
 from raymat.storage.store import Store
 from raymat.train.observability.events import highest_attempt
 from raymat.train.run.lease.entries import FOLDER, Entry, Pace, term_of
-from raymat.train.run.lease.lease import Lease, Watch, require
+from raymat.train.run.lease.lease import Lease, LeaseWatch, require
 from raymat.train.run.lease.process import Owner
 from raymat.train.run.notice import LeavingError, Notice
 from tests.support.paths import ROOT, SUPPORT
@@ -431,7 +431,7 @@ def test_a_suspended_holder_and_its_workers_find_out_that_another_has_the_run(
 ) -> None:
     pace = Pace(renew=0.1, ttl=1.0, look=0.05, watch=0.2)
     with holder(local, "elsewhere", 1.0) as sleeper:
-        watch = Watch(local, sleeper.name, pace)
+        watch = LeaseWatch(local, sleeper.name, pace)
         require(local, sleeper.name)
         sleeper.signal(signal.SIGSTOP)
         with Lease.acquire(local, pace=pace, say=lambda line: None) as lease:

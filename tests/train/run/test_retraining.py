@@ -16,14 +16,14 @@ import torch
 from raymat.config.run import RunConfig, build
 from raymat.data.batch import MicroBatch
 from raymat.data.feed import LocalFeed
-from raymat.data.lineage import Era, Past
+from raymat.data.lineage import DatasetSpan, Lineage
 from raymat.data.sample_order import digest_lanes, digest_text
 from raymat.distributed.world import World
 from raymat.errors import CheckpointError, ConfigError, DataError, StorageError
 from raymat.storage.store import Store
 from raymat.train.loop import startup, trainer
 from raymat.train.loop.interfaces import NullHost
-from raymat.train.loop.state import Record
+from raymat.train.loop.state import RunState
 from raymat.train.loop.trainer import Outcome
 from raymat.train.observability.metrics_log import read_metrics
 from raymat.train.run.prepare import PreparedRun, prepare
@@ -108,7 +108,7 @@ def test_a_finished_run_goes_on_on_more_data_with_the_pass_under_way_finished_fi
     undisturbed: RunConfig,
 ) -> None:
     run = prepare(undisturbed, runs.store_of(undisturbed))
-    assert run.order.past == Past(eras=(Era(20, 10, 10, "synthetic-10"),), ends=(14,))
+    assert run.order.past == Lineage(eras=(DatasetSpan(20, 10, 10, "synthetic-10"),), ends=(14,))
     assert [run.order.step_numbers(step) for step in range(run.order.total_steps)] == [
         range(4), range(4, 8), range(8, 12), range(12, 14),
         range(14, 18), range(18, 22), range(22, 26), range(26, 30), range(30, 34), range(34, 38), range(38, 40),
@@ -199,11 +199,13 @@ def test_without_the_flag_more_data_is_refused_and_the_flag_named(undisturbed: R
 def test_workers_whose_plan_knows_nothing_of_the_growth_are_refused(undisturbed: RunConfig) -> None:
     """A checkpoint carries which datasets its examples came from."""
     run = prepare(undisturbed, runs.store_of(undisturbed))
-    order = dataclasses.replace(run.order, past=Past(ends=(14,)))
+    order = dataclasses.replace(run.order, past=Lineage(ends=(14,)))
     (error,) = in_workers(1, work, dataclasses.replace(run, order=order))
     assert isinstance(error, DataError)
     assert "synthetic-10, synthetic-16 from 20, is synthetic-16)" in error.line
-    order = dataclasses.replace(run.order, past=Past(eras=run.order.past.eras), total_examples=60)
+    order = dataclasses.replace(
+        run.order, past=Lineage(eras=run.order.past.eras), total_examples=60
+    )
     (error,) = in_workers(1, work, dataclasses.replace(run, order=order))
     assert isinstance(error, CheckpointError)
     assert "step 11 of the run is at 44 examples, its checkpoint at 40" in error.line
@@ -230,7 +232,7 @@ def test_an_unfinished_run_that_is_made_longer_is_as_if_it_had_been_begun_so(
 ) -> None:
     drive(1, tiny(tmp_path, "run", **SHORT), {0: 2})
     run, _ = drive(1, tiny(tmp_path, "run", synthetic=10, epochs=3, epoch_examples=7))
-    assert run.order.past == Past()
+    assert run.order.past == Lineage()
     whole = tiny(tmp_path, "whole", synthetic=10, epochs=3, epoch_examples=7)
     drive(1, whole)
     longer = tiny(tmp_path, "run", synthetic=10)
@@ -250,7 +252,7 @@ def test_the_default_virtual_epoch_stays_as_long_as_the_dataset_was_at_the_begin
 
 
 def test_validations_of_another_set_are_displaced_by_the_first_of_the_new_one() -> None:
-    record = Record(validations=[Validation(2, 0.1), Validation(4, 0.2)])
+    record = RunState(validations=[Validation(2, 0.1), Validation(4, 0.2)])
     record.validated(Validation(4, 0.3), 4)  # one that was owed
     assert [v.loss for v in record.validations] == [0.1, 0.2, 0.3]
     for step in (6, 8):

@@ -20,7 +20,7 @@ from raymat.errors import WeightsError
 from raymat.model.matting import MattingRefine, build
 from raymat.storage.store import Store
 from raymat.train.loop.startup import initialise_from
-from raymat.train.run.weights_reference import build_network, parse, pin, read_weights
+from raymat.train.run.weights_reference import build_network, parse_reference, pin, read_weights
 from tests.support import runs
 from tests.support.workers import in_workers
 
@@ -181,8 +181,8 @@ def test_best_of_a_run_whose_validated_checkpoints_are_all_gone_names_the_neares
 
 
 def test_an_at_sign_before_the_runs_name_is_a_part_of_the_path() -> None:
-    assert parse("/home/a@b/runs/night@5").url == "/home/a@b/runs/night"
-    assert parse("s3://b/w@2.pth").is_file
+    assert parse_reference("/home/a@b/runs/night@5").url == "/home/a@b/runs/night"
+    assert parse_reference("s3://b/w@2.pth").is_file
 
 
 def test_a_pinned_text_means_the_same_checkpoint_for_ever(run: Run) -> None:

@@ -13,7 +13,7 @@ from raymat.config.run import RunConfig
 from raymat.distributed.world import World
 from raymat.errors import ConfigError
 from raymat.train.loop import startup
-from raymat.train.loop.state import Promise, Record, capture, install
+from raymat.train.loop.state import ResumeContract, RunState, capture, install
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.observability.metrics_log import read_metrics
 from raymat.train.validation.criteria import Validation, best_of
@@ -88,8 +88,8 @@ def test_the_best_is_the_lowest_or_the_highest_and_the_earliest_of_equals() -> N
 def test_a_state_without_metrics_is_read_and_one_with_them_comes_back(tmp_path: Path) -> None:
     config = runs.tiny(tmp_path, "r")
     step = new_step(config)
-    record = Record(validations=[Validation(2, 0.5, {"sad": 4.0, "mse": None})])
-    tensors, extra = capture(step, record, Promise(config, "synthetic"))
+    record = RunState(validations=[Validation(2, 0.5, {"sad": 4.0, "mse": None})])
+    tensors, extra = capture(step, record, ResumeContract(config, "synthetic"))
     assert extra["best"] == {"step": 2, "loss": 0.5, "metrics": {"sad": 4.0, "mse": None}}
     assert install(step, tensors, extra).validations == record.validations
     extra["validations"] = [{"step": 2, "loss": 0.5}]

@@ -20,7 +20,7 @@ Say = Callable[[str], None]
 """Is told, one line each, what takes long."""
 
 
-class Contender:
+class LeaseAcquisition:
     """A driver that wants the lease."""
 
     def __init__(self, store: Store, take_over: bool, pace: Pace, say: Say, owner: Owner) -> None:

@@ -20,7 +20,7 @@ storage's own clock is 300 s older than the one that the contender has just writ
 trains on: attempts never write the same objects, so nothing can be damaged. It finds out by two ways. Its driver sees at
 its next renewal a holder with a larger name: a successor's term is always above those that it succeeds, and the last
 one's object stays behind as `released` to count on from. And since a driver may sleep while its workers do not, rank 0
-looks itself every 3 s (`Watch`) whether its driver's object is still there: a successor removes it, and trains 6 s
+looks itself every 3 s (`LeaseWatch`) whether its driver's object is still there: a successor removes it, and trains 6 s
 later at the earliest (`settle`); also after a driver that certainly died, whose workers Ray ends only some seconds later.
 Rank 0 then ends the attempt without a further commit (what is being uploaded at that instant may still arrive). This is
 looked up beside training and not before each commit, because it must also end an attempt that is far from its next one. A
@@ -47,7 +47,7 @@ from types import TracebackType
 
 from raymat.errors import LeaseLostError, StorageError
 from raymat.storage.store import FileInfo, Store
-from raymat.train.run.lease.acquire import Contender, Say
+from raymat.train.run.lease.acquire import LeaseAcquisition, Say
 from raymat.train.run.lease.entries import (
     PACE,
     Entry,
@@ -106,7 +106,7 @@ class Lease:
         Raises:
             LeaseError: another driver holds the run. StorageError: the storage cannot be read or written.
         """
-        contender = Contender(store, take_over, pace, say, owner or Owner.me())
+        contender = LeaseAcquisition(store, take_over, pace, say, owner or Owner.me())
         try:
             entry, proved, left_behind = contender.contend()
         except BaseException:
@@ -119,7 +119,7 @@ class Lease:
 
     @property
     def name(self) -> str:
-        """Names this holding of the lease, and no other ever: for `Watch` and `require`."""
+        """Names this holding of the lease, and no other ever: for `LeaseWatch` and `require`."""
         return self._entry.name
 
     @property
@@ -230,7 +230,7 @@ class Lease:
             )
 
 
-class Watch:
+class LeaseWatch:
     """Rank 0's own look at its driver's lease, by a thread; for when the driver sleeps."""
 
     def __init__(self, store: Store, name: str, pace: Pace = PACE) -> None:
