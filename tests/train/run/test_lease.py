@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from raymat.checkpoint.catalog import scan
 from raymat.errors import LeaseError, LeaseLostError
 from raymat.storage.store import Store
 from raymat.train.observability.events import highest_attempt
+from raymat.train.run.lease import acquire
 from raymat.train.run.lease.entries import FOLDER, Entry, Pace, term_of
 from raymat.train.run.lease.lease import Lease, LeaseWatch, require
 from raymat.train.run.lease.process import Owner
@@ -33,8 +35,8 @@ from raymat.train.run.notice import LeavingError, Notice
 from tests.support.paths import ROOT, SUPPORT
 from tests.support.s3 import S3Server
 
-QUICK = Pace(renew=0.1, ttl=3.0, look=0.02, watch=0.1)
-"""For runs in which nobody dies: a busy machine must not make anybody look dead."""
+QUICK = Pace(renew=0.1, ttl=30.0, look=0.02, watch=0.1)
+"""For runs in which nobody dies: a machine that stalls for seconds must not make anybody look dead."""
 ELSEWHERE = dataclasses.replace(Owner.me(), machine=None)
 """This process, but as nobody can look up whether it lives."""
 
@@ -171,7 +173,41 @@ def test_holdings_never_overlap_and_each_has_a_larger_term_than_the_one_before(
     with ThreadPoolExecutor(5) as pool:
         list(pool.map(hold_once, range(5)))
     assert len(held) == 5
-    assert [term_of(name)[0] for name in held] == sorted({term_of(name)[0] for name in held})
+    terms = [term_of(name) for name in held]
+    assert terms == sorted(set(terms))
+
+
+@pytest.mark.parametrize(
+    ("early", "late", "numbers"), [("1" * 8, "2" * 8, [1, 1]), ("2" * 8, "1" * 8, [1, 2])]
+)
+def test_who_applies_while_another_holds_and_releases_succeeds_it_only_with_a_larger_term(
+    local: Store, monkeypatch: pytest.MonkeyPatch, early: str, late: str, numbers: list[int]
+) -> None:
+    """Both saw nobody and took the same number: the words after it decide whether the later one must start over."""
+    words = (SimpleNamespace(hex=word) for word in (early, late, "f" * 8))
+    looked, holds, applied, released = (threading.Event() for _ in range(4))
+
+    def wait_after_listing(kind: str, data: bytes) -> None:
+        if kind == "listed" and not looked.is_set():
+            looked.set()  # and saw nobody
+            assert holds.wait(20)
+        elif kind == "listed" and not applied.is_set():
+            applied.set()  # and saw the holder
+            assert released.wait(20)
+
+    monkeypatch.setattr(acquire, "uuid", SimpleNamespace(uuid4=lambda: next(words)))
+    store = wrapped(local, wait_after_listing)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(Lease.acquire, store, pace=QUICK, say=lambda line: None)
+        assert looked.wait(20)
+        with Lease.acquire(local, pace=QUICK, say=no_line) as first:
+            holds.set()
+            assert applied.wait(20)
+        released.set()
+        second = waiting.result(20)
+        second.release()
+    assert [term_of(lease.name)[0] for lease in (first, second)] == numbers
+    assert term_of(second.name) > term_of(first.name)
 
 
 @pytest.mark.parametrize("attempt", range(4))  # of two names drawn at random either may be smaller
@@ -206,7 +242,7 @@ def test_who_comes_between_a_candidates_listing_and_its_promotion_waits_for_it(
 def test_a_candidate_whose_promotion_was_delayed_beyond_the_time_to_live_starts_over(
     local: Store,
 ) -> None:
-    pace = Pace(renew=0.1, ttl=0.6, look=0.02, watch=0.1)
+    pace = Pace(renew=0.1, ttl=1.5, look=0.02, watch=0.1)
     late, other_holds = threading.Event(), threading.Event()
 
     def delay(kind: str, data: bytes) -> None:
@@ -252,7 +288,7 @@ def test_a_live_holder_is_not_replaced_and_the_line_says_who_it_is_and_what_to_d
     )
     (line,) = said
     assert re.fullmatch(
-        rf"the run is held by {who}(, renewed \d s ago)?; waiting up to 3 s to see whether it still lives",
+        rf"the run is held by {who}(, renewed \d s ago)?; waiting up to 30 s to see whether it still lives",
         line,
     )
 
