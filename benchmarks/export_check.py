@@ -30,7 +30,7 @@ from raymat.config.run import ModelConfig
 from raymat.console import columns
 from raymat.export import check, formats
 from raymat.export.check import Case
-from raymat.export.exporter import export
+from raymat.export.exporter import export_network
 from raymat.model.matting import build
 
 MODES = ("base", "full", "sampling", "thresholding")
@@ -57,7 +57,7 @@ def rows(given: argparse.Namespace, folder: str) -> Iterator[tuple[str, ...]]:
             path = os.path.join(folder, f"{mode}{ending}")
             # A base network is checked at its own size, a quarter.
             size = None if mode == "base" else large
-            found = export(source, path, overrides=overrides, check_size=size)
+            found = export_network(source, path, overrides=overrides, check_size=size)
             for one in found.outcomes:
                 worst = max(one.differences, key=lambda output: one.differences[output])
                 yield (

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import threading
 import time
-from pathlib import Path
 
 import ray
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from raymat.cluster import blackboard as boards
 from raymat.cluster.worker.notice_listener import NoticeListener
+from raymat.config.run import build
 from raymat.data.batch import Geometry, make_train_batch
 from raymat.data.sample_order import SampleOrder
 from raymat.data.source import SourceSpec
@@ -32,14 +30,23 @@ from raymat.model import matting
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.loop.watchdog import Heartbeat
 from raymat.train.optim.lr_schedule import rates
-from tests.support.kit import tiny
 
 
 class Training:
     """The tiny base network's steps on one batch."""
 
     def __init__(self) -> None:
-        self.config = tiny("base", "/nowhere", "run")
+        flat = {
+            "storage": "/nowhere",
+            "name": "run",
+            "synthetic": 16,
+            "backbone": "mobilenetv2",
+            "resolution": 48,
+            "crop": "32:48",
+            "batch_size": 8,
+            "steps": 40,
+        }
+        self.config = build("base", flat)
         data = self.config.data
         order = SampleOrder(
             seed=0, pairs=16, backgrounds=16, batch_size=data.batch_size, crop=data.crop,

@@ -13,20 +13,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
-import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import ray
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from raymat.cluster.controller.ray_trainer import apply_settings
 from raymat.cluster.driver.launch import fit
+from raymat.config.run import build
 from raymat.storage.store import Store
 from raymat.train.observability.events import read_events
 from raymat.train.observability.metrics_log import read_metrics
-from tests.support.kit import tiny
 
 SETTLING = 5
 """So many of the first steps are left out."""
@@ -34,19 +31,25 @@ SETTLING = 5
 
 def train(options: argparse.Namespace, folder: str) -> Store:
     """A run that validates every `--interval` steps."""
-    config = tiny(
-        "base",
-        folder,
-        "run",
-        validation="beside",
-        steps=options.interval * (options.validations + 1),
-        valid_interval=options.interval,
-        checkpoint_interval=options.interval,
-        valid_examples=options.examples,
-        resolution=options.resolution,
-        crop=str(options.resolution),
-        log_images_interval=10**6,
-    )
+    flat = {
+        "storage": folder,
+        "name": "run",
+        "device": "cpu",
+        "backbone": "mobilenetv2",
+        "synthetic": 64,
+        "batch_size": 8,
+        "epoch_examples": 10**6,
+        "validation": "beside",
+        "steps": options.interval * (options.validations + 1),
+        "valid_interval": options.interval,
+        "checkpoint_interval": options.interval,
+        "valid_examples": options.examples,
+        "resolution": options.resolution,
+        "crop": str(options.resolution),
+        "log_loss_interval": 1,
+        "log_images_interval": 10**6,
+    }
+    config = build("base", flat)
     fit(config)
     return Store.open(config.storage, config.name)
 

@@ -23,10 +23,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "raymat"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 FLOORS = (
-    {"errors"},
+    {"errors", "version"},
     {"storage"},
     {"config", "distributed", "console"},
     {"model", "data", "checkpoint"},
@@ -105,7 +106,7 @@ def test_imports_point_down(module: Path) -> None:
     mine = part_of(module)
     others = {i.split(".")[1] for i in imports_of(module) if i.startswith("raymat.")}
     below = {wing for floor in FLOORS[: floor_of(mine, FLOORS)] for wing in floor}
-    assert others - {mine, "__version__"} <= below
+    assert others - {mine} <= below
 
 
 @pytest.mark.parametrize(
@@ -178,6 +179,8 @@ def roots_of(module: Path) -> set[str]:
 def test_nothing_imports_its_tests() -> None:
     for module in [*MODULES, *JOBS]:
         assert not roots_of(module) & {"tests", "pytest", "conftest", "benchmarks"}, name(module)
+    for module in BENCHMARKS:
+        assert not roots_of(module) & {"tests", "pytest", "conftest"}, name(module)
 
 
 REFUSE_AND_IMPORT = """

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-import raymat
 from raymat.analysis.batchnorm_recalibration import recompute_statistics
 from raymat.analysis.run_pictures import Pictures
 from raymat.analysis.soup import Trial, WeightSum, greedy
@@ -23,6 +22,7 @@ from raymat.model.matting import MattingBase
 from raymat.model.pretrained import backbone_of
 from raymat.storage.urls import shown
 from raymat.train.run.weights_reference import Selected, build_network, read_weights
+from raymat.version import __version__
 
 DATA = ("dataset", "backgrounds", "synthetic", "resolution", "crop", "batch_size", "valid_examples")
 """Options that stand in for the run's own."""
@@ -141,7 +141,7 @@ def average(options: Options, told: OnSkip = lambda note: None) -> Averaged:
     taken = tuple(kitchen.sources[name] for name in sorted(kitchen.taken))
     about = {
         "kind": "greedy" if options.greedy else "uniform",
-        "raymat": raymat.__version__,
+        "raymat": __version__,
         "averaged": [_about(one) for one in taken],
         "statistics": {"examples": examples, **kitchen.about_data()},
         "stage": taken[0].stage,

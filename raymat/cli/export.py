@@ -13,7 +13,7 @@ import tyro
 from raymat.config.run import RefineMode
 from raymat.console import Url, parse_options
 from raymat.errors import ConfigError
-from raymat.export.exporter import OVERRIDES, export
+from raymat.export.exporter import OVERRIDES, export_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     options = parse_options(Options, argv, "raymat export")
     overrides = {name: getattr(options, name) for name in OVERRIDES}
     notes: list[str] = []
-    found = export(
+    found = export_network(
         options.url,
         options.output,
         force=options.force,

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from raymat import __version__
 from raymat.config.flags import parse_run
 from raymat.config.run import RunConfig, Stage
 from raymat.errors import ConfigError, RaymatError, StoppedError
+from raymat.version import __version__
 
 __all__ = ["COMMANDS", "fail", "job_main", "main", "parse_run"]
 

@@ -61,7 +61,7 @@ class Exported:
         return "\n".join(lines)
 
 
-def export(
+def export_network(
     url: str,
     path: str,
     *,

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from raymat import __version__
 from raymat.config.run import ModelConfig
 from raymat.export.check import CheckOutcome
 from raymat.export.formats import BASE_OUTPUTS, ONNX, OPSET, REFINE_OUTPUTS, Format
 from raymat.model.pretrained import backbone_of, shown
 from raymat.storage.digest import digest
 from raymat.train.run.weights_reference import Selected
+from raymat.version import __version__
 
 SUFFIX = ".json"
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from raymat.config.run import ModelConfig, Stage
-from raymat.export.exporter import export
+from raymat.export.exporter import export_network
 from raymat.model.matting import MattingBase, build
 from raymat.model.pretrained import load_init
 from tests.support.paths import GOLDEN
@@ -81,7 +81,7 @@ def test_a_run_stands_for_its_newest_verified_checkpoint(
 
 def test_it_reads_any_storage_that_fsspec_does(made: Any, tmp_path: Path) -> None:
     made.commit(10)
-    found = export(made.url, str(tmp_path / "w.pth"))
+    found = export_network(made.url, str(tmp_path / "w.pth"))
     assert (found.selected.step, len(found.selected.weights)) == (10, 1)
     assert _value(tmp_path / "w.pth") == 10.0
 
@@ -108,7 +108,7 @@ def test_a_link_is_followed(local: Any, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     link = tmp_path / "w.pth"
     link.symlink_to(tmp_path / "elsewhere/real.pth")
-    export(local.url, str(link))
+    export_network(local.url, str(link))
     assert link.is_symlink()
     assert _value(tmp_path / "elsewhere/real.pth") == 10.0
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import raymat
 from raymat.checkpoint.state_dict import (
     EMA,
     FORMAT,
@@ -35,6 +34,7 @@ from raymat.train.loop.schedule import Schedule
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.optim.lr_schedule import RateState
 from raymat.train.validation.criteria import Validation, best_of, stop_reason, validations_of
+from raymat.version import __version__
 
 
 @dataclass
@@ -140,7 +140,7 @@ def capture(
         "listing_digest": promise.listing_digest,
         "past": promise.past.to_dict(),
         "versions": {
-            "raymat": raymat.__version__,
+            "raymat": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },

@@ -9,11 +9,11 @@ import uuid
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import raymat
 from raymat.config.run import RunConfig, to_dict
 from raymat.data.run_dataset import list_dataset
 from raymat.errors import StorageError
 from raymat.storage.store import Store
+from raymat.version import __version__
 
 RUN_FILE = "run.json"
 
@@ -62,7 +62,7 @@ def create_run(config: RunConfig, store: Store) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"raymat": raymat.__version__, "python": platform.python_version()}
+    found = {"raymat": __version__, "python": platform.python_version()}
     for package in ("torch", "ray", "numpy", "opencv-python-headless", "simplejpeg", "pillow"):
         try:
             found[package] = version(package)
