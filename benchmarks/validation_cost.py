@@ -18,8 +18,8 @@ from typing import Any
 
 import ray
 
-from raymat.cluster.controller.ray_trainer import apply_settings
 from raymat.cluster.driver.launch import fit
+from raymat.cluster.ray_internals import apply_settings
 from raymat.config.run import build
 from raymat.storage.store import Store
 from raymat.train.observability.events import read_events

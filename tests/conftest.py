@@ -68,7 +68,7 @@ def cluster(ray_at_the_end: None) -> None:
     one that had another in its place it is started anew."""
     import ray
 
-    from raymat.cluster.controller.ray_trainer import apply_settings
+    from raymat.cluster.ray_internals import apply_settings
 
     if ray.is_initialized():
         return

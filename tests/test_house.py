@@ -160,6 +160,22 @@ def test_only_cluster_imports_ray() -> None:
     assert importers <= {"cluster"}
 
 
+RAY_INTERNALS = {"raymat/cluster/ray_internals.py", "raymat/cluster/ray_train_internals.py"}
+"""The only files that may use what Ray changes without notice, and tests/cluster/test_ray_internals.py tries."""
+
+PRIVATE_RAY = re.compile(r"^ray\b.*\.(_\w+|core|experimental)\b|^ray\.autoscaler\b", re.MULTILINE)
+
+
+def test_private_interfaces_of_ray_are_used_in_one_place() -> None:
+    assert PRIVATE_RAY.search("ray.train.v2._internal.exceptions.X")
+    users = {
+        name(m)
+        for m in in_parts("cluster")
+        if PRIVATE_RAY.search("\n".join([*imports_of(m), attributes_of(m)]))
+    }
+    assert users == RAY_INTERNALS
+
+
 def test_networks_need_nothing_but_torch_and_a_file_to_load() -> None:
     allowed = {"torch", "raymat", "fsspec", "safetensors", "numpy"}
     for module in in_parts("model"):

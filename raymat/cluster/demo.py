@@ -17,8 +17,8 @@ from pathlib import Path
 import ray
 
 from raymat.analysis.contact_sheet import prediction, source_and_truth, trained_model, write_picture
-from raymat.cluster.controller.ray_trainer import apply_settings
 from raymat.cluster.driver.launch import fit
+from raymat.cluster.ray_internals import apply_settings
 from raymat.config.run import RunConfig, build, from_dict
 from raymat.data.batch import make_valid_batch
 from raymat.errors import ConfigError

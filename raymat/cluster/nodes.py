@@ -1,7 +1,4 @@
-"""Whether a process of Ray's answers: gRPC's health check, by which Ray's head watches its nodes too.
-
-Ray has no public call for it. No worker is needed: starting one takes longer than a busy machine should be waited for.
-"""
+"""The nodes that workers can run on now, and how many fit there."""
 
 from __future__ import annotations
 
@@ -9,44 +6,37 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grpc
 import ray
-from ray._private.grpc_utils import init_grpc_channel
 
-ANSWER_SECONDS = 3.0
-"""What does not answer within this time is taken for frozen."""
+from raymat.cluster.ray_internals import draining_nodes, raylet_address, responds
 
 
-def answers(address: str) -> bool:
-    """Whether the raylet or the head's GCS at HOST:PORT answers in time: a dead one's port refuses at once, a frozen one
-    is silent."""
-    channel = init_grpc_channel(address)
-    check = channel.unary_unary(
-        "/grpc.health.v1.Health/Check", request_serializer=bytes, response_deserializer=bytes
+def usable_nodes(check: bool) -> dict[str, Mapping[str, Any]]:
+    """Return the alive nodes (items of `ray.nodes()`, by id) that are not being drained.
+
+    `check`: only those that respond now. A frozen node counts as alive for some seconds.
+
+    Ray's coordinator is not asked: it hands out places on nodes that are being drained, and on nodes that died within
+    the last 20 s.
+    """
+    alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    usable = {name: alive[name] for name in alive.keys() - draining_nodes().keys()}
+    return {name: usable[name] for name in _responding(usable)} if check else usable
+
+
+def places_on(has: Mapping[str, float], each: Mapping[str, float], share: float = 1.0) -> int:
+    """Return how many workers that need `each` (not empty) fit in a `share` (0..1) of what a node `has`."""
+    return min(
+        int((has.get(name, 0.0) * share + 1e-6) / need) for name, need in each.items() if need > 0
     )
-    try:
-        check(b"", timeout=ANSWER_SECONDS)
-    except grpc.RpcError:
-        return False
-    finally:
-        channel.close()
-    return True
 
 
-def draining_nodes() -> dict[str, float | None]:
-    """The nodes that are being drained, by id in hex, each with its deadline in Unix seconds (None: none was given)."""
-    found = ray._private.state.state.get_draining_nodes()
-    return {node: deadline / 1000 if deadline else None for node, deadline in found.items()}
-
-
-def answering_nodes(nodes: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """Those of `nodes` (as Ray describes them, by id) that answer. This process's own node is not asked."""
+def _responding(nodes: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """The ids of those nodes that respond, and of this process's own node, which is not asked."""
     here = {ray.get_runtime_context().get_node_id()} & nodes.keys()
-    asked = [node for name, node in nodes.items() if name not in here]
+    asked = [name for name in nodes if name not in here]
     if not asked:
         return here
     with ThreadPoolExecutor(max_workers=min(32, len(asked))) as pool:
-        up = pool.map(
-            lambda node: answers(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"), asked
-        )
-        return here | {node["NodeID"] for node, there in zip(asked, up, strict=True) if there}
+        up = pool.map(lambda name: responds(raylet_address(nodes[name])), asked)
+        return here | {name for name, there in zip(asked, up, strict=True) if there}

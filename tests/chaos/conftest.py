@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from raymat.cluster import blackboard as boards
-from raymat.cluster.controller.ray_trainer import apply_settings
+from raymat.cluster.ray_internals import apply_settings
 from tests.support.nodes import Nodes
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from raymat.analysis.compare import diff
 from raymat.cli.restarts import Restart, restarts
-from raymat.cluster.controller.prestart import RAYS_OWN, SETTLE_SECONDS
+from raymat.cluster.controller.prestart import DELAY_SECONDS, RAY_PROCESSES
 from raymat.cluster.driver.launch import fit
 from raymat.config.run import RunConfig
 from raymat.errors import RaymatError
@@ -32,7 +32,7 @@ from tests.support.kit import rows, starts, tiny, wait_for
 from tests.support.nodes import Nodes, processes_of
 
 INTERVAL = 7
-READY_SECONDS = SETTLE_SECONDS + (2 + RAYS_OWN) * 4.0
+READY_SECONDS = DELAY_SECONDS + (2 + RAY_PROCESSES) * 4.0
 """A run of two workers has trained so long when all its spare processes are there."""
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import ray
 from ray.train import UserCallback, WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymat.cluster import blackboard as boards
-from raymat.cluster.controller.failure_policy import cause, is_fatal, raymat_error, signature
+from raymat.cluster.controller.failure_policy import is_fatal, raymat_error, signature
+from raymat.cluster.ray_train_internals import WorkerHealthCheckTimeoutError, unwrap
 from raymat.cluster.worker.notice_listener import POLL_SECONDS, SHOW_POLLS, Sign
 from raymat.storage.store import Store
 from raymat.train.observability.events import EventLog
@@ -49,7 +49,7 @@ class FailureLog(UserCallback):
         }
         self._log().emit("failure", ranks=told, last=last)
         for rank in worker_exceptions.keys() & heard.keys():
-            if isinstance(cause(worker_exceptions[rank]), WorkerHealthCheckTimeoutError):
+            if isinstance(unwrap(worker_exceptions[rank]), WorkerHealthCheckTimeoutError):
                 end_frozen(heard[rank][1])
         if not is_fatal(error):  # else the command ends with it
             line = "; ".join(f"rank {rank}: {what}" for rank, what in told.items())

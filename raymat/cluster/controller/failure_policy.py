@@ -8,16 +8,15 @@ from typing import Any
 
 from ray.exceptions import RayError
 from ray.train import FailureConfig
-from ray.train.v2._internal.exceptions import (
-    WorkerGroupStartupTimeoutError,
-    WorkerHealthCheckTimeoutError,
-)
-from ray.train.v2._internal.execution.failure_handling import (
-    DefaultFailurePolicy,
-    FailureDecision,
-)
 
 from raymat.cluster import blackboard as boards
+from raymat.cluster.ray_train_internals import (
+    DefaultFailurePolicy,
+    FailureDecision,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckTimeoutError,
+    unwrap,
+)
 from raymat.errors import CheckpointError, RaymatError, StorageError
 from raymat.train.run.notice import LeavingError
 
@@ -27,29 +26,11 @@ MAX_FRUITLESS = 3  # the same failure this often without a commit between: it is
 MAX_DEATHS = 10  # workers died this often without a commit between: it comes to nothing
 
 
-MAX_WRAPPERS = 8
-
-
-# Where Ray's wrappers keep what they wrap: what a training function raised, why a health check
-# failed, what a task raised.
-WRAPPED = ("_base_exc", "health_check_failure", "controller_failure", "cause")
-
-
-def cause(error: BaseException) -> BaseException:
-    """What happened to a worker, out of the wrappers that Ray puts around it."""
-    for _ in range(MAX_WRAPPERS):
-        inner = next((getattr(error, name, None) for name in WRAPPED if hasattr(error, name)), None)
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
-    return error
-
-
 def raymat_error(error: BaseException) -> RaymatError | None:
     """The first raymat error among a worker group's failures (lowest rank first), or None."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     for rank in sorted(failures):
-        found = cause(failures[rank])
+        found = unwrap(failures[rank])
         if isinstance(found, RaymatError):
             return found
     return None
@@ -69,13 +50,13 @@ def somebody_died(error: BaseException) -> bool:
     """Whether a worker's process or node was lost or froze; the other ranks then fail for that alone."""
     failures = getattr(error, "worker_failures", {})
     lost = (RayError, WorkerHealthCheckTimeoutError)
-    return any(isinstance(cause(found), lost) for found in failures.values())
+    return any(isinstance(unwrap(found), lost) for found in failures.values())
 
 
 def signature(error: BaseException) -> str:
     """What a failure looks like: type and first line of each worker's, lowest rank first."""
     failures = getattr(error, "worker_failures", None) or {0: error}
-    found = [cause(failures[rank]) for rank in sorted(failures)]
+    found = [unwrap(failures[rank]) for rank in sorted(failures)]
     return "; ".join(f"{type(e).__name__}: {str(e).strip().partition(chr(10))[0]}" for e in found)
 
 
@@ -108,7 +89,7 @@ class RaymatFailurePolicy(DefaultFailurePolicy):
     def _is_fruitless(self, error: BaseException) -> bool:
         """Whether the same has happened too often since the newest commit; the board is told why."""
         waits = isinstance(
-            cause(error), WorkerGroupStartupTimeoutError
+            unwrap(error), WorkerGroupStartupTimeoutError
         )  # somebody else has the places
         if waits or isinstance(raymat_error(error), StorageError):
             return False

@@ -1,94 +1,90 @@
-"""Processes that wait for the next start of the workers, so that nobody waits for Python then.
+"""Worker processes started ahead, so that the next start of the workers does not wait for Python.
 
 A start needs a process for each worker and, one after another, three of Ray Train's and Ray Data's own beside the
-controller. Each costs a second or more of CPU before it can be told anything, and a worker's imports cost several. A raylet
-starts processes ahead when it is asked to, and keeps them for the first that needs one like that. Ray has no public call
-for it; where it is not granted, everything goes on without.
+controller. Each costs a second or more of CPU before it can take orders, and a worker's imports cost several. A raylet
+starts processes ahead on request, and keeps them for the first that needs one like that. Where a raylet refuses,
+everything goes on without.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import ray
-from ray._private.grpc_utils import init_grpc_channel
-from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
-from ray.core.generated.common_pb2 import PYTHON
-from ray.core.generated.node_manager_pb2 import GetWorkerPIDsRequest, PrestartWorkersRequest
-from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
 from ray.exceptions import RayError
+
+from raymat.cluster.ray_internals import SETUP_HOOK, prestart_worker, raylet_address, worker_pids
 
 log = logging.getLogger(__name__)
 
-RAYS_OWN = 3
-"""A start's barrier, its datasets' manager and their coordinator, beside the controller."""
+RAY_PROCESSES = 3
+"""Of each start, beside the controller: its barrier, its datasets' manager and their coordinator."""
 KEEP_SECONDS = 3600
-"""So long an unused one is kept."""
-SETTLE_SECONDS = 20.0
-"""The workers have trained so long before the first is asked for: a short run needs none."""
-LOOK_SECONDS = 1.0
-"""Between two looks whether the last has come. They come one at a time: training needs the cores."""
+"""How long a raylet keeps an unused process."""
+DELAY_SECONDS = 20.0
+"""From the first step to the first request: a short run needs no processes."""
+POLL_SECONDS = 1.0
+"""Between two looks whether the last process has come. They come one at a time: training needs the cores."""
 START_SECONDS = 30.0
-"""One that has not come by then is asked for again. A raylet that starts as many processes as its machine has cores puts a
-request aside, and takes any process that comes for the answer to it."""
+"""After this time a process is requested again. A raylet that starts as many processes as its machine has cores puts a request
+aside, and takes any process that comes for the answer to it."""
 TRIES = 3
-ANSWER_SECONDS = 2.0
 IMPORTS = "ray.train.torch.TorchConfig"
 """What a worker's process calls before anything else, for the imports that it brings: torch, Ray Train and Ray Data, most of
-what a worker imports. Not raymat, which such a process may find only when it is told the driver's paths."""
+what a worker imports. Not raymat, which such a process may find only once it has the driver's paths."""
 
 
 def worker_environment() -> dict[str, Any]:
-    """The runtime environment of the workers: their processes import ahead, unless the job has them call something else."""
+    """Return the workers' runtime environment, which has their processes import ahead.
+
+    Empty where the job itself has processes call something else.
+    """
     job = ray.get_runtime_context().runtime_env
-    taken = WORKER_PROCESS_SETUP_HOOK_ENV_VAR in job.get("env_vars", {})
-    return {} if taken else {"env_vars": {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: IMPORTS}}
+    taken = SETUP_HOOK in job.get("env_vars", {})
+    return {} if taken else {"env_vars": {SETUP_HOOK: IMPORTS}}
 
 
 class Prestart:
-    """Asks for them, from the controller's process, which waits for each of a raylet's answers for 2 s at most."""
+    """The processes started ahead during one worker group's life, requested by the controller."""
 
     def __init__(self) -> None:
-        self.started()
-
-    def started(self) -> None:
-        """Workers start, and take those that there are."""
         self._next = math.inf
         self._until = 0.0
         self._environment: Any = None
-        """A reference to that of the workers."""
-        self._wanted: dict[str, _Wanted] = {}
-        """By node (id): what is still to come there."""
+        """A reference to the workers' runtime environment."""
+        self._missing: dict[str, _Missing] = {}
+        """By node (id)."""
 
     def keep(self, workers: Sequence[Any]) -> None:
-        """Have as many on each node as the next start will need. `workers`: Ray Train's handles of those that train.
+        """Have as many processes ready on each node as the next start will need; call this again and again.
 
-        To be called again and again: asks for one at a time, so many for each start, and anew when the last are not
-        kept any longer.
+        Requests one at a time, and anew when raylets no longer keep the last. Waits 2 s at most for a raylet's answer.
+
+        Args:
+            workers: Ray Train's handles of the workers that train.
         """
         now = time.monotonic()
         if math.isinf(self._next):
-            self._next = now + SETTLE_SECONDS
+            self._next = now + DELAY_SECONDS
         if now < self._next:
             return
         if now >= self._until and not self._count(workers, now):
             return
-        if self._wanted:
-            self._next = now + LOOK_SECONDS
-            self._ask(now)
+        if self._missing:
+            self._next = now + POLL_SECONDS
+            self._request(now)
 
     def _count(self, workers: Sequence[Any], now: float) -> bool:
-        """Find out what is needed; False while a worker is still being asked for its environment."""
+        """Find out what is needed; False while a worker has not yet said what its environment is."""
         if self._environment is None:
-            self._environment = workers[0].execute_async(_environment)
+            self._environment = workers[0].execute_async(_runtime_environment)
         if not ray.wait([self._environment], timeout=0)[0]:
             return False
         self._until = now + KEEP_SECONDS
@@ -96,73 +92,54 @@ class Prestart:
         try:
             environment = ray.get(self._environment)
         except RayError as error:  # it has just died
-            log.info("no spare processes for workers: %s", error)
+            log.info("no worker processes are started ahead: %s", error)
         else:
             for worker in workers:
                 environments[worker.metadata.node_id].append(environment)
         context = ray.get_runtime_context()
-        environments[context.get_node_id()] += [context.get_runtime_env_string()] * RAYS_OWN
-        self._wanted = {node: _Wanted(those) for node, those in environments.items()}
+        environments[context.get_node_id()] += [context.get_runtime_env_string()] * RAY_PROCESSES
+        self._missing = {node: _Missing(those) for node, those in environments.items()}
         return True
 
-    def _ask(self, now: float) -> None:
-        """For one more on each node, where the last has come."""
+    def _request(self, now: float) -> None:
+        """Request one more on each node where the last has come."""
         nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        for node, wanted in list(self._wanted.items()):
+        for node, missing in list(self._missing.items()):
             try:
-                more = node in nodes and wanted.ask(nodes[node], now)
+                more = node in nodes and missing.request(raylet_address(nodes[node]), now)
             except grpc.RpcError as error:
-                log.info("no spare processes on node %s: %s", node, error)
+                log.info("no processes are started ahead on node %s: %s", node, error)
                 more = False
             if not more:
-                del self._wanted[node]
+                del self._missing[node]
 
 
 @dataclass
-class _Wanted:
-    """What is still to come on one node."""
+class _Missing:
+    """The processes that one node has still to start."""
 
     environments: list[str]
-    """Of each process; the first is the one that has been asked for, if one has."""
+    """Of each process; if one has been requested it is the first."""
     before: frozenset[int] | None = None
-    """The processes there (pids) when it was asked for; None: it has not been."""
-    asked: float = 0.0
+    """The processes there (pids) at the last request; None before the first."""
+    requested: float = 0.0
     tries: int = 0
 
-    def ask(self, node: dict[str, Any], now: float) -> bool:
-        """For the next if the last has come. False: nothing is left to wait for, or the node starts none."""
-        with _raylet(node) as raylet:
-            reply = raylet.GetWorkerPIDs(GetWorkerPIDsRequest(), timeout=ANSWER_SECONDS)
-            there = frozenset(reply.pids)
-            if self.before is not None:
-                if there - self.before:
-                    del self.environments[0]
-                    self.tries = 0
-                elif now - self.asked < START_SECONDS:
-                    return True
-            if not self.environments or self.tries == TRIES:
-                return False
-            self.before, self.asked, self.tries = there, now, self.tries + 1
-            request = PrestartWorkersRequest(
-                language=PYTHON,
-                job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
-                num_workers=1,
-                keep_alive_duration_secs=KEEP_SECONDS,
-            )
-            # Only a process with the same environment fits.
-            request.runtime_env_info.serialized_runtime_env = self.environments[0]
-            raylet.PrestartWorkers(request, timeout=ANSWER_SECONDS)
+    def request(self, address: str, now: float) -> bool:
+        """Request the next if the last has come; False when nothing is left to wait for, or the node starts none."""
+        there = worker_pids(address)
+        if self.before is not None:
+            if there - self.before:
+                del self.environments[0]
+                self.tries = 0
+            elif now - self.requested < START_SECONDS:
+                return True
+        if not self.environments or self.tries == TRIES:
+            return False
+        self.before, self.requested, self.tries = there, now, self.tries + 1
+        prestart_worker(address, self.environments[0], KEEP_SECONDS)
         return True
 
 
-def _environment() -> str:
+def _runtime_environment() -> str:
     return str(ray.get_runtime_context().get_runtime_env_string())
-
-
-@contextlib.contextmanager
-def _raylet(node: dict[str, Any]) -> Iterator[Any]:
-    channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
-    try:
-        yield NodeManagerServiceStub(channel)
-    finally:
-        channel.close()

@@ -4,28 +4,24 @@ Ray's policy takes draining nodes, and nodes that died within the last half minu
 the start time-out out. And while training runs it restarts the workers as soon as there is room for more, without
 a word to them: all since the newest commit is lost. Here a start counts on machines that answer now; and a running
 group is never stopped: it is told, commits, and leaves by itself (`raymat.train.run.notice`).
-
-Developer interfaces of Ray, as in `raymat.cluster.controller.ray_trainer`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
-
-import ray
-from ray.train.v2._internal.execution.controller.state import ReschedulingState
-from ray.train.v2._internal.execution.scaling_policy import (
-    ElasticScalingPolicy,
-    NoopDecision,
-    ResizeDecision,
-    ScalingDecision,
-)
 
 from raymat.cluster import blackboard as boards
 from raymat.cluster.controller.prestart import Prestart
-from raymat.cluster.nodes import answering_nodes, draining_nodes
+from raymat.cluster.nodes import places_on, usable_nodes
+from raymat.cluster.ray_train_internals import (
+    ElasticPolicy,
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+    failed_to_start,
+    worker_resources,
+)
 from raymat.train.run.notice import LeavingError, Notice
 
 GROWTH_SECONDS = 5.0
@@ -49,14 +45,7 @@ def growth_pays(
     return possible * (expected_seconds - restart_seconds) > workers * expected_seconds
 
 
-def places_on(has: Mapping[str, float], each: Mapping[str, float], share: float = 1.0) -> int:
-    """How many workers that need `each` fit in a `share` (0..1) of what a node `has`. `each` must need something."""
-    return min(
-        int((has.get(name, 0.0) * share + 1e-6) / need) for name, need in each.items() if need > 0
-    )
-
-
-class RaymatScalingPolicy(ElasticScalingPolicy):
+class RaymatScalingPolicy(ElasticPolicy):
     """See the module's text.
 
     Args:
@@ -84,7 +73,7 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         self._refuse_if_stopped()
-        self._maybe_send_resource_request()
+        self.request_resources()
         self._left, self._worked = self._worked or self._left, None
         possible = self._possible(fresh=True)
         if possible < self.scaling_config.min_workers:
@@ -93,9 +82,9 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
         self._started, self._room_since, self._asked = time.monotonic(), None, possible
         self._training = False
         if self._spares:
-            self._spares.started()
+            self._spares = Prestart()  # the workers that start take what there is
         self._board.begin.remote()
-        return ResizeDecision(possible, self.scaling_config._resources_per_worker_not_none)
+        return ResizeDecision(possible, worker_resources(self.scaling_config))
 
     def _refuse_if_stopped(self) -> None:
         """Told to stop while no workers run: there is nothing to commit."""
@@ -106,7 +95,7 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
-        self._maybe_send_resource_request()
+        self.request_resources()
         now = self._worked = time.monotonic()
         if self._train(now) and self._spares:
             self._spares.keep(worker_group_state.workers)
@@ -118,7 +107,7 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Workers who found no places within the start time-out: fewer next time, while the nodes are the same."""
         super().after_controller_state_update(previous_state, current_state)
-        if isinstance(current_state, ReschedulingState):
+        if failed_to_start(current_state):
             fewer = max(self.scaling_config.min_workers, self._asked - 1)
             self._ceiling = (self._usable, fewer)
 
@@ -158,17 +147,9 @@ class RaymatScalingPolicy(ElasticScalingPolicy):
         self._room_since = None
 
     def _possible(self, fresh: bool) -> int:
-        """How many workers the cluster could hold, had it nothing else to do; `fresh`: on nodes that answer now.
-
-        Ray's coordinator is not asked: it hands out places on nodes that are being drained, and on nodes that died within
-        the last 20 s.
-        """
-        draining = draining_nodes().keys()
-        nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        usable = {node: nodes[node] for node in nodes.keys() - draining}
-        if fresh:
-            usable = {node: usable[node] for node in answering_nodes(usable)}
-        each = self.scaling_config._resources_per_worker_not_none
+        """How many workers the cluster could hold, had it nothing else to do; `fresh`: on nodes that respond now."""
+        usable = usable_nodes(check=fresh)
+        each = worker_resources(self.scaling_config)
         # Without GPUs, workers that fill a node would leave no core to decode with.
         share = 1.0 if self.scaling_config.use_gpu else 0.5
         possible = sum(places_on(node["Resources"], each, share) for node in usable.values())

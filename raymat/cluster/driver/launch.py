@@ -20,14 +20,9 @@ from ray.exceptions import RayError
 
 from raymat.cluster import blackboard as boards
 from raymat.cluster.controller.failure_log import FailureLog
-from raymat.cluster.controller.failure_policy import raymat_error
+from raymat.cluster.controller.failure_policy import RaymatFailurePolicy, raymat_error
 from raymat.cluster.controller.prestart import worker_environment
-from raymat.cluster.controller.ray_trainer import (
-    PromptTorchConfig,
-    RaymatTrainer,
-    apply_settings,
-    check_ray_version,
-)
+from raymat.cluster.controller.scaling_policy import RaymatScalingPolicy
 from raymat.cluster.driver.cluster_setup import (
     check_room,
     ray_storage,
@@ -39,8 +34,10 @@ from raymat.cluster.driver.cluster_setup import (
 from raymat.cluster.driver.completion import completed_step, is_complete, stopped_early
 from raymat.cluster.driver.progress_line import ProgressLine
 from raymat.cluster.driver.stop_signals import StopSignals
-from raymat.cluster.nodes import answers
+from raymat.cluster.ray_internals import apply_settings, check_ray_version, responds
+from raymat.cluster.ray_train_internals import PolicyTrainer, WorkerTorchConfig
 from raymat.cluster.worker.datasource import StreamPlan, dataset_factory
+from raymat.cluster.worker.notice_listener import handle_sigterm
 from raymat.cluster.worker.worker import WorkerSpec, train_worker
 from raymat.config.run import RunConfig, to_dict
 from raymat.errors import ClusterError, ConfigError, RaymatError
@@ -144,33 +141,37 @@ def _train(run: PreparedRun, store: Store, lease: Lease) -> RunResult:
     )
     filesystem, path = ray_storage(store)
     workers = config.workers.workers
-    trainer = RaymatTrainer(
+    failures = ray.train.FailureConfig(max_failures=config.workers.max_failures)
+    scaling = ray.train.ScalingConfig(
+        num_workers=workers.low if workers.low == workers.high else (workers.low, workers.high),
+        use_gpu=config.workers.device == "cuda",
+        resources_per_worker=per_worker,
+        # Without GPUs, workers on one node would take the cores that its read tasks need.
+        placement_strategy="PACK" if config.workers.device == "cuda" else "SPREAD",
+    )
+    trainer = PolicyTrainer(
         train_worker,
         train_loop_config={"spec": spec},
-        torch_config=PromptTorchConfig(
+        torch_config=WorkerTorchConfig(
             backend="nccl" if config.workers.device == "cuda" else "gloo",
             timeout_s=COLLECTIVE_TIMEOUT_SECONDS,
+            setup=handle_sigterm,
         ),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.low if workers.low == workers.high else (workers.low, workers.high),
-            use_gpu=config.workers.device == "cuda",
-            resources_per_worker=per_worker,
-            # Without GPUs, workers on one node would take the cores that its read tasks need.
-            placement_strategy="PACK" if config.workers.device == "cuda" else "SPREAD",
-        ),
+        scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name="checkpoints",
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=config.workers.max_failures),
+            failure_config=failures,
             callbacks=[FailureLog(config.storage, config.name, board)],
             worker_runtime_env=worker_environment() if config.workers.spares else {},
         ),
         datasets={"train": dataset_factory(plan, board, config.workers.decode_tasks)},
         dataset_config=_data_config(),
-        newest_step=functools.partial(completed_step, store),
-        board=board,
-        spares=config.workers.spares,
+        failure_policy=RaymatFailurePolicy(
+            failures, functools.partial(completed_step, store), board
+        ),
+        scaling_policy=RaymatScalingPolicy(scaling, board, config.workers.spares),
     )
     try:
         with ProgressLine(board), stop, lease.telling(board.set_wish.remote):
@@ -224,7 +225,7 @@ def _end_of(error: BaseException, board: Any, head: str) -> RaymatError:
     raised = raymat_error(error)
     if raised is not None:
         return raised
-    if not answers(head):
+    if not responds(head):
         return ClusterError(
             f"the head of the Ray cluster, {head}, does not answer any more: when it is back, give the same command "
             "again, and the run goes on from its newest checkpoint"

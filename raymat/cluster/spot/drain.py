@@ -20,8 +20,6 @@ from raymat.errors import ClusterError
 DRAIN_SECONDS = 10.0
 """For one attempt, with the start of its process (about a second) and a head that is slow to answer."""
 CONNECT_SECONDS = 2.0
-PREEMPTION = 2
-"""`DRAIN_NODE_REASON_PREEMPTION` in Ray's autoscaler.proto: the one kind of drain that Ray never refuses a busy node."""
 
 Drain = Callable[[Interruption], str]
 """Has Ray drain this node; returns the node's id in hex. Raises ClusterError if it was not accepted."""
@@ -58,31 +56,30 @@ def drain_by_process(address: str | None, node: str | None) -> Drain:
 
 def _drain_once(address: str | None, node: str | None, reason: str, deadline_ms: int) -> str:
     """Drain a node; returns its id in hex. deadline_ms: Unix milliseconds, 0 for none. Raises ClusterError."""
+    from raymat.cluster.ray_internals import drain_node
+
     client = _client(address)
     node = _node(client, node)
-    # Private, and what the hidden `ray drain-node` calls; Ray has no public way to drain a node.
-    accepted, why = client.drain_node(node, PREEMPTION, reason, deadline_ms)
-    if not accepted:
-        raise ClusterError(f"node {node[:8]}: {why}")
+    refusal = drain_node(client, node, reason, deadline_ms)
+    if refusal is not None:
+        raise ClusterError(f"node {node[:8]}: {refusal}")
     return node
 
 
 def _client(address: str | None) -> Any:
     """Ray's client of the head. Raises ClusterError if this machine has no node, or several of different heads."""
-    import ray
-    from ray._private import services
+    from raymat.cluster.ray_internals import gcs_client, local_heads, resolve_address
 
-    # Private, as is the client itself: ray.init() would start a driver and log in to the cluster as a job.
     if address is None:
-        found = sorted(services.find_gcs_addresses())
+        found = local_heads()
         if len(found) != 1:
             raise ClusterError(
                 f"one Ray node should run here, found {len(found)}: start Ray or give --address"
             )
         address = found[0]
-    address = str(services.canonicalize_bootstrap_address(address))
+    address = resolve_address(address)
     _knock(address)
-    return ray._raylet.GcsClient(address=address)
+    return gcs_client(address)
 
 
 def _knock(address: str) -> None:
@@ -99,18 +96,14 @@ def _node(client: Any, wanted: str | None) -> str:
 
     Raises ClusterError if it is not alive, which Ray would not mind, or if there is none here, or several.
     """
-    from ray._private import services
-    from ray.core.generated.gcs_pb2 import GcsNodeInfo
+    from raymat.cluster.ray_internals import alive_nodes, local_nodes
 
-    # Private: the list of nodes without a driver, and the ids on the command lines of this machine's raylets, which tell
-    # a node from others at its address.
-    found = client.get_all_node_info(timeout=5, state_filter=GcsNodeInfo.GcsNodeState.ALIVE)
-    alive = {node.hex() for node in found}
+    alive = alive_nodes(client)
     if wanted is not None:
         if wanted not in alive:
             raise ClusterError(f"node {wanted[:8]} is not alive")
         return wanted
-    here = sorted(services.find_node_ids() & alive)
+    here = sorted(local_nodes() & alive)
     if len(here) != 1:
         raise ClusterError(f"one node of Ray should run here, found {len(here)}: give --node-id")
     return here[0]

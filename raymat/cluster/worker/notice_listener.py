@@ -21,7 +21,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raymat.cluster.nodes import draining_nodes
+from raymat.cluster.ray_internals import draining_nodes
 from raymat.train.loop.watchdog import Activity, Heartbeat
 from raymat.train.run.notice import Notice, merge
 
@@ -48,7 +48,7 @@ _told_to_end: list[float] = []
 """Unix seconds of the SIGTERMs that this process was sent."""
 
 
-def mind_sigterm() -> None:
+def handle_sigterm() -> None:
     """From now on a SIGTERM to this process is a notice. To be called in its main thread.
 
     Who sends it (a user, `kubectl delete`, a time limit) means the process to be gone within some grace that nobody

@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from raymat.cluster.controller import prestart as module
-from raymat.cluster.controller.prestart import RAYS_OWN, Prestart, worker_environment
+from raymat.cluster.controller.prestart import RAY_PROCESSES, Prestart, worker_environment
 from tests.support.heads import idle_processes, wait_for
 
 
@@ -44,8 +44,8 @@ class Handle:
 def test_the_next_start_gets_processes_that_were_kept_for_it_with_their_imports_done(
     cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(module, "DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
     here = ray.get_runtime_context().get_node_id()
     worker = somebody(**worker_environment())
     ray.get(worker.look.remote())
@@ -56,9 +56,9 @@ def test_the_next_start_gets_processes_that_were_kept_for_it_with_their_imports_
         spares.keep([handle])
         return idle_processes() - before
 
-    wait_for(lambda: len(kept()) >= 1 + RAYS_OWN, 300)
+    wait_for(lambda: len(kept()) >= 1 + RAY_PROCESSES, 300)
     ready = kept()
-    others = [somebody() for _ in range(RAYS_OWN)]
+    others = [somebody() for _ in range(RAY_PROCESSES)]
     assert {pid for pid, _ in ray.get([other.look.remote() for other in others])} <= before | ready
     next_worker = somebody(**worker_environment())
     pid, imported = ray.get(next_worker.look.remote())
@@ -81,7 +81,7 @@ def test_a_jobs_own_call_at_the_start_of_processes_is_not_taken_from_it(
 def test_a_node_that_does_not_answer_is_done_without(
     cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "DELAY_SECONDS", 0.0)
     here = ray.get_runtime_context().get_node_id()
     address = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": 9, "Alive": True}
     monkeypatch.setattr(ray, "nodes", lambda: [address | {"NodeID": here}])

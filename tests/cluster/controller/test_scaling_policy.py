@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from raymat.cluster.controller.scaling_policy import growth_pays, places_on
+from raymat.cluster.controller.scaling_policy import growth_pays
 from raymat.cluster.driver.launch import fit
+from raymat.cluster.nodes import places_on
 from raymat.storage.store import Store
 from tests.support.kit import starts, tiny, wait_for
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ import ray
 import torch
 from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, FailureConfig, WorkerGroupError
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
@@ -31,7 +29,6 @@ from raymat.cluster.controller.failure_policy import (
     raymat_error,
     somebody_died,
 )
-from raymat.cluster.controller.ray_trainer import RaymatTrainer
 from raymat.cluster.driver.cluster_setup import settle, worker_resources
 from raymat.cluster.driver.completion import is_complete, stopped_early
 from raymat.cluster.driver.launch import RunResult, summary
@@ -47,7 +44,6 @@ from raymat.errors import CheckpointError, ConfigError, DataError, StorageError
 from raymat.storage.store import Store
 from raymat.train.observability.progress import Progress
 from raymat.train.run.prepare import prepare
-from tests.support.heads import wait_for
 from tests.support.kit import tiny
 
 
@@ -235,35 +231,6 @@ def test_workers_that_stand_still_at_the_same_place_three_times_end_the_run(boar
         "rank 1 stood still waiting for a batch after step 9 (3 times since step 7 was committed); "
         "the run's events say more"
     )
-
-
-def test_who_owns_the_read_tasks_ends_with_the_workers(tmp_path: Path, cluster: None) -> None:
-    trainer = RaymatTrainer(
-        lambda: None,
-        scaling_config=ray.train.ScalingConfig(num_workers=1),
-        run_config=ray.train.RunConfig(name="checkpoints", storage_path=str(tmp_path)),
-        datasets={"train": lambda: ray.data.range(4)},
-        newest_step=lambda: 0,
-        board=None,
-        spares=False,
-    )
-    callbacks = trainer._create_default_callbacks()
-    (datasets,) = [each for each in callbacks if isinstance(each, DatasetsCallback)]
-    node = SimpleNamespace(node_id=ray.get_runtime_context().get_node_id())
-    context = datasets.before_init_train_context([SimpleNamespace(metadata=node)])
-    (provider,) = context["dataset_shard_provider"]
-    owner = provider._dataset_manager
-    ray.get(owner.shutdown_data_executors.remote(), timeout=60)
-    datasets.after_worker_group_shutdown(None)
-
-    def ended() -> bool:
-        try:
-            ray.get(owner.shutdown_data_executors.remote(), timeout=60)
-        except ActorDiedError:
-            return True
-        return False  # a kill may be overtaken by a call
-
-    wait_for(ended, 60)
 
 
 def test_the_same_failure_three_times_without_a_commit_ends_the_run(board: Any) -> None:

@@ -660,7 +660,7 @@ def test_a_log_that_cannot_be_written_ends_no_watch(monkeypatch: pytest.MonkeyPa
 DRIVER = """
 import json, sys
 import ray
-from raymat.cluster.worker.notice_listener import draining_nodes
+from raymat.cluster.ray_internals import draining_nodes
 
 ray.init(address=sys.argv[1], log_to_driver=False)
 

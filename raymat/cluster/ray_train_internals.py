@@ -1,0 +1,140 @@
+"""Private and developer interfaces of Ray Train: its controller's policies, callbacks, errors and process groups.
+
+Everything here may change with any release of Ray: `tests/cluster/test_ray_internals.py` tries each on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train import ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckTimeoutError,
+)
+from ray.train.v2._internal.execution.controller.state import ReschedulingState
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+)
+
+__all__ = [
+    "DefaultFailurePolicy",
+    "ElasticPolicy",
+    "FailureDecision",
+    "NoopDecision",
+    "PolicyTrainer",
+    "ResizeDecision",
+    "ScalingDecision",
+    "WorkerGroupStartupTimeoutError",
+    "WorkerHealthCheckTimeoutError",
+    "WorkerTorchConfig",
+    "failed_to_start",
+    "unwrap",
+    "worker_resources",
+]
+
+MAX_WRAPPERS = 8
+WRAPPED = ("_base_exc", "health_check_failure", "controller_failure", "cause")
+"""Attributes in which Ray's errors keep what they wrap: what a training function raised, why a health check failed, what a
+task raised."""
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """Return what happened to a worker, without the errors that Ray wraps around it."""
+    for _ in range(MAX_WRAPPERS):
+        inner = next((getattr(error, name, None) for name in WRAPPED if hasattr(error, name)), None)
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    return error
+
+
+def failed_to_start(state: Any) -> bool:
+    """Tell whether the controller is in the state that follows a worker group which found no places."""
+    return isinstance(state, ReschedulingState)
+
+
+def worker_resources(config: ScalingConfig) -> dict[str, float]:
+    """Return what one worker asks of Ray, by resource; never empty."""
+    return dict(config._resources_per_worker_not_none)
+
+
+class ElasticPolicy(ElasticScalingPolicy):
+    """Ray's elastic scaling policy, with the protected method that its subclasses need made public."""
+
+    def request_resources(self) -> None:
+        """Tell the cluster's autoscaler, now and then, what the largest worker group would need."""
+        self._maybe_send_resource_request()
+
+
+class _WorkerBackend(_TorchBackend):
+    """Torch's process group, set up as `WorkerTorchConfig` says and taken down at once."""
+
+    def on_start(self, worker_group: Any, backend_config: WorkerTorchConfig) -> None:
+        # A worker group executes it in the workers' main threads, the only ones that can install signal handlers.
+        worker_group.execute(backend_config.setup)
+        super().on_start(worker_group, backend_config)
+
+    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Kill the workers: their training function has returned, failed or hangs, so nothing of theirs is waited for.
+
+        Ray would ask each to destroy its process group, for 30 s where a machine is frozen, and then to exit, for up to
+        5 s where one is dead.
+        """
+        for worker in worker_group.get_workers():
+            ray.kill(worker.actor)
+
+
+@dataclass
+class WorkerTorchConfig(TorchConfig):
+    """TorchConfig for workers that call `setup` in their main thread when they start, and are killed at their end."""
+
+    setup: Callable[[], None] = lambda: None
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _WorkerBackend
+
+
+class _PromptDatasets(DatasetsCallback):
+    """Ray's datasets for the workers, with read tasks that end together with the workers."""
+
+    def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
+        # Ray would let the read tasks come to an end: for up to 8 s they kept, and went on taking, the cores that the
+        # next workers wait for. They end with the actor that owns them.
+        if self._dataset_shard_provider is not None:
+            ray.kill(self._dataset_shard_provider._dataset_manager)
+
+
+class PolicyTrainer(TorchTrainer):
+    """TorchTrainer whose controller decides by the given policies.
+
+    TorchTrainer makes its policies itself; handing in others means overriding the method that starts the controller.
+    """
+
+    def __init__(self, *args: Any, failure_policy: Any, scaling_policy: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._policies = {"failure_policy": failure_policy, "scaling_policy": scaling_policy}
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Install none: Ray's would abort the workers, `raymat.cluster.driver.stop_signals` has them commit."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        prompt = _PromptDatasets(self.train_run_context, self.datasets)
+        return [
+            prompt if type(callback) is DatasetsCallback else callback
+            for callback in super()._create_default_callbacks()
+        ]
+
+    def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
+        return super()._initialize_and_run_controller(**kwargs | self._policies)

@@ -1,0 +1,224 @@
+"""Each private interface of Ray that raymat uses, tried on its own: what fails here has changed in Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.train import ControllerError, FailureConfig, TrainingFailedError
+from ray.train.torch import TorchConfig
+from ray.train.v2._internal import constants as ray_constants
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState
+
+from raymat.cluster import ray_internals as core
+from raymat.cluster import ray_train_internals as train
+from raymat.errors import ClusterError
+from tests.support.heads import free_port, wait_for
+from tests.support.nodes import Nodes
+
+
+def here() -> str:
+    """The address of this process's raylet."""
+    this = ray.get_runtime_context().get_node_id()
+    (node,) = [node for node in ray.nodes() if node["NodeID"] == this]
+    return core.raylet_address(node)
+
+
+# Ray Core.
+
+
+def test_the_installed_ray_is_the_tested_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    core.check_ray_version()
+    monkeypatch.setattr(ray, "__version__", "2.59.1")
+    with pytest.raises(ClusterError, match=r"tried with Ray 2\.60, found 2\.59\.1"):
+        core.check_ray_version()
+
+
+def test_ray_train_reads_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {value for value in vars(ray_constants).values() if isinstance(value, str)}
+    assert core.RAY_TRAIN_SETTINGS.keys() - known == {"RAY_TRAIN_ENABLE_STATE_TRACKING"}
+    from ray.train.constants import RAY_TRAIN_ENABLE_STATE_TRACKING
+
+    assert RAY_TRAIN_ENABLE_STATE_TRACKING in core.RAY_TRAIN_SETTINGS
+    monkeypatch.setattr(os, "environ", {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "7"})
+    core.apply_settings()
+    wanted = core.RAY_TRAIN_SETTINGS | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "7"}
+    assert os.environ == wanted
+
+
+def test_a_raylet_and_a_head_respond_and_a_closed_port_does_not(cluster: None) -> None:
+    assert core.responds(here())
+    assert core.responds(ray.get_runtime_context().gcs_address)
+    assert not core.responds(f"127.0.0.1:{free_port()}")
+
+
+def test_a_raylet_starts_a_worker_process_ahead(cluster: None) -> None:
+    before = core.worker_pids(here())
+    core.prestart_worker(here(), ray.get_runtime_context().get_runtime_env_string(), 60)
+    wait_for(lambda: core.worker_pids(here()) - before, 120)
+
+
+def test_a_process_calls_its_setup_hook_before_anything_else(cluster: None) -> None:
+    @ray.remote(num_cpus=0, runtime_env={"env_vars": {core.SETUP_HOOK: "wave.Error"}})
+    def imported() -> bool:
+        return "wave" in sys.modules
+
+    assert ray.get(imported.remote())
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    """A cluster of several nodes, in place of the one that other tests share."""
+    ray.shutdown()
+    made = Nodes()
+    yield made
+    made.stop()
+
+
+@pytest.mark.slow
+def test_a_node_is_found_and_drained_without_a_driver(nodes: Nodes) -> None:
+    node = nodes.add_reader().node_id
+    address = nodes.cluster.address
+    assert core.resolve_address(address) == address
+    assert address in core.local_heads()
+    client = core.gcs_client(address)
+    both = {node, nodes.cluster.head_node.node_id}
+    assert core.alive_nodes(client) == both
+    assert both <= core.local_nodes()
+    assert core.draining_nodes() == {}
+
+    @ray.remote(num_cpus=0, label_selector={"ray.io/node-id": node})
+    class Busy:  # an idle node would go as soon as it is drained
+        def ping(self) -> None:
+            return None
+
+    busy = Busy.remote()
+    ray.get(busy.ping.remote())
+    deadline = int(time.time()) + 120
+    assert core.drain_node(client, node, "reclaimed", deadline * 1000) is None
+    assert core.draining_nodes() == {node: float(deadline)}
+
+
+# Ray Train.
+
+
+def test_what_happened_is_found_behind_the_errors_that_ray_wraps_around_it() -> None:
+    died = ActorDiedError()
+    assert train.unwrap(WorkerHealthCheckFailedError("unhealthy", died)) is died
+    timeout = train.WorkerGroupStartupTimeoutError(2)
+    assert train.unwrap(ControllerError(timeout)) is timeout
+    raised = ZeroDivisionError("division by zero")
+    assert train.unwrap(RayTaskError("f", "", raised)) is raised
+    assert train.unwrap(raised) is raised
+
+
+def test_a_controller_reschedules_workers_that_found_no_places() -> None:
+    assert train.failed_to_start(ReschedulingState(TrainingFailedError()))
+    assert not train.failed_to_start(RunningState())
+
+
+def test_what_a_worker_asks_for_is_read_from_the_configuration() -> None:
+    asked = ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5, "GPU": 0})
+    assert train.worker_resources(asked) == {"CPU": 0.5}
+
+
+def test_policies_decide_and_workers_are_set_up_in_their_main_thread(
+    tmp_path: Path, cluster: None
+) -> None:
+    told = tmp_path / "signalled"
+
+    def setup() -> None:
+        signal.signal(signal.SIGUSR1, lambda number, frame: told.write_text("yes"))
+
+    class RetryOnce(train.DefaultFailurePolicy):
+        failures = 0
+
+        def make_decision(self, training_failed_error: Any) -> Any:
+            self.failures += 1
+            (tmp_path / f"failure-{self.failures}").write_text(str(training_failed_error))
+            return [train.FailureDecision.RETRY, train.FailureDecision.RAISE][self.failures - 1]
+
+    class OneWorker(train.ElasticPolicy):
+        def make_decision_for_non_running_worker_group(self) -> Any:
+            self.request_resources()
+            return train.ResizeDecision(1, train.worker_resources(self.scaling_config))
+
+        def make_decision_for_running_worker_group(self, **kwargs: Any) -> Any:
+            self.request_resources()
+            return train.NoopDecision()
+
+    def work() -> None:
+        if not told.exists():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            wait_for(told.exists, 30)
+        raise ZeroDivisionError("division by zero")
+
+    scaling = ray.train.ScalingConfig(num_workers=(1, 2), resources_per_worker={"CPU": 0.5})
+    trainer = train.PolicyTrainer(
+        work,
+        torch_config=train.WorkerTorchConfig(backend="gloo", setup=setup),
+        scaling_config=scaling,
+        run_config=ray.train.RunConfig(name="run", storage_path=str(tmp_path)),
+        failure_policy=RetryOnce(FailureConfig()),
+        scaling_policy=OneWorker(scaling),
+    )
+    with pytest.raises(TrainingFailedError, match="division by zero"):
+        trainer.fit()
+    assert "division by zero" in (tmp_path / "failure-1").read_text()
+    assert (tmp_path / "failure-2").exists()
+    assert told.exists()
+
+
+def test_workers_are_killed_at_their_end(cluster: None) -> None:
+    @ray.remote(num_cpus=0)
+    class Worker:
+        def ping(self) -> None:
+            return None
+
+    worker = Worker.remote()
+    ray.get(worker.ping.remote())
+    config = train.WorkerTorchConfig()
+    assert isinstance(config, TorchConfig)
+    group = SimpleNamespace(get_workers=lambda: [SimpleNamespace(actor=worker)])
+    config.backend_cls().on_shutdown(group, config)
+    wait_for(lambda: has_died(worker.ping), 60)
+
+
+def test_who_owns_the_read_tasks_ends_with_the_workers(tmp_path: Path, cluster: None) -> None:
+    trainer = train.PolicyTrainer(
+        lambda: None,
+        scaling_config=ray.train.ScalingConfig(num_workers=1),
+        run_config=ray.train.RunConfig(name="checkpoints", storage_path=str(tmp_path)),
+        datasets={"train": lambda: ray.data.range(4)},
+        failure_policy=None,
+        scaling_policy=None,
+    )
+    callbacks = trainer._create_default_callbacks()
+    (datasets,) = [each for each in callbacks if isinstance(each, DatasetsCallback)]
+    node = SimpleNamespace(node_id=ray.get_runtime_context().get_node_id())
+    context = datasets.before_init_train_context([SimpleNamespace(metadata=node)])
+    (provider,) = context["dataset_shard_provider"]
+    owner = provider._dataset_manager
+    ray.get(owner.shutdown_data_executors.remote(), timeout=60)
+    datasets.after_worker_group_shutdown(None)
+    wait_for(lambda: has_died(owner.shutdown_data_executors), 60)
+
+
+def has_died(method: Any) -> bool:
+    """Whether an actor's method finds nobody; a kill may be overtaken by a call."""
+    try:
+        ray.get(method.remote(), timeout=60)
+    except ActorDiedError:
+        return True
+    return False
