@@ -1,4 +1,4 @@
-"""What Ray's controller sees of a run, written to its events."""
+"""Failures of workers as Ray's controller sees them, written to the run's events."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from raymat.cluster.controller.failure_policy import is_fatal, raymat_error, sig
 from raymat.cluster.ray_train_internals import WorkerHealthCheckTimeoutError, unwrap
 from raymat.cluster.worker.notice_listener import POLL_SECONDS, SHOW_POLLS, Sign
 from raymat.storage.store import Store
+from raymat.train.observability.attempt_events import LastSign, WorkersFailed
 from raymat.train.observability.events import EventLog
 from raymat.train.run.notice import LeavingError
 
 SILENCE_SECONDS = 2 * SHOW_POLLS * POLL_SECONDS
-"""A worker that gave no sign of life for so long was not only killed: it stood still before."""
+"""A worker that was silent for longer was stuck before it died, and its stack is of interest."""
 
 
 class FailureLog(UserCallback):
-    """Writes a `failure` event for every worker group that failed: rank, kind and first line of
-    each error; and of each worker where it was and what it did when it was heard last."""
+    """A hook of Ray's controller that writes a `failure` event for each worker group that failed.
+
+    The event has each worker's error, and where the worker was and what it did when it was last heard.
+    """
 
     def __init__(self, storage: str, name: str, board: Any) -> None:
         self._storage = storage
@@ -36,23 +39,23 @@ class FailureLog(UserCallback):
         self._events: EventLog | None = None
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by the controller when workers raised or died."""
+        """Write the event when workers raised or died; called by the controller."""
         error = WorkerGroupError("", worker_exceptions)
         if isinstance(raymat_error(error), LeavingError):
-            return  # no failure: their own event says where and why they left
+            return  # no failure: the workers' own event says where and why they left
         heard = boards.ask(self._board.heard.remote(), {})
-        told = {str(rank): signature(error) for rank, error in sorted(worker_exceptions.items())}
+        errors = {str(rank): signature(error) for rank, error in sorted(worker_exceptions.items())}
         last = {
             str(rank): last_sign(*heard[rank], now=time.time())
             for rank in sorted(worker_exceptions)
             if rank in heard
         }
-        self._log().emit("failure", ranks=told, last=last)
+        self._log().emit(WorkersFailed(ranks=errors, last=last))
         for rank in worker_exceptions.keys() & heard.keys():
             if isinstance(unwrap(worker_exceptions[rank]), WorkerHealthCheckTimeoutError):
                 end_frozen(heard[rank][1])
-        if not is_fatal(error):  # else the command ends with it
-            line = "; ".join(f"rank {rank}: {what}" for rank, what in told.items())
+        if not is_fatal(error):  # a fatal one is the last line of the command
+            line = "; ".join(f"rank {rank}: {what}" for rank, what in errors.items())
             self._board.say.remote(f"workers failed: {line}")
 
     def _log(self) -> EventLog:
@@ -62,9 +65,9 @@ class FailureLog(UserCallback):
 
 
 def end_frozen(sign: Sign) -> None:
-    """Kill a worker that does not answer: Ray waits half a minute and longer for a suspended one to go.
+    """Kill a worker that does not answer, since Ray waits half a minute or longer for a suspended one to go.
 
-    Nobody waits for it: where the whole machine is frozen nothing runs there.
+    Returns at once: if the whole machine is frozen, the kill never runs.
     """
     there = NodeAffinitySchedulingStrategy(sign.node, soft=False)
     kill = ray.remote(num_cpus=0, max_retries=0)(_kill_worker)
@@ -72,21 +75,23 @@ def end_frozen(sign: Sign) -> None:
 
 
 def _kill_worker(pid: int) -> None:
-    """SIGKILL for the process, if by now it is not somebody else's."""
+    """Kill the process, unless its id belongs to another program by now."""
     with contextlib.suppress(OSError):
         if b"ray" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGKILL)
 
 
-def last_sign(at: float, sign: Sign, *, now: float) -> dict[str, Any]:
-    """A worker's last sign of life, heard `at` (Unix seconds), for the `failure` event; with its stack if it had fallen silent."""
+def last_sign(at: float, sign: Sign, *, now: float) -> LastSign:
+    """Return a worker's last sign of life, heard `at` (Unix seconds); with its stack if it had fallen silent."""
     doing, silent = sign.doing, now - at
-    told = {
-        "host": sign.host,
-        "pid": sign.pid,
-        "silent": round(silent, 1),
-        "doing": doing.what,
-        "step": doing.step,
-        "since": doing.since,
-    }
-    return told | ({"stack": doing.stack} if silent > SILENCE_SECONDS else {})
+    last = LastSign(
+        host=sign.host,
+        pid=sign.pid,
+        silent=round(silent, 1),
+        doing=doing.what,
+        step=doing.step,
+        since=doing.since,
+    )
+    if silent > SILENCE_SECONDS:
+        last["stack"] = doing.stack
+    return last

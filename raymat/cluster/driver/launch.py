@@ -42,6 +42,7 @@ from raymat.cluster.worker.worker import WorkerSpec, train_worker
 from raymat.config.run import RunConfig, to_dict
 from raymat.errors import ClusterError, ConfigError, RaymatError
 from raymat.storage.store import Store
+from raymat.train.observability.attempt_events import RunLaunched
 from raymat.train.observability.events import EventLog
 from raymat.train.run.lease.lease import Lease
 from raymat.train.run.prepare import PreparedRun, prepare
@@ -203,20 +204,20 @@ def _say(line: str) -> None:
 def _tell_changes(run: PreparedRun, store: Store) -> None:
     for change in run.changes:
         _say(change.line)
-        if change.fields:
-            EventLog.for_driver(store).emit(change.kind, **change.fields)
+        if change.event is not None:
+            EventLog.for_driver(store).emit(change.event)
 
 
 def _note_launch(run: PreparedRun, store: Store, lease: Lease) -> None:
-    """An event that says who drives, from where, and with which configuration."""
-    EventLog.for_driver(store).emit(
-        "launch",
+    """Write an event that says who drives, from where, and with which configuration."""
+    launch = RunLaunched(
         pid=os.getpid(),
         host=socket.gethostname(),
         lease=lease.name,
         resumed=run.resumed,
         config=to_dict(run.config),
     )
+    EventLog.for_driver(store).emit(launch)
 
 
 def _end_of(error: BaseException, board: Any, head: str) -> RaymatError:

@@ -18,7 +18,6 @@ from ray.train import CheckpointUploadMode
 
 from raymat.checkpoint.local_cache import folder_for
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.cluster.event_lines import told
 from raymat.cluster.worker.datasource import StreamPlan
 from raymat.cluster.worker.notice_listener import NoticeListener
 from raymat.cluster.worker.ray_feed import RayFeed
@@ -28,6 +27,7 @@ from raymat.distributed.world import World
 from raymat.storage.store import Store
 from raymat.train.loop import trainer
 from raymat.train.loop.watchdog import Activity, Heartbeat
+from raymat.train.observability.event_kinds import parse_event
 from raymat.train.observability.progress import Progress
 from raymat.train.run.lease.lease import LeaseWatch, require
 from raymat.train.run.notice import Notice
@@ -142,9 +142,9 @@ class RayHost:
 
     def event(self, event: dict[str, Any]) -> None:
         """Put on the board what the driver should print; nobody waits for it."""
-        line = told(event)
-        if line is not None:
-            self._board.say.remote(line)
+        known = parse_event(event)
+        if known is not None and known.line is not None:
+            self._board.say.remote(known.line)
 
     def _as_ray(self, checkpoint: CheckpointId) -> ray.train.Checkpoint:
         storage = ray.train.get_context().get_storage()

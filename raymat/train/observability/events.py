@@ -1,8 +1,8 @@
-"""What happened to a run, as JSON lines in its events/ folder.
+"""A run's events as JSON lines in its events/ folder.
 
-Object stores cannot append, so a log writes small objects of its own and rewrites the newest until it is full. Every
-process has its own objects, named by attempt, writer and a random word: nobody overwrites another's, not even a late
-writer of a dead attempt. Events are for people and tools; a run never depends on having written one.
+Object stores cannot append, so a log writes small objects and rewrites the newest one until it is full. Each process
+has its own objects, named by attempt, writer and a random word: no process overwrites another's, not even a late
+writer of a dead attempt. Events are for people and tools; a run never depends on one.
 """
 
 from __future__ import annotations
@@ -19,24 +19,28 @@ from typing import Any
 
 from raymat.errors import StorageError
 from raymat.storage.store import RetryPolicy, Store
+from raymat.train.observability.event import Event
 
 log = logging.getLogger(__name__)
 
 FOLDER = "events"
 PATIENCE_SECONDS = 2.0
-"""Training does not wait longer than this for a storage that will not take an event."""
+"""Maximum time that training waits for storage to take an event."""
 SEGMENT_BYTES = 64 * 1024
-"""A log starts a new object when its newest has become larger than this."""
+"""Size above which a log starts a new object."""
 MAX_WAITING_BYTES = 2**20
-"""Events that a failing storage has not taken are kept up to this size; then the oldest go."""
+"""Maximum size of the events that wait for failing storage; then the oldest are dropped."""
 _ATTEMPT = re.compile(rf"(?:^|/)(?:{FOLDER}/a|checkpoints/step-\d+-a)(\d+)[-/.]")
 
 
 class EventLog:
-    """One process's log. Every event has `time` (Unix seconds), `attempt`, `writer` and `kind`, then its own fields."""
+    """One process's log.
+
+    Every stored event has `time` (Unix seconds), `attempt`, `writer` and `kind`, then its own fields.
+    """
 
     def __init__(self, store: Store, attempt: int | None, writer: str) -> None:
-        """`writer` says who writes, as in "rank-00003"; without an `attempt` each event names the newest one."""
+        """Open a log of `writer`, as in "rank-00003"; without an `attempt` each event names the newest one."""
         self._store = store
         self._impatient = copy.copy(store)
         self._impatient.retry = RetryPolicy(total=PATIENCE_SECONDS)
@@ -48,47 +52,47 @@ class EventLog:
         self._lines: list[bytes] = []
         self._changed = threading.Condition()
         self._written = 0
-        """How many of `_lines` storage has."""
+        """Number of `_lines` that are in storage."""
         self._thread: threading.Thread | None = None
         self._closing = False
         self.listener: Callable[[dict[str, Any]], None] = lambda event: None
-        """Told of every event as it is written."""
+        """Called with every event as it is written."""
 
     @classmethod
     def for_rank(cls, store: Store, attempt: int, rank: int) -> EventLog:
-        """The log of a worker in one attempt."""
+        """Open the log of a worker in one attempt."""
         return cls(store, attempt, f"rank-{rank:05d}")
 
     @classmethod
     def for_driver(cls, store: Store) -> EventLog:
-        """The log of the process that starts attempts."""
+        """Open the log of the process that starts attempts."""
         return cls(store, None, "driver")
 
-    def emit(self, kind: str, *, required: bool = False, **fields: Any) -> None:
-        """Write an event now. `fields` are JSON-able.
+    def emit(self, event: Event | str, *, required: bool = False, **fields: Any) -> None:
+        """Write an event now.
 
-        Storage that fails is reported on the log, and the event is written again with the next one, unless the
-        event is `required`.
+        If storage fails, this is logged, and the event is written again with the next one, unless it is `required`.
 
         Raises:
             StorageError: a required event could not be written.
         """
-        event = {"time": time.time(), "attempt": self._attempt_now(), "writer": self._writer}
-        event |= {"kind": kind} | fields
+        content = {"kind": event} | fields if isinstance(event, str) else event.to_dict()
+        stored = {"time": time.time(), "attempt": self._attempt_now(), "writer": self._writer}
+        stored |= content
         with self._changed:
-            self._lines.append(json.dumps(event).encode() + b"\n")
+            self._lines.append(json.dumps(stored).encode() + b"\n")
             self._changed.notify_all()
-        self.listener(event)
+        self.listener(stored)
         if required or self._thread is None:
             self._try(required)
 
     def write_beside(self) -> None:
-        """From now on a thread writes the events (but required ones): `emit` returns at once, until `close`."""
+        """Start a thread that writes all events but required ones, so that `emit` returns at once, until `close`."""
         self._thread = threading.Thread(target=self._work, name="event-log", daemon=True)
         self._thread.start()
 
     def close(self, timeout: float = 2 * PATIENCE_SECONDS) -> None:
-        """End the thread; what it has not written is written, within `timeout` seconds if the storage lets it."""
+        """Write what is left, within `timeout` seconds if the storage lets it, and end the thread."""
         if self._thread is not None:
             with self._changed:
                 self._closing = True
@@ -110,7 +114,7 @@ class EventLog:
                 return
 
     def _try(self, required: bool = False) -> bool:
-        """Write what storage does not have yet; whether that succeeded."""
+        """Write what storage does not have yet; return whether that succeeded."""
         try:
             self._write(self._store if required else self._impatient)
         except StorageError as error:
@@ -122,7 +126,8 @@ class EventLog:
         return True
 
     def _write(self, store: Store) -> None:
-        """The newest object again, with all of its lines."""
+        """Write the newest object again, with all of its lines."""
+        # Not under the lock: `emit` must not wait while storage is slow.
         with self._changed:
             lines, segment = list(self._lines), self._segment
         data = b"".join(lines)
@@ -149,7 +154,7 @@ class EventLog:
 
 
 def read_events(store: Store) -> list[dict[str, Any]]:
-    """All events of a run, oldest first. A line that is no JSON object (a damaged object) is left out.
+    """Return all events of a run, oldest first. Lines of damaged objects that are no JSON object are left out.
 
     Raises:
         StorageError: the storage cannot be read.
@@ -161,7 +166,7 @@ def read_events(store: Store) -> list[dict[str, Any]]:
 
 
 def read_lines(data: bytes) -> list[dict[str, Any]]:
-    """The JSON objects of a JSON-lines object, without damaged lines."""
+    """Return the JSON objects of a JSON-lines file, without damaged lines."""
     found = []
     for line in data.splitlines():
         try:
@@ -174,7 +179,7 @@ def read_lines(data: bytes) -> list[dict[str, Any]]:
 
 
 def highest_attempt(store: Store) -> int:
-    """The highest attempt that left anything in events/ or checkpoints/; 0 where none did.
+    """Return the highest attempt that left anything in events/ or checkpoints/; 0 if none did.
 
     Raises:
         StorageError: the storage cannot be read.
@@ -184,5 +189,5 @@ def highest_attempt(store: Store) -> int:
 
 
 def next_attempt(store: Store) -> int:
-    """The number for a new attempt: one that no object names. Writing its `start` event claims it."""
+    """Return a number for a new attempt that no object names. Writing its `start` event claims it."""
     return highest_attempt(store) + 1

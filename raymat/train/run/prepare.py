@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raymat.config.fixed_options import DATASET, LENGTH, refuse_changes
@@ -23,6 +23,8 @@ from raymat.data.sample_order import SampleOrder
 from raymat.data.source import SourceSpec
 from raymat.errors import DataError
 from raymat.storage.store import Store
+from raymat.train.observability.attempt_events import DatasetGrown, RunExtended
+from raymat.train.observability.event import Event
 from raymat.train.run.extension import RunPosition, longer, standing, total_examples, with_more_data
 from raymat.train.run.run_file import RUN_FILE, RUN_FORMATS, create_run, read_run
 
@@ -31,11 +33,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunChange:
-    """What a resumed run was told to do otherwise: an event of this kind, with these fields, and a line for people."""
+    """What is new in a resumed run: a line for people, and an event unless nothing changed after all."""
 
-    kind: str
     line: str
-    fields: dict[str, Any] = field(default_factory=dict)
+    event: Event | None = None
 
 
 @dataclass(frozen=True)
@@ -131,13 +132,13 @@ def _continue(
     at = standing(store, stored["run_id"], pairs)
     if (continued := longer(config, pairs, past, at)) != past:
         past = continued
-        line = f"the run had ended after {at.examples} examples (step {at.step}), and goes on"
-        changes.append(RunChange("longer", line, {"step": at.step, "examples": at.examples}))
+        extended = RunExtended(step=at.step, examples=at.examples)
+        changes.append(RunChange(extended.line, extended))
     listing = stored["listing"]
     if grow:
         found = grow_dataset(config, store, listing)
         if found.listing["digest"] == listing["digest"]:
-            changes.append(RunChange("grow", "nothing was added to the dataset"))
+            changes.append(RunChange("nothing was added to the dataset"))
         else:
             was = (before.pairs, before.backgrounds, str(listing["digest"]))
             past = with_more_data(past, was, at, found.valid_changed)
@@ -159,12 +160,12 @@ def _growth(past: Lineage, at: RunPosition, found: Grown) -> RunChange:
     )
     if found.valid_changed:
         line += f"; validations after step {at.step} cannot be compared with those before"
-    fields = {
-        "step": at.step,
-        "examples": at.examples,
-        "from_example": past.start,
-        "added": {added.kind: added.count for added in found.added},
-        "listing": found.listing["digest"],
-        "valid_since": past.valid_since,
-    }
-    return RunChange("grow", line, fields)
+    event = DatasetGrown(
+        step=at.step,
+        examples=at.examples,
+        from_example=past.start,
+        added={added.kind: added.count for added in found.added},
+        listing=found.listing["digest"],
+        valid_since=past.valid_since,
+    )
+    return RunChange(line, event)

@@ -33,7 +33,6 @@ from raymat.cluster.driver.cluster_setup import settle, worker_resources
 from raymat.cluster.driver.completion import is_complete, stopped_early
 from raymat.cluster.driver.launch import RunResult, summary
 from raymat.cluster.driver.progress_line import progress_line
-from raymat.cluster.event_lines import told
 from raymat.cluster.worker.datasource import StreamPlan, make_row, rows_per_task
 from raymat.config.run import Range, to_dict
 from raymat.data.batch import Geometry
@@ -42,6 +41,7 @@ from raymat.data.source import SourceSpec
 from raymat.distributed.world import World
 from raymat.errors import CheckpointError, ConfigError, DataError, StorageError
 from raymat.storage.store import Store
+from raymat.train.observability.checkpoint_events import CheckpointCommitted, CheckpointSkipped
 from raymat.train.observability.progress import Progress
 from raymat.train.run.prepare import prepare
 from tests.support.kit import tiny
@@ -118,9 +118,12 @@ def test_the_progress_line_says_what_a_user_wants_to_know() -> None:
 
 
 def test_the_driver_tells_of_a_skipped_checkpoint_and_not_of_every_commit() -> None:
-    skip = {"kind": "skip", "checkpoint": "step-000000007-a001", "reason": "torn: no manifest"}
-    assert told(skip) == "skipped step-000000007-a001: torn: no manifest"
-    assert told({"kind": "commit"}) is None
+    skip = CheckpointSkipped(checkpoint="step-000000007-a001", step=7, reason="torn: no manifest")
+    assert skip.line == "skipped step-000000007-a001: torn: no manifest"
+    commit = CheckpointCommitted(
+        checkpoint="step-000000007-a001", step=7, seconds=0.5, stall=0.1, bytes=9
+    )
+    assert commit.line is None
 
 
 @pytest.fixture

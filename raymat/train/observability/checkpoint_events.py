@@ -1,0 +1,92 @@
+"""Events of checkpoints: saved, restored, passed over, and copied to the machine's disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from raymat.train.observability.event import Checkpoint, ErrorLine, Event, Reason, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRestored(Event):
+    """The workers have read a checkpoint and go on from it."""
+
+    kind = "restore"
+    attempt: Annotated[int, "number of the attempt that goes on, from 1"]
+    checkpoint: Checkpoint
+    step: Step
+    seconds: Annotated[float, "s to find and read it"]
+    nearby_bytes: Annotated[int, "bytes read from this machine's disk"]
+    storage_bytes: Annotated[int, "bytes read from storage"]
+
+    @property
+    def line(self) -> str:
+        return f"resumed from {self.checkpoint} (attempt {self.attempt})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSkipped(Event):
+    """A checkpoint was passed over on resume."""
+
+    kind = "skip"
+    checkpoint: Checkpoint
+    step: Step
+    reason: Reason
+
+    @property
+    def line(self) -> str:
+        return f"skipped {self.checkpoint}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointCommitted(Event):
+    """A checkpoint is complete in storage, and a resume finds it."""
+
+    kind = "commit"
+    checkpoint: Checkpoint
+    step: Step
+    seconds: Annotated[float, "s from rank 0's snapshot until its shard was in storage"]
+    stall: Annotated[float, "s that training stood still for it"]
+    bytes: Annotated[int, "bytes of rank 0's shard"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveFailed(Event):
+    """A save met an error of storage. Written for the first error of a checkpoint, and if it is given up."""
+
+    kind = "save_failed"
+    checkpoint: Checkpoint
+    given_up: Annotated[bool, "false while it is tried again"]
+    error: ErrorLine
+
+    @property
+    def line(self) -> str:
+        what = "was given up" if self.given_up else "fails and is tried again"
+        return f"saving {self.checkpoint} {what}: {self.error}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveSkipped(Event):
+    """A save was due and left out, because the ones before are still on their way to storage."""
+
+    kind = "save_skipped"
+    step: Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalCopyDamaged(Event):
+    """A copy of a shard on this machine's disk is damaged; the shard is read from storage instead."""
+
+    kind = "nearby_damaged"
+    checkpoint: Checkpoint
+    file: Annotated[str, "name of the shard's file"]
+    reason: Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalCopiesOff(Event):
+    """A worker keeps no copies of shards on its machine's disk any more."""
+
+    kind = "nearby_off"
+    reason: Reason
