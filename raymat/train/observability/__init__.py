@@ -1,1 +1,1 @@
-"""Events, curves, pictures and progress of a run."""
+"""What a run shows of itself: events, metrics, TensorBoard curves, image grids and progress."""

@@ -84,7 +84,7 @@ class EventLog:
             self._changed.notify_all()
         self.listener(stored)
         if required or self._thread is None:
-            self._try(required)
+            self._write_pending(required)
 
     def write_beside(self) -> None:
         """Start a thread that writes all events but required ones, so that `emit` returns at once, until `close`."""
@@ -107,13 +107,13 @@ class EventLog:
                 if self._written == len(self._lines):
                     return
                 closing = self._closing
-            if not self._try() and not closing:
+            if not self._write_pending() and not closing:
                 with self._changed:
                     self._changed.wait_for(lambda: self._closing, PATIENCE_SECONDS)
             elif closing:
                 return
 
-    def _try(self, required: bool = False) -> bool:
+    def _write_pending(self, required: bool = False) -> bool:
         """Write what storage does not have yet; return whether that succeeded."""
         try:
             self._write(self._store if required else self._impatient)
@@ -121,7 +121,7 @@ class EventLog:
             if required:
                 raise
             log.warning("events wait for storage: %s", error.line)
-            self._forget_oldest()
+            self._drop_oldest()
             return False
         return True
 
@@ -138,7 +138,7 @@ class EventLog:
                 del self._lines[: len(lines)]
                 self._segment, self._written = segment + 1, 0
 
-    def _forget_oldest(self) -> None:
+    def _drop_oldest(self) -> None:
         with self._changed:
             waiting = sum(map(len, self._lines))
             while waiting > MAX_WAITING_BYTES:

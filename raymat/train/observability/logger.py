@@ -1,4 +1,4 @@
-"""Where a run's curves go: the one interface of everything that records them."""
+"""The interface of whatever records a run's curves and images."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 Row = dict[str, Any]
-"""One JSON-able row: kind (train or valid), step, examples, epoch, loss (None if not finite), digest, time (Unix
-seconds); training rows also lr (by part of the network), validation rows count and metrics (by name, None if not finite)."""
+"""One row, which JSON can hold: kind (train or valid), step, examples, epoch, loss (None if not finite), digest, time (Unix
+seconds). Training rows also have lr (by part of the network), validation rows count and metrics (by name, None if not finite)."""
 
 
 class Logger(Protocol):
-    """Records rows and pictures, on rank 0 alone.
+    """A recorder of rows and images, on rank 0 alone.
 
-    Rows are held until `flush`: what a restart will replay must not be seen twice. Rows and cuts come from the training
-    thread, flushes from the one that writes checkpoints.
+    It holds rows until `flush`, since a restart replays steps after the newest commit and nobody should see them twice.
+    The training thread calls `row`, `images` and `cut`; the thread that writes checkpoints calls `flush`.
     """
 
     def resumed(self, step: int) -> None:
-        """The run goes on after `step` completed steps (0: from the start); later ones will come again."""
+        """Note that the run goes on after `step` completed steps (0: from the start); later ones will come again."""
 
     def row(self, row: Row) -> None:
-        """A training or validation row."""
+        """Record a training or validation row."""
 
     def images(self, step: int, grids: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Named pictures, each (H, W, 3) RGB or (H, W) grey."""
+        """Record named images, each (H, W, 3) RGB or (H, W) grey, 0 to 255."""
 
     def cut(self, step: int) -> None:
-        """A checkpoint of `step` is taken: what came since the last cut belongs to it."""
+        """Note that a snapshot of `step` was taken: what came since the last cut belongs to it."""
 
     def flush(self, step: int) -> None:
         """Write what belongs to the cuts up to `step`, whose checkpoint is about to be committed.
 
         Raises:
-            StorageError: it could not be written; it is kept for the next flush.
+            StorageError: it could not be written, and is kept for the next flush.
         """
 
 
 class Spans:
-    """Named objects that are made in one thread and written in another, in order, each once."""
+    """A queue of named objects that one thread makes and another writes: in order, each once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -54,12 +54,12 @@ class Spans:
             self._waiting.append((step, name, content))
 
     def flush(self, step: int, write: Callable[[str, Any], None]) -> None:
-        """`write` name and content of each that belongs to `step` or before; what raises is kept, with all after it."""
+        """Call `write(name, content)` for all of `step` or before; if it raises, that one and all after it are kept."""
         while True:
             with self._lock:
                 if not self._waiting or self._waiting[0][0] > step:
                     return
                 _, name, content = self._waiting[0]
-            write(name, content)
+            write(name, content)  # not under the lock: `add` must not wait for storage
             with self._lock:
                 del self._waiting[0]

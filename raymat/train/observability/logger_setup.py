@@ -1,4 +1,4 @@
-"""Who records a run's curves: metrics/, tensorboard/, and what the user names."""
+"""Creation of a run's loggers: metrics/, tensorboard/, and the user's own."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from raymat.train.observability.metrics_log import MetricsLog
 
 
 def make_loggers(store: Store, attempt: int, own: str | None, group: Group) -> list[Logger]:
-    """Those of rank 0; none on the other workers. Called by all workers; raises on all of them.
+    """Make the loggers on rank 0, and none on the other workers. Called by all workers; raises on all of them.
 
-    `own`: MODULE:NAME of what makes one more of `store` and `attempt`.
+    `own`: MODULE:NAME of the user's class or function, called with `store` and `attempt`.
 
     Raises:
         ConfigError: there is no such module, or no such name in it.

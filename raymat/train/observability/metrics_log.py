@@ -1,8 +1,8 @@
-"""A run's curve: JSON lines in its metrics/ folder, one object for each committed span of steps.
+"""A run's metrics as JSON lines in its metrics/ folder, one object for each committed span of steps.
 
-An object's name holds its span and its attempt: `000000101-000000200-a003.jsonl` are the rows of the steps 101 to 200, written by
-attempt 3 before it committed step 200. An attempt writes from the step after the one that it resumed at, so its
-first span says which rows of earlier attempts it replaces. Nothing is ever rewritten or deleted.
+An object's name gives its span and attempt: `000000101-000000200-a003.jsonl` has the rows of steps 101 to 200, written by
+attempt 3 before it committed step 200. An attempt's first span begins after the step that it resumed from, and so tells
+which rows of earlier attempts it replaces. Objects are never rewritten or deleted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAME = re.compile(r"(?:^|/)(\d+)-(\d+)-a(\d+)\.jsonl$")
 
 
 class MetricsLog:
-    """Writes the rows of one attempt."""
+    """A logger that writes the rows of one attempt."""
 
     def __init__(self, store: Store, attempt: int) -> None:
         self._store = store
@@ -43,7 +43,7 @@ class MetricsLog:
         return
 
     def cut(self, step: int) -> None:
-        """Also where there is no row, since the span itself replaces older rows."""
+        """Close the span, even if it has no rows, since it replaces those of earlier attempts."""
         if step < self._first:
             return
         name = f"{FOLDER}/{self._first:09d}-{step:09d}-a{self._attempt:03d}.jsonl"
@@ -67,7 +67,7 @@ class _Segment:
 
 
 def read_metrics(store: Store) -> list[Row]:
-    """The run's rows by step, each step's training and validation row once, however often it was replayed.
+    """Return the run's rows by step, the newest of each step's training and validation rows.
 
     Raises:
         StorageError: the storage cannot be read.
@@ -84,7 +84,7 @@ def read_metrics(store: Store) -> list[Row]:
 
 
 def _by_attempt(store: Store) -> list[list[_Segment]]:
-    """The segments of each attempt, oldest attempt first, by step within it."""
+    """Return the segments of each attempt, oldest attempt first, by step within it."""
     found: dict[int, list[_Segment]] = {}
     for file in store.list(FOLDER):
         match = _NAME.search(file.path)

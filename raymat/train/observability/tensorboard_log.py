@@ -1,7 +1,8 @@
-"""TensorBoard curves and pictures on any storage, one curve however often a run restarts.
+"""TensorBoard curves and images on any storage, one curve however often a run restarts.
 
-TensorBoard's own writer appends to a file, which object stores cannot. Here each committed span of steps is one whole event
-file, named by its last step, so that TensorBoard reads them in order; spans that a restart replays are removed first.
+TensorBoard's own writer appends to a file, which object stores cannot do. Here each committed span of steps is an event
+file of its own, named by its last step, so that TensorBoard reads them in order. A restart first removes the spans that
+it will replay.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _NAME = re.compile(r"events\.out\.tfevents\.(\d+)\.a(\d+)$")
 
 
 class TensorBoardLog:
-    """Writes `loss`, `epoch`, `lr/PART`, `valid_loss`, `valid_METRIC` and the image grids."""
+    """A logger that writes `loss`, `epoch`, `lr/PART`, `valid_loss`, `valid_METRIC` and the image grids."""
 
     def __init__(self, store: Store, attempt: int) -> None:
         self._store = store
@@ -36,7 +37,7 @@ class TensorBoardLog:
         self._spans = Spans()
 
     def resumed(self, step: int) -> None:
-        """Remove what other attempts wrote of steps that come again."""
+        """Remove what earlier attempts wrote of steps that come again."""
         paths = [file.path for file in self._store.list(FOLDER)]
         replayed = [p for p in paths if (match := _NAME.search(p)) and int(match[1]) > step]
         if replayed:
@@ -83,8 +84,9 @@ class TensorBoardLog:
 
 
 def _image(pixels: NDArray[np.uint8]) -> Any:
-    """(H, W, 3) RGB or (H, W) grey in TensorBoard's form. As JPEG: the checksum of a record is computed in Python."""
+    """Encode an image, (H, W, 3) RGB or (H, W) grey, 0 to 255, in TensorBoard's form."""
     buffer = io.BytesIO()
+    # JPEG, not PNG: small, since TensorBoard computes the checksum of a record in Python.
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=90)
     return Summary.Image(
         height=pixels.shape[0],
