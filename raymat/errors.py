@@ -21,6 +21,16 @@ worker to the driver.
 from __future__ import annotations
 
 
+def one_line(error: BaseException) -> str:
+    """Return an exception's text with every run of white space made one space; its class's name if it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's text that is not blank; its class's name if there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class RaymatError(Exception):
     """Base of every error that raymat raises on purpose."""
 
@@ -30,7 +40,7 @@ class RaymatError(Exception):
     @property
     def line(self) -> str:
         """The message as one line, for a terminal or a job log."""
-        return " ".join(str(self).split())
+        return one_line(self)
 
 
 class ConfigError(RaymatError, ValueError):

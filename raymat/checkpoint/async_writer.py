@@ -31,7 +31,8 @@ from raymat.checkpoint.shards import share_of, write_files
 from raymat.checkpoint.snapshot import SnapshotBuffer, freeze_extra
 from raymat.distributed.world import World
 from raymat.errors import StorageError
-from raymat.storage.store import RetryPolicy, Store
+from raymat.storage.retry import RetryPolicy
+from raymat.storage.store import Store
 
 PATIENCE = RetryPolicy(total=120.0, first=1.0, longest=15.0)
 """How long one snapshot is tried again, beyond what the store itself tries."""

@@ -20,7 +20,7 @@ from raymat.errors import ConfigError, WeightsError
 from raymat.export.weights_file import check_path, write_weights
 from raymat.model.matting import MattingBase
 from raymat.model.pretrained import backbone_of
-from raymat.storage.urls import shown
+from raymat.storage.urls import redact
 from raymat.train.run.weights_reference import Selected, build_network, read_weights
 from raymat.version import __version__
 
@@ -205,7 +205,7 @@ class _Kitchen:
         flat = to_dict(self.pictures.config)
         found = {name: flat[name] for name in (*DATA, "seed") if name != "valid_examples"}
         return {
-            n: shown(v) if n in ("dataset", "backgrounds") and v else v for n, v in found.items()
+            n: redact(v) if n in ("dataset", "backgrounds") and v else v for n, v in found.items()
         }
 
     def _read(self, name: str) -> Selected:

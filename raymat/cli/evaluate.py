@@ -28,7 +28,7 @@ from raymat.data.batch import Geometry
 from raymat.data.source import FolderSource, Source, SourceSpec, build_listing
 from raymat.errors import ConfigError
 from raymat.storage.output_files import check_output, write_output
-from raymat.storage.urls import shown
+from raymat.storage.urls import redact
 from raymat.train.optim.mixed_precision import settled
 from raymat.train.run.weights_reference import Selected, read_weights
 
@@ -238,7 +238,7 @@ def _examples(
         source = kept or _source(
             data, config.log.valid_examples, seed, geometry.resolution, options.split
         )
-    name = "procedural pictures" if data.synthetic is not None else shown(data.dataset or "")
+    name = "procedural pictures" if data.synthetic is not None else redact(data.dataset or "")
     return spread(source, options.split, seed, options.examples, geometry), name
 
 

@@ -13,6 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymat.checkpoint.manifest import CheckpointId
+from raymat.errors import first_line
 from raymat.train.validation.interface import Job, ValidationStatus
 
 NICENESS = 10
@@ -64,7 +65,7 @@ class ValidationTask:
         try:
             ray.get(ready[0])
         except RayError as error:
-            return ValidationStatus(self._checkpoint, "died", 0.0, first_line(error))
+            return ValidationStatus(self._checkpoint, "died", 0.0, failure_text(error))
         return ValidationStatus(self._checkpoint, "ended", 0.0)
 
     def end(self) -> None:
@@ -91,8 +92,7 @@ def _validate(job: Job, board: Any) -> None:
     validate_checkpoint(job, device, sign)
 
 
-def first_line(error: RayError) -> str:
-    """What happened, in a line."""
+def failure_text(error: RayError) -> str:
+    """Return what failed inside a task: the class of the error and the first line of its text."""
     cause = error.cause if isinstance(error, RayTaskError) and error.cause else error
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0] if lines else ''}"
+    return f"{type(cause).__name__}: {first_line(cause)}"

@@ -27,7 +27,9 @@ import yaml
 
 from raymat.config import run as configuration
 from raymat.config.run import Duration, Range, RunConfig, Stage
-from raymat.errors import ConfigError
+from raymat.errors import ConfigError, one_line
+from raymat.storage.faults import backend_errors, reason
+from raymat.storage.urls import redact
 
 ALTERNATIVES = (("epochs",), ("steps",)), (("dataset", "backgrounds"), ("synthetic",))
 """Options that exclude each other: naming one side replaces the other side of a lower layer."""
@@ -220,7 +222,7 @@ def read_yaml(source: str) -> dict[str, Any]:
     """
     known = options_of("base")
     options: dict[str, Any] = {}
-    for place, key, node in _entries(source, _read(source)):
+    for place, key, node in _entries(redact(source), _read(source)):
         name = key.replace("-", "_")
         if name not in known:
             raise ConfigError(f"{place}: unknown key {key!r}{_closest(name, known)}")
@@ -242,9 +244,9 @@ def _read(source: str) -> str:
         with fsspec.open(source, "r", encoding="utf-8") as file:
             return typing.cast(str, file.read())
     except FileNotFoundError:
-        raise ConfigError(f"--config {source}: no such file") from None
-    except Exception as error:  # every filesystem has errors of its own, without a common base
-        raise ConfigError(f"--config {source}: cannot be read: {error}") from error
+        raise ConfigError(f"--config {redact(source)}: no such file") from None
+    except backend_errors(ValueError, ImportError) as error:
+        raise ConfigError(f"--config {redact(source)}: cannot be read: {reason(error)}") from error
 
 
 def _entries(source: str, text: str) -> Iterator[tuple[str, str, yaml.Node]]:
@@ -252,9 +254,7 @@ def _entries(source: str, text: str) -> Iterator[tuple[str, str, yaml.Node]]:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(
-            f"--config {source}: not valid YAML: {' '.join(str(error).split())}"
-        ) from None
+        raise ConfigError(f"--config {source}: not valid YAML: {one_line(error)}") from None
     if root is None:
         return
     if not isinstance(root, yaml.MappingNode):

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from raymat.data.image_folder import UnreadableImage
+from raymat.errors import first_line
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Scale = Literal[1, 2, 4, 8]
@@ -112,7 +113,7 @@ class EncodedImage:
             reason = "is not an image (JPEG, PNG or WebP)" if self._data else "is empty"
             raise UnreadableImage(self._path, reason) from error
         except _PILLOW_ERRORS as error:
-            raise UnreadableImage(self._path, f"is not an image: {_first_line(error)}") from error
+            raise UnreadableImage(self._path, f"is not an image: {first_line(error)}") from error
 
     def _decode_jpeg(self, scale: Scale) -> Pixels:
         # Strict: libjpeg's warnings are errors. It warns, and fills up with grey, where data is missing or corrupt.
@@ -125,7 +126,7 @@ class EncodedImage:
                 min_width=-(-self._size[0] // scale),
             )
         except ValueError as error:
-            raise UnreadableImage(self._path, _first_line(error)) from error
+            raise UnreadableImage(self._path, first_line(error)) from error
         return self._checked(pixels[..., 0] if self._grey else pixels, scale)
 
     def _decode_opencv(self) -> Pixels:
@@ -134,7 +135,7 @@ class EncodedImage:
         try:
             pixels = cv2.imdecode(np.frombuffer(self._data, np.uint8), flags)
         except cv2.error as error:
-            raise UnreadableImage(self._path, _first_line(error)) from error
+            raise UnreadableImage(self._path, first_line(error)) from error
         if pixels is None:
             raise UnreadableImage(self._path, "is truncated or corrupt")
         return self._checked(np.asarray(pixels, np.uint8), 1)
@@ -144,7 +145,7 @@ class EncodedImage:
             with Image.open(io.BytesIO(self._data), formats=_PILLOW_FORMATS) as image:
                 return self._checked(np.asarray(image.convert("L" if self._grey else "RGB")), 1)
         except _PILLOW_ERRORS as error:
-            raise UnreadableImage(self._path, _first_line(error)) from error
+            raise UnreadableImage(self._path, first_line(error)) from error
 
     def _checked(self, pixels: Pixels, scale: Scale) -> Pixels:
         """The pixels, if they are as many as the header said."""
@@ -197,7 +198,3 @@ def use_one_thread() -> None:
 
 def _by(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ import numpy as np
 from raymat.data.image_folder import UNKNOWN_SIZE
 from raymat.data.listing import Files, Listing, Split
 from raymat.errors import DataError
-from raymat.storage.urls import shown
+from raymat.storage.urls import redact
 
 NAMED = 3
 
@@ -56,7 +56,7 @@ def grow(old: Listing, new: Listing) -> Growth:
     if gone or changed:
         raise DataError(
             f"the run's dataset did not only grow: gone are {_count(gone)}, changed {_count(changed)}, at "
-            f"{shown(new.dataset_url)} and {shown(new.backgrounds_url)}: put them back as they were (new versions go "
+            f"{redact(new.dataset_url)} and {redact(new.backgrounds_url)}: put them back as they were (new versions go "
             "beside them, under other names), or start another run with --init"
         )
     train, valid = (

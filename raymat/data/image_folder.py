@@ -11,14 +11,10 @@ Three outcomes of a read are told apart, because they end differently:
 
 from __future__ import annotations
 
-import asyncio
 import errno
+import math
 import os
-import sys
-import time
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import fsspec
@@ -27,18 +23,13 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from raymat.errors import DataError
-from raymat.storage.urls import shown
+from raymat.storage.faults import backend_errors, reason
+from raymat.storage.retry import RetryPolicy
+from raymat.storage.urls import redact
 
 UNKNOWN_SIZE = -1
 
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-_DRIVER_ERRORS = {
-    "botocore.exceptions": ("BotoCoreError", "ClientError"),
-    "aiohttp": ("ClientError",),
-    "gcsfs.retry": ("HttpError",),
-    "google.auth.exceptions": ("GoogleAuthError",),
-    "azure.core.exceptions": ("AzureError",),
-}
 
 
 class UnreadableImage(DataError):
@@ -53,29 +44,8 @@ class UnreadableImage(DataError):
         return f"{self.path}: {self.reason}"
 
 
-def driver_errors() -> tuple[type[BaseException], ...]:
-    """What storage drivers raise: OSError, time-outs, and the own classes of those drivers that are loaded."""
-    own = (
-        getattr(sys.modules[module], name)
-        for module, names in _DRIVER_ERRORS.items()
-        if module in sys.modules
-        for name in names
-    )
-    return (OSError, TimeoutError, asyncio.TimeoutError, *own)
-
-
-@dataclass(frozen=True)
-class Retry:
-    """How often a read is tried, and how long it waits in between: seconds, doubled each time."""
-
-    attempts: int = 6
-    first_delay: float = 0.5
-
-    def delays(self, path: str) -> Iterator[float]:
-        """The waits between the attempts at `path`, spread by up to a half so that readers do not return in step."""
-        for attempt in range(self.attempts - 1):
-            spread = zlib.crc32(f"{attempt} {path}".encode(errors="surrogateescape")) / 2**32
-            yield self.first_delay * 2**attempt * (1 - spread / 2)
+READ_RETRY = RetryPolicy(total=math.inf, attempts=6, first=0.5, longest=math.inf)
+"""Default for reads: 16 s of pauses."""
 
 
 class Folder:
@@ -85,14 +55,12 @@ class Folder:
         DataError: the URL names a protocol that is unknown or whose driver is not installed.
     """
 
-    def __init__(self, url: str, retry: Retry | None = None) -> None:
-        self._retry = retry or Retry()
+    def __init__(self, url: str, retry: RetryPolicy = READ_RETRY) -> None:
+        self._retry = retry
         try:
             fs, root = url_to_fs(url)
-        except (ValueError, ImportError) as error:
-            raise DataError(f"cannot open {shown(url)}: {_reason(error)}") from error
-        except driver_errors() as error:
-            raise DataError(f"cannot open {shown(url)}: {_reason(error)}") from error
+        except backend_errors(ValueError, ImportError) as error:
+            raise DataError(f"cannot open {redact(url)}: {reason(error)}") from error
         self._fs: fsspec.AbstractFileSystem = fs
         self._root = str(root).rstrip("/")
         # Local: absolute, since it is read again by processes that run elsewhere.
@@ -105,7 +73,7 @@ class Folder:
 
     def shown(self, path: str = "") -> str:
         """The URL of a path in this folder as messages may show it."""
-        return shown(f"{self.url}/{path}" if path else self.url)
+        return redact(f"{self.url}/{path}" if path else self.url)
 
     def find(self, path: str) -> dict[str, int] | None:
         """Every file below `path`: its path from there, and its size in bytes (-1: the storage does not say).
@@ -124,8 +92,8 @@ class Folder:
                 root = f"{self._root}/{path}"
                 return dict(_walk(root, "", ())) if os.path.isdir(root) else None
             return self._find_remote(f"{self._root}/{path}")
-        except driver_errors() as error:
-            raise DataError(f"cannot list {self.shown(path)}: {_reason(error)}") from error
+        except backend_errors() as error:
+            raise DataError(f"cannot list {self.shown(path)}: {reason(error)}") from error
 
     def _find_remote(self, root: str) -> dict[str, int] | None:
         self._fs.invalidate_cache()
@@ -159,25 +127,23 @@ class Folder:
         return data
 
     def _read(self, path: str) -> bytes:
-        delays = self._retry.delays(path)
-        while True:
-            try:
-                return bytes(self._fs.cat_file(f"{self._root}/{path}"))
-            except driver_errors() as error:
-                self._refuse_if_permanent(path, error)
-                delay = next(delays, None)
-                if delay is None:
-                    raise DataError(
-                        f"cannot read {self.shown(path)} after {self._retry.attempts} attempts: {_reason(error)}"
-                    ) from error
-                time.sleep(delay)
-
-    def _refuse_if_permanent(self, path: str, error: BaseException) -> None:
-        """Raise UnreadableImage for an error that no retry can mend."""
-        if isinstance(error, FileNotFoundError):
+        try:
+            return self._retry.run(
+                lambda: bytes(self._fs.cat_file(f"{self._root}/{path}")),
+                lambda error: not self._is_permanent(error),
+            )
+        except FileNotFoundError as error:
             raise UnreadableImage(self.shown(path), "not found") from error
-        if isinstance(error, _PERMANENT) or _is_client_fault(error) or self._is_bad_disk(error):
-            raise UnreadableImage(self.shown(path), _reason(error)) from error
+        except backend_errors() as error:
+            if self._is_permanent(error):
+                raise UnreadableImage(self.shown(path), reason(error)) from error
+            raise DataError(
+                f"cannot read {self.shown(path)} after {self._retry.attempts} attempts: {reason(error)}"
+            ) from error
+
+    def _is_permanent(self, error: BaseException) -> bool:
+        """Whether no retry can mend it."""
+        return isinstance(error, _PERMANENT) or _is_client_fault(error) or self._is_bad_disk(error)
 
     def _is_bad_disk(self, error: BaseException) -> bool:
         """An input/output error of a local disk belongs to the file; from a bucket it is a server's passing fault."""
@@ -216,10 +182,3 @@ def _is_client_fault(error: BaseException) -> bool:
     """HTTP's 4xx, other than a time-out (408) and too many requests (429)."""
     status = getattr(error, "status", None)
     return isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
-
-
-def _reason(error: BaseException) -> str:
-    """An error's text in one line; its class where it has none."""
-    if isinstance(error, OSError) and error.strerror:
-        return str(error.strerror)
-    return " ".join(str(error).split()) or type(error).__name__

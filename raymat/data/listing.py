@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raymat.data.image_folder import Folder, Retry
+from raymat.data.image_folder import READ_RETRY, Folder
 from raymat.errors import DataError
+from raymat.storage.retry import RetryPolicy
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 NAMED_IN_ERRORS = 10
@@ -146,7 +147,7 @@ def build_listing(
     dataset_url: str,
     backgrounds_url: str,
     need_valid: bool = True,
-    retry: Retry | None = None,
+    retry: RetryPolicy = READ_RETRY,
     *,
     need_train: bool = True,
 ) -> Listing:

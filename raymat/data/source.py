@@ -11,11 +11,12 @@ from functools import lru_cache
 from typing import Protocol
 
 from raymat.data.decode import EncodedImage, OpenImage, Pixels, RawImage
-from raymat.data.image_folder import Folder, Retry, UnreadableImage
+from raymat.data.image_folder import READ_RETRY, Folder, UnreadableImage
 from raymat.data.listing import FileRow, Listing, PairRow, Split, build_listing
 from raymat.data.synthetic.pictures import synthetic_background, synthetic_pair
 from raymat.errors import DataError
-from raymat.storage.urls import shown
+from raymat.storage.retry import RetryPolicy
+from raymat.storage.urls import redact
 
 __all__ = [
     "FileRow",
@@ -76,7 +77,7 @@ class Source(Protocol):
 class FolderSource:
     """A `Source` over the files of a listing."""
 
-    def __init__(self, listing: Listing, retry: Retry | None = None) -> None:
+    def __init__(self, listing: Listing, retry: RetryPolicy = READ_RETRY) -> None:
         self._listing = listing
         self._dataset = Folder(listing.dataset_url, retry)
         self._backgrounds = Folder(listing.backgrounds_url, retry)
@@ -205,10 +206,10 @@ def load_listing(url: str, digest: str) -> Listing:
     try:
         listing = Listing.from_bytes(Folder(folder).read(name))
     except DataError as error:
-        raise DataError(f"cannot use the dataset's listing {shown(url)}: {error}") from error
+        raise DataError(f"cannot use the dataset's listing {redact(url)}: {error}") from error
     if listing.digest != digest:
         raise DataError(
-            f"the dataset's listing {shown(url)} is not the one that the run began with: expected digest "
+            f"the dataset's listing {redact(url)} is not the one that the run began with: expected digest "
             f"{digest[:16]}, got {listing.digest[:16]}; restore the file, or start a run with another --name"
         )
     return listing

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raymat.errors import ConfigError, ExportError
+from raymat.errors import ConfigError, ExportError, first_line
 from raymat.export.portable import portable
 from raymat.model.matting import MattingBase, MattingRefine
 from raymat.train.run.weights_reference import WEIGHT_FILES
@@ -123,7 +123,7 @@ def onnx_bytes(network: MattingBase, properties: Mapping[str, str]) -> bytes:
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error).strip().partition("\n")[0][:300]
+        reason = first_line(error)[:300]
         raise ExportError(f"torch cannot write this network as ONNX: {reason}") from error
     assert program is not None
     model = program.model_proto

@@ -13,8 +13,9 @@ import torch
 from raymat.config.run import ModelConfig
 from raymat.export.check import CheckOutcome
 from raymat.export.formats import BASE_OUTPUTS, ONNX, OPSET, REFINE_OUTPUTS, Format
-from raymat.model.pretrained import backbone_of, shown
+from raymat.model.pretrained import backbone_of
 from raymat.storage.digest import digest
+from raymat.storage.urls import redact
 from raymat.train.run.weights_reference import Selected
 from raymat.version import __version__
 
@@ -52,7 +53,7 @@ def origin(selected: Selected) -> dict[str, Any]:
     """Where the weights are from; None where a file does not say."""
     return {
         "source": selected.what,
-        "run": None if selected.run_url is None else shown(selected.run_url),
+        "run": None if selected.run_url is None else redact(selected.run_url),
         "checkpoint": None if selected.checkpoint is None else str(selected.checkpoint),
         "step": selected.step,
         "ema": selected.ema,

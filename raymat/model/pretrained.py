@@ -10,7 +10,6 @@ import io
 import pickle
 import re
 import struct
-import sys
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -21,8 +20,10 @@ import fsspec
 import torch
 from torch import Tensor
 
-from raymat.errors import WeightsError
+from raymat.errors import WeightsError, one_line
 from raymat.model.matting import MattingBase
+from raymat.storage.faults import backend_errors, reason
+from raymat.storage.urls import redact
 
 FIRST_CONVOLUTIONS = ("backbone.conv1.weight", "backbone.features.0.0.weight")
 """See one picture (3 channels) in DeepLabV3's networks, two (6 channels) in these."""
@@ -90,7 +91,7 @@ def load_init(model: MattingBase, url: str) -> InitReport:
     network as it was, for a file that is missing, is no weights file, is of another backbone, or
     holds nothing that fits.
     """
-    return load_published(model, read_file(url), shown(url))
+    return load_published(model, read_file(url), redact(url))
 
 
 def load_published(model: MattingBase, content: Any, source: str) -> InitReport:
@@ -193,7 +194,7 @@ def read_file(url: str) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except _BROKEN as error:
-        message = f"cannot read weights from {shown(url)}: {_reason(data, error)}"
+        message = f"cannot read weights from {redact(url)}: {_fault_of(data, error)}"
         raise WeightsError(message) from error
 
 
@@ -205,8 +206,8 @@ def _read_safetensors(data: bytes, url: str) -> dict[str, Tensor]:
         found: dict[str, Tensor] = load(data)
         return found
     except (SafetensorError, KeyError, ValueError) as error:
-        reason = f"the file is damaged or no safetensors file ({' '.join(str(error).split())})"
-        raise WeightsError(f"cannot read weights from {shown(url)}: {reason}") from error
+        why = f"the file is damaged or no safetensors file ({one_line(error)})"
+        raise WeightsError(f"cannot read weights from {redact(url)}: {why}") from error
 
 
 class _Ignored:
@@ -225,30 +226,15 @@ def _fetch(url: str) -> bytes:
             return bytes(file.read())
     except FileNotFoundError as error:
         raise WeightsError(
-            f"no such weights file: {shown(url)}; give a .pth file, or a run or checkpoint of raymat"
+            f"no such weights file: {redact(url)}; give a .pth file, or a run or checkpoint of raymat"
         ) from error
-    except _storage_errors() as error:
-        reason = " ".join(str(error).replace(url, shown(url)).split()) or type(error).__name__
-        raise WeightsError(f"cannot read weights from {shown(url)}: {reason}") from error
+    except backend_errors(ValueError, ImportError) as error:
+        # ValueError: an unknown protocol. ImportError: the package for this protocol is missing.
+        raise WeightsError(f"cannot read weights from {redact(url)}: {reason(error)}") from error
 
 
-def shown(url: str) -> str:
-    """The URL for a message: without user, password and query, where credentials may be."""
-    if "://" not in url:
-        return url
-    return re.sub(r"://[^/@]*@", "://", url.split("?")[0])
-
-
-def _storage_errors() -> tuple[type[BaseException], ...]:
-    """What fsspec's file systems raise: a client's own tree only where that client is loaded."""
-    trees = (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError"))
-    own = [getattr(sys.modules[module], name) for module, name in trees if module in sys.modules]
-    # ValueError: an unknown protocol. ImportError: the package for this protocol is not installed.
-    return (OSError, ValueError, ImportError, *own)
-
-
-def _reason(data: bytes, error: BaseException) -> str:
-    text = " ".join(str(error).split())
+def _fault_of(data: bytes, error: BaseException) -> str:
+    text = one_line(error)
     if "TorchScript" in text:
         return "it is a TorchScript archive; give the PyTorch weights (a state dict) instead"
     if not data.startswith((b"PK\x03\x04", b"\x80")):

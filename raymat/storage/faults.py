@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import http.client
-import re
 import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from raymat.errors import StorageError
+from raymat.errors import StorageError, one_line
+from raymat.storage.urls import redact_text
 
 Kind = Literal[
     "missing", "bucket", "denied", "credentials", "full", "readonly", "clash", "unreachable", "busy",
@@ -85,13 +85,13 @@ _BUSY = {429, 500, 502, 503, 504}
 _PERMANENT = {errno.ENAMETOOLONG, errno.ENOTSUP, errno.ENODEV}
 
 
-def backend_errors() -> tuple[type[BaseException], ...]:
-    """Every exception type by which a storage backend may report a fault.
+def backend_errors(*more: type[BaseException]) -> tuple[type[BaseException], ...]:
+    """Return every exception type by which a storage backend may report a fault, and `more`, for an except clause.
 
-    Classes of a provider's package are found only when that package is loaded, so that none is
+    Classes of a provider's package are looked up only if that package is loaded, so that none is
     needed.
     """
-    found: list[type[BaseException]] = [OSError, asyncio.TimeoutError, http.client.HTTPException]
+    found = [*more, OSError, asyncio.TimeoutError, http.client.HTTPException]
     for module, names in _FOREIGN.items():
         if module in sys.modules:
             found += [getattr(sys.modules[module], name) for name in names]
@@ -104,7 +104,7 @@ def classify(error: BaseException, action: str = "read") -> Fault:
     `action`: what was tried; only what is read can be missing.
     """
     code, status = _code(error), _status(error)
-    detail = scrub(str(error)) or type(error).__name__
+    detail = redact_text(one_line(error))
     names = {kind.__name__ for kind in type(error).__mro__}
     number = error.errno if isinstance(error, OSError) else None
     if code in _NO_BUCKET:
@@ -132,15 +132,11 @@ def classify(error: BaseException, action: str = "read") -> Fault:
     return Fault("other", not permanent, f"{type(error).__name__}: {detail}")
 
 
-def scrub(text: str, length: int = 200) -> str:
-    """`text` as one short line without user names, passwords, tokens and signatures in URLs."""
-    text = " ".join(text.split())
-    text = re.sub(r"(://)[^/\s:@]*:[^/\s@]*@", r"\1", text)
-    text = re.sub(r"\?[^\s\"']*", "?...", text)
-    text = re.sub(
-        r"(?i)\b((?:\w*(?:secret|token|password|signature|key|sig))\s*=\s*)\S+", r"\1...", text
-    )
-    return text if len(text) <= length else text[: length - 3] + "..."
+def reason(error: BaseException) -> str:
+    """Return what a foreign exception says, as one short line without secrets; its class's name if it says nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return redact_text(str(error.strerror))
+    return redact_text(one_line(error))
 
 
 def _code(error: BaseException) -> str:

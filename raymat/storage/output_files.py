@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from raymat.errors import ConfigError, RaymatError
+from raymat.errors import ConfigError
 from raymat.storage.backends import Backend, FsspecBackend, LocalBackend
 from raymat.storage.digest import Buffer
-from raymat.storage.faults import backend_errors, classify
-from raymat.storage.urls import shown
+from raymat.storage.faults import backend_errors, classify, reason
+from raymat.storage.urls import redact
 
 
 def check_output(flag: str, url: str | None, ending: str = "") -> None:
@@ -24,10 +24,10 @@ def check_output(flag: str, url: str | None, ending: str = "") -> None:
     if url is None:
         return
     if not url.endswith(ending):
-        raise ConfigError(f"{flag} must end in {ending}, got {shown(url)!r}")
-    backend, path = _open(f"{flag} {shown(url)}", url)
+        raise ConfigError(f"{flag} must end in {ending}, got {redact(url)!r}")
+    backend, path = _open(f"{flag} {redact(url)}", url)
     if isinstance(backend, LocalBackend) and (os.path.isdir(path) or url.endswith("/")):
-        raise ConfigError(f"{flag} {shown(url)}: expected a file's name, got a folder")
+        raise ConfigError(f"{flag} {redact(url)}: expected a file's name, got a folder")
 
 
 def write_output(flag: str, url: str, content: bytes) -> None:
@@ -36,11 +36,11 @@ def write_output(flag: str, url: str, content: bytes) -> None:
     Raises:
         ConfigError: as `check_output`. StorageError: it cannot be written.
     """
-    backend, path = _open(f"{flag} {shown(url)}", url)
+    backend, path = _open(f"{flag} {redact(url)}", url)
     try:
         backend.write(path, [content])
     except backend_errors() as error:
-        raise classify(error, "write").error("write", shown(url)) from error
+        raise classify(error, "write").error("write", redact(url)) from error
 
 
 def check_new_files(path: str, files: Mapping[str, str], force: bool) -> None:
@@ -74,9 +74,9 @@ def _open(what: str, url: str) -> tuple[Backend, str]:
     try:
         filesystem, path = url_to_fs(url)
     except (ValueError, ImportError) as error:
-        raise ConfigError(f"{what}: {RaymatError(error).line}") from error
+        raise ConfigError(f"{what}: {reason(error)}") from error
     except backend_errors() as error:
-        raise classify(error, "write").error("write", shown(url)) from error
+        raise classify(error, "write").error("write", redact(url)) from error
     if isinstance(filesystem, LocalFileSystem):
         return LocalBackend(), os.path.realpath(path)
     return FsspecBackend(filesystem), str(path)

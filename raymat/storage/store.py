@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
@@ -22,7 +22,8 @@ from fsspec.implementations.local import LocalFileSystem
 from raymat.errors import StorageError
 from raymat.storage.backends import TEMPORARY, Backend, FsspecBackend, LocalBackend
 from raymat.storage.digest import Buffer
-from raymat.storage.faults import MissingFileError, backend_errors, classify, scrub
+from raymat.storage.faults import MissingFileError, backend_errors, classify, reason
+from raymat.storage.retry import RetryPolicy
 from raymat.storage.urls import redact, refuse_secrets
 
 T = TypeVar("T")
@@ -56,27 +57,6 @@ class FileInfo:
     path: str
     size: int
     modified: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetryPolicy:
-    """How long a transient fault is fought: exponential backoff with jitter, times in seconds."""
-
-    total: float = 30.0
-    """After this long no new try is begun. 0: try once."""
-    first: float = 0.1
-    """The first pause at most."""
-    factor: float = 2.0
-    """How much longer each pause may be than the one before."""
-    longest: float = 5.0
-    """No pause is longer."""
-
-    def pauses(self, uniform: Callable[[float, float], float]) -> Iterator[float]:
-        """The pauses between tries, endless, each drawn from half to all of its limit."""
-        limit = self.first
-        while True:
-            yield uniform(limit / 2, limit)
-            limit = min(limit * self.factor, self.longest)
 
 
 class Store:
@@ -184,18 +164,16 @@ class Store:
         return f"{self.url}/{path}" if path else self.url
 
     def _try(self, action: str, path: str, call: Callable[[], T]) -> T:
-        """`call()`, again while its fault is transient and the retry policy allows."""
-        began = time.monotonic()
-        for pause in self.retry.pauses(self._random.uniform):
-            try:
-                return call()
-            except backend_errors() as error:
-                fault = classify(error, action)
-                spent = time.monotonic() - began
-                if not fault.transient or spent + pause > self.retry.total:
-                    raise fault.error(action, self._url(path)) from error
-            self._sleep(pause)
-        raise AssertionError("pauses are endless")
+        """Return `call()`, retried while its fault is transient and the policy allows."""
+        try:
+            return self.retry.run(
+                call,
+                lambda error: classify(error, action).transient,
+                sleep=self._sleep,
+                uniform=self._random.uniform,
+            )
+        except backend_errors() as error:
+            raise classify(error, action).error(action, self._url(path)) from error
 
 
 def _reopen(storage_url: str, name: str, retry: RetryPolicy, options: dict[str, Any]) -> Store:
@@ -218,12 +196,12 @@ def _filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
         filesystem, base = fsspec.core.url_to_fs(url, **chosen)
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
-        fix = f"pip install 'raymat[{extra}]'" if extra else scrub(str(error))
+        fix = f"pip install 'raymat[{extra}]'" if extra else reason(error)
         raise StorageError(
             f"cannot open {redact(url)}: a package for {protocol}:// is missing; {fix}"
         ) from error
     except ValueError as error:
-        raise StorageError(f"cannot open {redact(url)}: {scrub(str(error))}") from error
+        raise StorageError(f"cannot open {redact(url)}: {reason(error)}") from error
     except backend_errors() as error:
         raise classify(error, "open").error("open", redact(url)) from error
     if protocol in _OPTIONS:

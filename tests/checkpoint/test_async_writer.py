@@ -20,7 +20,8 @@ from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import read_checkpoint
 from raymat.distributed.world import World
 from raymat.errors import StorageError
-from raymat.storage.store import RetryPolicy, Store
+from raymat.storage.retry import RetryPolicy
+from raymat.storage.store import Store
 
 QUICK = RetryPolicy(total=0.2, first=0.001, longest=0.01)
 ONCE = RetryPolicy(total=0.0)

@@ -31,7 +31,8 @@ from raymat.data.batch import MicroBatch
 from raymat.distributed.collectives import Group
 from raymat.distributed.world import World
 from raymat.errors import ConfigError, StorageError
-from raymat.storage.store import RetryPolicy, Store
+from raymat.storage.retry import RetryPolicy
+from raymat.storage.store import Store
 from raymat.train.loop import trainer
 from raymat.train.loop.interfaces import NullHost
 from raymat.train.loop.restore import read_together

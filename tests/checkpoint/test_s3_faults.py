@@ -25,7 +25,8 @@ from raymat.config.run import RunConfig
 from raymat.data.batch import MicroBatch
 from raymat.distributed.world import World
 from raymat.errors import StorageError
-from raymat.storage.store import RetryPolicy, Store
+from raymat.storage.retry import RetryPolicy
+from raymat.storage.store import Store
 from raymat.train.observability.events import read_events
 from raymat.train.observability.metrics_log import read_metrics
 from tests.support import runs

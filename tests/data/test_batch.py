@@ -24,12 +24,12 @@ from raymat.data.batch import (
     make_valid_batch,
 )
 from raymat.data.decode import OpenImage
-from raymat.data.image_folder import Retry
 from raymat.data.sample_order import Example, SampleOrder
 from raymat.data.source import FolderSource, Source, build_listing
 from raymat.data.warp import crop_map, draw_background_warp, draw_pair_warp, warp_into
 from raymat.distributed.world import World
 from raymat.errors import DataError
+from raymat.storage.retry import RetryPolicy
 from tests.support.datakit import MemorySource, encode, write, write_dataset
 
 GEOMETRY = Geometry("base", resolution=64, scaled_decode=False)
@@ -57,7 +57,7 @@ def urls(tmp_path: Path) -> tuple[str, str]:
 
 @pytest.fixture
 def source(urls: tuple[str, str]) -> FolderSource:
-    return FolderSource(build_listing(*urls), Retry(attempts=2, first_delay=0))
+    return FolderSource(build_listing(*urls), RetryPolicy(attempts=2, first=0))
 
 
 def whole(source: Source, order: SampleOrder, step: int = 0) -> MicroBatch:

@@ -9,12 +9,12 @@ import pytest
 from raymat.config.run import Range
 from raymat.data.batch import Geometry, make_train_batch
 from raymat.data.growth import grow
-from raymat.data.image_folder import Retry
 from raymat.data.lineage import DatasetSpan, Lineage
 from raymat.data.listing import Listing, build_listing
 from raymat.data.sample_order import SampleOrder
 from raymat.data.source import FolderSource
 from raymat.errors import DataError
+from raymat.storage.retry import RetryPolicy
 from tests.support.datakit import write_dataset
 
 
@@ -120,7 +120,7 @@ def test_batches_before_the_growth_are_the_same_to_the_byte_stand_ins_included(
     before = SampleOrder(3, 5, 4, 4, Range(32, 32), 40)
     era = DatasetSpan(10, 5, 4, old.digest)
     after = SampleOrder(3, 11, 13, 4, Range(32, 32), 40, past=Lineage(eras=(era,)))
-    one, other = (FolderSource(each, Retry(1, 0)) for each in (old, growth.listing))
+    one, other = (FolderSource(each, RetryPolicy(attempts=1)) for each in (old, growth.listing))
     geometry = Geometry("base", 32)
     replaced = 0
     for step in range(2):

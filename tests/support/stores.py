@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from raymat.storage.store import RetryPolicy, Store
+from raymat.storage.retry import RetryPolicy
+from raymat.storage.store import Store
 from tests.support.s3 import S3Server
 
 

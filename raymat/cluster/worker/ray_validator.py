@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayError
 
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.cluster.validation_task import first_line
+from raymat.cluster.validation_task import failure_text
 from raymat.config.run import RunConfig
 from raymat.train.validation.interface import Job, Place, ValidationStatus
 
@@ -98,7 +98,7 @@ class RayValidator:
                 self._hear(ray.get(ready[0]))
             except RayError as error:
                 self._hear(
-                    dataclasses.replace(self._standing, state="died", text=first_line(error))
+                    dataclasses.replace(self._standing, state="died", text=failure_text(error))
                 )
         since = time.monotonic() - self._heard
         return dataclasses.replace(self._standing, seconds=self._standing.seconds + since)

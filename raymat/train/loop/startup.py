@@ -14,8 +14,9 @@ from raymat.config.run import RunConfig
 from raymat.distributed.collectives import Group
 from raymat.errors import RaymatError
 from raymat.model.matting import MattingBase, build
-from raymat.model.pretrained import InitReport, load_init, load_matching, shown
+from raymat.model.pretrained import InitReport, load_init, load_matching
 from raymat.storage.store import Store
+from raymat.storage.urls import redact
 from raymat.train.loop.restore import restore
 from raymat.train.loop.schedule import Schedule
 from raymat.train.loop.state import ResumeContract, RunState
@@ -147,7 +148,7 @@ def _load(network: MattingBase, url: str, group: Group) -> InitReport:
     if parse_reference(url).is_file:
         return load_init(network, url)
     selected, notes = _read_run(url, group)
-    source = "; ".join([f"{shown(url)} ({selected.checkpoint})", *notes])
+    source = "; ".join([f"{redact(url)} ({selected.checkpoint})", *notes])
     return load_matching(network, selected.weights, source)
 
 

@@ -25,7 +25,7 @@ from raymat.data.feed import Feed
 from raymat.data.sample_order import Cursor, SampleOrder, digest_lanes, digest_text
 from raymat.distributed.collectives import Group
 from raymat.distributed.world import World
-from raymat.errors import LeaseLostError, RaymatError, StorageError, TrainingError
+from raymat.errors import LeaseLostError, RaymatError, StorageError, TrainingError, first_line
 from raymat.storage.store import Store
 from raymat.train.loop.checkpointing import AsyncSaver, Saved
 from raymat.train.loop.interfaces import Host
@@ -144,7 +144,7 @@ class _TellFailure:
         if isinstance(error, LeavingError):
             self._events.emit("end", outcome="left", error=error.line)
         elif error is not None:
-            text = error.line if isinstance(error, RaymatError) else str(error).split("\n")[0]
+            text = error.line if isinstance(error, RaymatError) else first_line(error)
             self._events.emit("end", outcome="failed", error=f"{type(error).__name__}: {text}")
         self._events.close()
 

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 from raymat.errors import StorageError
-from raymat.storage.store import RetryPolicy, Store
+from raymat.storage.retry import RetryPolicy
+from raymat.storage.store import Store
 from raymat.train.observability.event import Event
 
 log = logging.getLogger(__name__)

@@ -23,6 +23,7 @@ from raymat.data.sample_order import SampleOrder
 from raymat.data.source import SourceSpec
 from raymat.errors import DataError
 from raymat.storage.store import Store
+from raymat.storage.urls import redact
 from raymat.train.observability.attempt_events import DatasetGrown, RunExtended
 from raymat.train.observability.event import Event
 from raymat.train.run.extension import RunPosition, longer, standing, total_examples, with_more_data
@@ -96,7 +97,7 @@ def _prepared(
     opened = source.open()
     if config.log.valid_examples and not opened.valid_pairs:
         raise DataError(
-            f"no validation pairs in {config.data.dataset}: add valid/, or use --valid-examples 0"
+            f"no validation pairs in {redact(config.data.dataset or '')}: add valid/, or use --valid-examples 0"
         )
     order = SampleOrder(
         seed=config.data.seed,

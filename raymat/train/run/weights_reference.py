@@ -28,8 +28,9 @@ from raymat.checkpoint.state_dict import EMA, MODEL
 from raymat.config.run import ModelConfig, RunConfig, Stage, from_dict
 from raymat.errors import CheckpointError, ConfigError, WeightsError
 from raymat.model.matting import MattingBase, build
-from raymat.model.pretrained import backbone_of, load_matching, read_file, shown, tensors_in
+from raymat.model.pretrained import backbone_of, load_matching, read_file, tensors_in
 from raymat.storage.store import Store
+from raymat.storage.urls import redact
 from raymat.train.run.run_file import RUN_FILE
 from raymat.train.validation.criteria import metric_of, ranked, validated
 
@@ -124,8 +125,8 @@ def read_state(
         except CheckpointError as error:
             skipped(status.id, error.line)
             continue
-        return State(shown(what), store.url, status.id, snapshot)
-    raise WeightsError(f"no checkpoint that verifies for {shown(what)}: {reasons[0]}")
+        return State(redact(what), store.url, status.id, snapshot)
+    raise WeightsError(f"no checkpoint that verifies for {redact(what)}: {reasons[0]}")
 
 
 def parse_reference(what: str) -> Request:
@@ -143,7 +144,7 @@ def parse_reference(what: str) -> Request:
     places = asked[:-1] if ema else asked
     if (places and base.endswith(WEIGHT_FILES)) or (ema and base.endswith(WEIGHT_FILES)):
         raise WeightsError(
-            f"{shown(what)}: a weights file holds one set of weights: leave out the @"
+            f"{redact(what)}: a weights file holds one set of weights: leave out the @"
         )
     if not places:
         return Request(url if ema else what, ema=ema)
@@ -151,11 +152,11 @@ def parse_reference(what: str) -> Request:
     known = place == "best" or (place.isascii() and place.isdigit())
     if len(places) > 1 or not known:
         raise WeightsError(
-            f"{shown(what)}: after a run's URL expected @STEP, @best or @ema (last), got @{'@'.join(asked)}"
+            f"{redact(what)}: after a run's URL expected @STEP, @best or @ema (last), got @{'@'.join(asked)}"
         )
     if CheckpointId.try_parse(base) is not None and folder.endswith(CHECKPOINTS):
         raise WeightsError(
-            f"{shown(what)}: after a checkpoint's URL expected @ema only, got @{place}"
+            f"{redact(what)}: after a checkpoint's URL expected @ema only, got @{place}"
         )
     if place == "best":
         return Request(url, best=True, ema=ema)
@@ -198,8 +199,8 @@ def build_network(selected: Selected) -> MattingBase:
 
 
 def _from_file(url: str) -> Selected:
-    weights = tensors_in(read_file(url), shown(url))
-    return Selected(shown(url), None, None, None, _stage_of(weights), None, False, weights)
+    weights = tensors_in(read_file(url), redact(url))
+    return Selected(redact(url), None, None, None, _stage_of(weights), None, False, weights)
 
 
 def _selected(state: State, ema: bool) -> Selected:
@@ -280,7 +281,7 @@ def _no_run(store: Store, request: Request) -> WeightsError:
     if store.try_read(RUN_FILE) is not None:
         return WeightsError(f"{store.url} has no checkpoint yet")
     return WeightsError(
-        f"{shown(request.url)} is neither a weights file ({', '.join(WEIGHT_FILES)}) nor a run with a checkpoint"
+        f"{redact(request.url)} is neither a weights file ({', '.join(WEIGHT_FILES)}) nor a run with a checkpoint"
     )
 
 
@@ -306,7 +307,7 @@ def _by_validation(
     values = validated(extra, metric)
     if not values:
         raise WeightsError(
-            f"{store.url} has no validation with a finite {metric} yet: use its newest checkpoint, {shown(request.url)}"
+            f"{store.url} has no validation with a finite {metric} yet: use its newest checkpoint, {redact(request.url)}"
         )
     there = False
     for step in ranked(values, mode):

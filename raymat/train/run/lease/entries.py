@@ -9,7 +9,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from raymat.storage.store import FileInfo, RetryPolicy, Store
+from raymat.storage.retry import RetryPolicy
+from raymat.storage.store import FileInfo, Store
 from raymat.train.run.lease.process import Owner
 
 FOLDER = "lease"

@@ -1,0 +1,107 @@
+"""Laws of redaction: messages show no secret, and all of what is none."""
+
+from __future__ import annotations
+
+import pytest
+
+from raymat.errors import StorageError
+from raymat.storage.faults import classify, reason
+from raymat.storage.urls import redact, redact_text, refuse_secrets
+
+CANARY = "cAn4ry"
+
+SECRETS = {
+    "https://user:{}@host/x": "https://host/x",
+    "HTTPS://user:{}@host:9000/x": "HTTPS://host:9000/x",
+    "https://:{}@host/x": "https://host/x",
+    "https://user:{}/{}@host/x": "https://host/x",
+    "https://user:{}?{}@host/x": "https://host/x",
+    "https://user:{}#{}@host/x": "https://host/x",
+    "https://user:{}@{}@host/x": "https://host/x",
+    "https://user:{}@{}/{}@host/x": "https://host/x",
+    "https://user:{}@host/x?mail=a@b": "https://host/x",
+    "https://user:{}@[::1]:9000/x?sig={}": "https://[::1]:9000/x",
+    "https://{}@host/x": "https://host/x",
+    "https://{}@host:9000/x": "https://host:9000/x",
+    "s3://KEY:{}@bucket/runs/x": "s3://bucket/runs/x",
+    "s3://KEY:{}/{}@bucket/runs/x": "s3://bucket/runs/x",
+    "s3://KEY:0/{}@bucket/runs/x": "s3://bucket/runs/x",
+    "gs://{}@bucket/runs/x": "gs://bucket/runs/x",
+    "https://host/x?X-Amz-Signature={}": "https://host/x",
+    "https://host/x?X-Amz-Signature={}/a:b@c&t={}": "https://host/x",
+    "https://host/x?next=https://other/y&sig={}": "https://host/x",
+    "https://host/x#access_token={}": "https://host/x",
+    "abfs://container@account.dfs.core.windows.net/x?sig={}": "abfs://container@account.dfs.core.windows.net/x",
+    "memory://user:{}@bucket/w.pth?sig={}": "memory://bucket/w.pth",
+    "simplecache::s3://KEY:{}@bucket/x": "simplecache::s3://bucket/x",
+    "zip://a::https://user:{}@host/x?sig={}": "zip://a::https://host/x",
+    "zip://a::simplecache::https://user:{}@host/x.zip?sig={}": "zip://a::simplecache::https://host/x.zip",
+    "file:///a,https://user:{}@host/y": "file:///a,https://host/y",
+    "s3://bucket/x,https://user:{}@host/y": "s3://bucket/x,https://host/y",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("url", SECRETS)
+def test_a_secret_is_shown_in_no_position(url: str) -> None:
+    secret = url.replace("{}", CANARY)
+    assert redact(secret) == SECRETS[url]
+    assert redact(redact(secret)) == SECRETS[url]
+    texts = [
+        redact_text(f"GET {secret} failed\nand '{secret}' (<{secret}>)", 1000),
+        reason(ValueError(f"cannot open {secret}")),
+        classify(OSError(5, "input/output error", secret)).detail,
+        classify(ConnectionError(f'Could not connect to the endpoint URL: "{secret}"')).detail,
+    ]
+    for text in texts:
+        assert CANARY not in text
+        assert SECRETS[url] in text
+        assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "/data/what? #1 me@home a:b.png",
+        "./runs/night@best",
+        "C:\\data\\x",
+        "user@host:x",
+        "file:///data/what?#me@home:b.png",
+        "file://data/what?",
+        "s3://bucket/my run/night@best@ema",
+        "memory://night@120",
+        "memory://a:b/night@best",
+        "https://host:8080/runs/night@best",
+        "http://[::1]:9000/x@y",
+        "http://[fe80::1]/x",
+        "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/name/night@best",
+        "abfs://container@account.dfs.core.windows.net/x",
+        "github://owner:repository@commit/x.pth",
+        "zip://*.csv::simplecache::gcs://bucket/file.zip",
+        "zip://a.csv::/data/what?#me@home:b.zip",
+        "tar://a.csv::./me@home.tar",
+    ],
+)
+def test_plain_urls_and_paths_are_shown_as_they_are(url: str) -> None:
+    assert redact(url) == url
+    refuse_secrets(url)
+    if " " not in url:
+        assert redact_text(url) == url
+
+
+@pytest.mark.parametrize("user", ["KEY:{}", "KEY:{}/{}", "KEY:0/{}", "{}"])
+@pytest.mark.parametrize("scheme", ["s3", "s3a", "gs", "gcs", "simplecache::s3"])
+def test_object_stores_refuse_credentials_in_their_urls(scheme: str, user: str) -> None:
+    secret = user.replace("{}", CANARY)
+    with pytest.raises(StorageError, match=f"{scheme}://bucket/x carries credentials") as caught:
+        refuse_secrets(f"{scheme}://{secret}@bucket/x")
+    assert CANARY not in str(caught.value)
+
+
+def test_texts_show_no_secret_outside_of_urls_either() -> None:
+    text = "GET https://me:pw1@host/x?X-Amz-Signature=abc&token=t failed\n secret_key=hunter2 Sig = zzz"
+    assert redact_text(text) == "GET https://host/x?... failed secret_key=... Sig = ..."
+    assert redact_text("exceeded with url: /x?X-Amz-Credential=A (why?)") == (
+        "exceeded with url: /x?... (why?)"
+    )
+    assert redact_text("a  b\n" + 300 * "c", 20) == "a b " + 13 * "c" + "..."
