@@ -1,7 +1,7 @@
 """What a run was before it is what it is now: where it had ended and went on, and which datasets it had.
 
 A run can be made longer and its dataset can grow. What a step trains on then also depends on where that happened, so
-it is written down, in the run's `run.json` and in each checkpoint, and step k stays a pure function of (seed, past, k).
+it is written down, in the run's `run.json` and in each checkpoint, and step k stays a pure function of (seed, lineage, k).
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Steps:
 
 @dataclass(frozen=True)
 class DatasetSpan:
-    """Examples up to `end` (excluded), as far as no era before has them, are of a dataset that has grown since.
+    """Examples up to `end` (excluded), as far as no earlier span has them, are of a dataset that has grown since.
 
-    Passes are never cut: an era is a whole number of them, perhaps none.
+    Passes are never cut: a span is a whole number of them, perhaps none.
     """
 
     end: int
@@ -62,7 +62,7 @@ class DatasetSpan:
 class Lineage:
     """What a run was before."""
 
-    eras: tuple[DatasetSpan, ...] = ()
+    spans: tuple[DatasetSpan, ...] = ()
     """Of the datasets before the present one, oldest first; their ends never fall."""
     ends: tuple[int, ...] = ()
     """Where the run had ended and went on, in examples, rising."""
@@ -72,16 +72,16 @@ class Lineage:
     @property
     def start(self) -> int:
         """The first example of the present dataset."""
-        return self.eras[-1].end if self.eras else 0
+        return self.spans[-1].end if self.spans else 0
 
     def first_pairs(self, pairs: int) -> int:
         """How many pairs the run was begun with; `pairs`: how many it has now."""
-        return self.eras[0].pairs if self.eras else pairs
+        return self.spans[0].pairs if self.spans else pairs
 
     def listings(self, examples: int, listing: str) -> list[tuple[int, str]]:
         """Where each dataset that the first `examples` came from began, and its listing's digest; `listing`: the present one's."""
-        starts = [0, *(era.end for era in self.eras)]
-        listings = [*(era.listing for era in self.eras), listing]
+        starts = [0, *(span.end for span in self.spans)]
+        listings = [*(span.listing for span in self.spans), listing]
         stops = [*starts[1:], examples]
         return [
             (start, listed)
@@ -92,18 +92,18 @@ class Lineage:
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
         return {
-            "eras": [asdict(era) for era in self.eras],
+            "eras": [asdict(span) for span in self.spans],
             "ends": list(self.ends),
             "valid_since": self.valid_since,
         }
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any] | None) -> Lineage:
-        """The inverse of `to_dict`; None, as runs have it that were begun before there was a past, is an empty one."""
+        """The inverse of `to_dict`; None, which older runs have, is an empty one."""
         if stored is None:
             return cls()
         return cls(
-            eras=tuple(DatasetSpan(**era) for era in stored["eras"]),
+            spans=tuple(DatasetSpan(**span) for span in stored["eras"]),
             ends=tuple(stored["ends"]),
             valid_since=stored["valid_since"],
         )

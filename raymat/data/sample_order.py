@@ -80,7 +80,7 @@ class SampleOrder:
         total_examples: where the run ends; only its last step may be smaller.
         valid_pairs, valid_backgrounds, valid_examples: the validation set, and how many examples
             are made of it.
-        past: where the run had ended before, and which smaller datasets it had.
+        lineage: where the run had ended before, and which smaller datasets it had.
         accumulate: chunks of a step, each of the next batch_size / accumulate of its examples.
     """
 
@@ -93,7 +93,7 @@ class SampleOrder:
     valid_pairs: int = 0
     valid_backgrounds: int = 0
     valid_examples: int = 0
-    past: Lineage = NO_LINEAGE
+    lineage: Lineage = NO_LINEAGE
     accumulate: int = 1
 
     def __post_init__(self) -> None:
@@ -115,11 +115,11 @@ class SampleOrder:
     @property
     def first_pairs(self) -> int:
         """How many pairs the run was begun with."""
-        return self.past.first_pairs(self.pairs)
+        return self.lineage.first_pairs(self.pairs)
 
     @property
     def _steps(self) -> Steps:
-        return Steps(self.batch_size, self.past.ends)
+        return Steps(self.batch_size, self.lineage.ends)
 
     def step_numbers(self, step: int) -> range:
         """The example numbers of step `step` (from 0). A step outside the run is an IndexError."""
@@ -147,12 +147,12 @@ class SampleOrder:
 
     def _example(self, number: int) -> Example:
         start, epochs, pairs, backgrounds = 0, 0, self.pairs, self.backgrounds
-        for era in self.past.eras:
-            if number < era.end:
-                pairs, backgrounds = era.pairs, era.backgrounds
+        for span in self.lineage.spans:
+            if number < span.end:
+                pairs, backgrounds = span.pairs, span.backgrounds
                 break
-            epochs += (era.end - start) // era.pairs
-            start = era.end
+            epochs += (span.end - start) // span.pairs
+            start = span.end
         epoch, place = divmod(number - start, pairs)
         pair = int(_permutation(self.seed, epochs + epoch, pairs)[place])
         draws = Draws(self.seed, Stream.BACKGROUND, number)
@@ -160,9 +160,9 @@ class SampleOrder:
 
     def counts(self, number: int) -> tuple[int, int]:
         """How many pairs and backgrounds example `number` is chosen from."""
-        for era in self.past.eras:
-            if number < era.end:
-                return era.pairs, era.backgrounds
+        for span in self.lineage.spans:
+            if number < span.end:
+                return span.pairs, span.backgrounds
         return self.pairs, self.backgrounds
 
     def crop_size(self, step: int) -> tuple[int, int]:

@@ -118,8 +118,8 @@ def test_batches_before_the_growth_are_the_same_to_the_byte_stand_ins_included(
             path.rename(tmp_path / kind / f"a{path.name}")
     growth = grow(old, build_listing(*urls))
     before = SampleOrder(3, 5, 4, 4, Range(32, 32), 40)
-    era = DatasetSpan(10, 5, 4, old.digest)
-    after = SampleOrder(3, 11, 13, 4, Range(32, 32), 40, past=Lineage(eras=(era,)))
+    span = DatasetSpan(10, 5, 4, old.digest)
+    after = SampleOrder(3, 11, 13, 4, Range(32, 32), 40, lineage=Lineage(spans=(span,)))
     one, other = (FolderSource(each, RetryPolicy(attempts=1)) for each in (old, growth.listing))
     geometry = Geometry("base", 32)
     replaced = 0

@@ -18,7 +18,10 @@ make_order = functools.partial(datakit.make_order, total_examples=1000)
 def grown(pairs: int = 15, **changed: object) -> SampleOrder:
     """10 pairs for two passes, then 15."""
     return make_order(
-        pairs=pairs, backgrounds=9, past=Lineage(eras=(DatasetSpan(20, 10, 7, "old"),)), **changed
+        pairs=pairs,
+        backgrounds=9,
+        lineage=Lineage(spans=(DatasetSpan(20, 10, 7, "old"),)),
+        **changed,
     )
 
 
@@ -55,18 +58,18 @@ def test_a_step_across_the_growth_has_the_last_old_and_the_first_new_examples() 
 
 
 def test_an_era_of_no_pass_is_no_part_of_the_order() -> None:
-    twice = Lineage(eras=(DatasetSpan(20, 10, 7, "a"), DatasetSpan(20, 12, 7, "b")))
-    assert triples(make_order(pairs=15, backgrounds=9, past=twice), 0, 200) == triples(
+    twice = Lineage(spans=(DatasetSpan(20, 10, 7, "a"), DatasetSpan(20, 12, 7, "b")))
+    assert triples(make_order(pairs=15, backgrounds=9, lineage=twice), 0, 200) == triples(
         grown(), 0, 200
     )
-    at_once = Lineage(eras=(DatasetSpan(0, 10, 7, "a"),))
-    assert triples(make_order(past=at_once), 0, 50) == triples(make_order(), 0, 50)
-    assert make_order(past=at_once, pairs=12).first_pairs == 10
+    at_once = Lineage(spans=(DatasetSpan(0, 10, 7, "a"),))
+    assert triples(make_order(lineage=at_once), 0, 50) == triples(make_order(), 0, 50)
+    assert make_order(lineage=at_once, pairs=12).first_pairs == 10
 
 
 def test_starting_after_many_growths_costs_one_permutation() -> None:
-    eras = tuple(DatasetSpan(100 * (i + 1), 100, 5, str(i)) for i in range(50))
-    order = make_order(pairs=1000, past=Lineage(eras=eras), total_examples=10**12)
+    spans = tuple(DatasetSpan(100 * (i + 1), 100, 5, str(i)) for i in range(50))
+    order = make_order(pairs=1000, lineage=Lineage(spans=spans), total_examples=10**12)
     for start in (5000, 5000 + 10**9 * 1000):
         _permutation.cache_clear()
         order.examples(range(start, start + 100))
@@ -74,7 +77,7 @@ def test_starting_after_many_growths_costs_one_permutation() -> None:
 
 
 def test_a_run_that_ended_in_a_smaller_batch_goes_on_from_there() -> None:
-    order = make_order(total_examples=23, past=Lineage(ends=(6, 14)))
+    order = make_order(total_examples=23, lineage=Lineage(ends=(6, 14)))
     assert [order.step_numbers(step) for step in range(order.total_steps)] == [
         range(4), range(4, 6),
         range(6, 10), range(10, 14),
@@ -85,7 +88,7 @@ def test_a_run_that_ended_in_a_smaller_batch_goes_on_from_there() -> None:
 def test_an_end_at_a_whole_batch_changes_no_step() -> None:
     plain, ended = (
         make_order(total_examples=50),
-        make_order(total_examples=50, past=Lineage(ends=(8, 24))),
+        make_order(total_examples=50, lineage=Lineage(ends=(8, 24))),
     )
     for step in range(plain.total_steps):
         assert ended.step_numbers(step) == plain.step_numbers(step)
@@ -97,7 +100,7 @@ def test_steps_cover_any_run_once_whatever_its_ends(seed: int) -> None:
     batch = draws.randint(1, 9)
     ends = tuple(sorted(draws.sample(range(1, 100), draws.randint(0, 5))))
     total = draws.randint(1, 150)
-    order = make_order(batch_size=batch, total_examples=total, past=Lineage(ends=ends))
+    order = make_order(batch_size=batch, total_examples=total, lineage=Lineage(ends=ends))
     steps = [order.step_numbers(step) for step in range(order.total_steps)]
     assert [n for numbers in steps for n in numbers] == list(range(total))
     assert all(0 < len(numbers) <= batch for numbers in steps)
@@ -113,16 +116,16 @@ def test_steps_cover_any_run_once_whatever_its_ends(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(50))
 def test_any_history_of_growths_uses_every_pair_once_a_pass(seed: int) -> None:
     draws = random.Random(seed)
-    eras: list[DatasetSpan] = []
+    spans: list[DatasetSpan] = []
     end, pairs = 0, draws.randint(1, 9)
     expected: list[list[int]] = []
     for number in range(draws.randint(0, 4)):
         passes = draws.randint(0, 3)
         end += passes * pairs
-        eras.append(DatasetSpan(end, pairs, draws.randint(1, 5), str(number)))
+        spans.append(DatasetSpan(end, pairs, draws.randint(1, 5), str(number)))
         expected += [list(range(pairs))] * passes
         pairs += draws.randint(1, 5)
-    order = make_order(pairs=pairs, past=Lineage(eras=tuple(eras)))
+    order = make_order(pairs=pairs, lineage=Lineage(spans=tuple(spans)))
     found, begin = [], 0
     for whole in (*expected, list(range(pairs)), list(range(pairs))):
         found.append([e.pair for e in order.examples(range(begin, begin + len(whole)))])
@@ -133,16 +136,20 @@ def test_any_history_of_growths_uses_every_pair_once_a_pass(seed: int) -> None:
 
 
 def test_a_past_survives_json_and_a_run_without_one_has_none() -> None:
-    past = Lineage(eras=(DatasetSpan(20, 10, 7, "old"),), ends=(6, 14), valid_since=3)
-    assert Lineage.from_dict(json.loads(json.dumps(past.to_dict()))) == past
+    lineage = Lineage(spans=(DatasetSpan(20, 10, 7, "old"),), ends=(6, 14), valid_since=3)
+    assert Lineage.from_dict(json.loads(json.dumps(lineage.to_dict()))) == lineage
     assert Lineage.from_dict(None) == Lineage()
 
 
 def test_the_listings_of_a_stretch_are_those_that_it_used() -> None:
-    past = Lineage(
-        eras=(DatasetSpan(20, 10, 7, "a"), DatasetSpan(20, 12, 7, "b"), DatasetSpan(44, 12, 7, "c"))
+    lineage = Lineage(
+        spans=(
+            DatasetSpan(20, 10, 7, "a"),
+            DatasetSpan(20, 12, 7, "b"),
+            DatasetSpan(44, 12, 7, "c"),
+        )
     )
-    assert past.listings(20, "d") == [(0, "a")]
-    assert past.listings(21, "d") == [(0, "a"), (20, "c")]
-    assert past.listings(45, "d") == [(0, "a"), (20, "c"), (44, "d")]
+    assert lineage.listings(20, "d") == [(0, "a")]
+    assert lineage.listings(21, "d") == [(0, "a"), (20, "c")]
+    assert lineage.listings(45, "d") == [(0, "a"), (20, "c"), (44, "d")]
     assert Lineage().listings(5, "d") == [(0, "d")]

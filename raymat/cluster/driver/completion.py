@@ -36,7 +36,7 @@ def _verdict(run: PreparedRun, extra: Mapping[str, Any]) -> str | None:
     """Why a run whose checkpoint holds `extra` has stopped before its length, if it has."""
     if not extra or extra["step"] >= run.order.total_steps:
         return None
-    return stopped_in(extra, run.config, run.order.past)
+    return stopped_in(extra, run.config, run.order.lineage)
 
 
 def completed_step(store: Store) -> int:

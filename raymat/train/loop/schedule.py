@@ -57,7 +57,7 @@ class Schedule:
             validates_late=config.log.validation != "loop",
             log_loss_interval=config.log.log_loss_interval,
             log_images_interval=config.log.log_images_interval,
-            ends=order.past.ends,
+            ends=order.lineage.ends,
         )
 
     @property

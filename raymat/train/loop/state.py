@@ -67,10 +67,10 @@ class RunState:
             self.validations = kept
         self.validations.append(validation)
 
-    def stop_reason(self, config: RunConfig, past: Lineage) -> str | None:
+    def stop_reason(self, config: RunConfig, lineage: Lineage) -> str | None:
         """Why the run stops early now; None if it does not, or if there is a validation to be waited for."""
         pending = self.pending_validation is not None
-        return None if pending else stop_reason(config, self.validations, past)
+        return None if pending else stop_reason(config, self.validations, lineage)
 
     def best(self, config: RunConfig) -> Validation | None:
         """The best validation by the run's --best-metric; the earliest of equals."""
@@ -78,12 +78,12 @@ class RunState:
         return best_of(self.validations, kept.best_metric, kept.best_mode)
 
 
-def stopped_in(extra: Mapping[str, Any], config: RunConfig, past: Lineage) -> str | None:
+def stopped_in(extra: Mapping[str, Any], config: RunConfig, lineage: Lineage) -> str | None:
     """Why a run of this `config` stops early at the checkpoint with this `extra`; None if it does not."""
     record = RunState(
         validations=validations_of(extra), pending_validation=extra.get("pending_validation")
     )
-    return record.stop_reason(config, past)
+    return record.stop_reason(config, lineage)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class ResumeContract:
     config: RunConfig
     listing_digest: str
     """Of the dataset."""
-    past: Lineage = NO_LINEAGE
+    lineage: Lineage = NO_LINEAGE
     """Which datasets it had before, and where it had ended."""
 
     def refuse(self, extra: Mapping[str, Any]) -> None:
@@ -107,7 +107,7 @@ class ResumeContract:
         refuse_changes(from_dict(extra["config"]), self.config, "the run", but=DATASET)
         used = Cursor.load_state_dict(extra["cursor"]).next_example
         was = Lineage.from_dict(extra.get("past")).listings(used, extra["listing_digest"])
-        now = self.past.listings(used, self.listing_digest)
+        now = self.lineage.listings(used, self.listing_digest)
         if was != now:
             raise DataError(
                 f"the dataset is not the one that the run was begun with (its listing was {_told(was)}, "
@@ -130,7 +130,7 @@ def capture(
         "scaler": step.scale.state_dict(),
         "bad_steps": record.bad_steps,
         "best": asdict(best) if best else None,
-        "stopped": record.stop_reason(promise.config, promise.past),
+        "stopped": record.stop_reason(promise.config, promise.lineage),
         "validations": [asdict(validation) for validation in record.validations],
         "pending_validation": record.pending_validation,
         "config": to_dict(promise.config),
@@ -138,7 +138,7 @@ def capture(
         "channels_last": step.channels_last,
         "threads": torch.get_num_threads(),
         "listing_digest": promise.listing_digest,
-        "past": promise.past.to_dict(),
+        "past": promise.lineage.to_dict(),
         "versions": {
             "raymat": __version__,
             "torch": torch.__version__,

@@ -121,7 +121,7 @@ def run(
 
     limit = config.workers.stuck_after.seconds
     with _TellFailure(attempt.events), Watchdog(pulse, limit, stuck):
-        promise = ResumeContract(config, listing_digest, order.past)
+        promise = ResumeContract(config, listing_digest, order.lineage)
         training = _Training(config, schedule, order, group, feed, store, host, attempt, pulse)
         return training.run(run_id, promise, device, nearby, validator or NoValidator())
 
@@ -291,7 +291,7 @@ class _Training:
             committed=self._committed,
             validated=self._validated,
             complete=lambda: self._complete,
-            valid_since=self.order.past.valid_since,
+            valid_since=self.order.lineage.valid_since,
         )
         return ValidationPoints(parts, self.record, late if self.group.leads else None)
 
@@ -375,7 +375,7 @@ class _Training:
 
     def _validated(self, validation: Validation) -> None:
         """`validation` is known on all workers: it counts from now on."""
-        self.record.validated(validation, self.order.past.valid_since)
+        self.record.validated(validation, self.order.lineage.valid_since)
         before = self.record.rates.reductions
         self._judge()
         if self.record.rates.reductions > before:
@@ -386,12 +386,12 @@ class _Training:
 
     def _judge(self) -> None:
         """What follows from the validations so far."""
-        found, past, rates_now = self.record.validations, self.order.past, self.record.rates
-        reductions = rates_now.reductions_before + plateau_reductions(self.config, found, past)
+        found, lineage, rates_now = self.record.validations, self.order.lineage, self.record.rates
+        reductions = rates_now.reductions_before + plateau_reductions(self.config, found, lineage)
         self.record.rates = dataclasses.replace(rates_now, reductions=reductions)
         self.stopped = None
         if self.record.step < self.schedule.total_steps:
-            self.stopped = self.record.stop_reason(self.config, past)
+            self.stopped = self.record.stop_reason(self.config, lineage)
 
     def _commit(self, until: float | None = None) -> None:
         """Save; at the run's end, or with `until` (Unix seconds), also wait until it is committed."""

@@ -1,4 +1,4 @@
-"""A run that is made longer or given more data, as pure functions of its past and of where its newest checkpoint stands."""
+"""A run that is made longer or given more data, as pure functions of its lineage and of its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class RunPosition:
     ended: bool = False
 
 
-def total_examples(config: RunConfig, first_pairs: int, past: Lineage = NO_LINEAGE) -> int:
+def total_examples(config: RunConfig, first_pairs: int, lineage: Lineage = NO_LINEAGE) -> int:
     """How many examples the run trains on: whole steps, or virtual epochs of `--epoch-examples` (default: `first_pairs`, as
     many pairs as the run was begun with)."""
     length = config.length
     if length.steps is not None:
-        return Steps(config.data.batch_size, past.ends).examples(length.steps)
+        return Steps(config.data.batch_size, lineage.ends).examples(length.steps)
     assert length.epochs is not None
     return max(1, round(length.epochs * (length.epoch_examples or first_pairs)))
 
@@ -55,31 +55,31 @@ def standing_of(extra: Mapping[str, Any], first_pairs: int) -> RunPosition:
     """Where a state with this `extra` stands."""
     require_format(extra)
     used = Cursor.load_state_dict(extra["cursor"]).next_example
-    past = Lineage.from_dict(extra.get("past"))
-    total = total_examples(from_dict(extra["config"]), first_pairs, past)
+    lineage = Lineage.from_dict(extra.get("past"))
+    total = total_examples(from_dict(extra["config"]), first_pairs, lineage)
     return RunPosition(int(extra["step"]), used, used >= total)
 
 
-def longer(config: RunConfig, first_pairs: int, past: Lineage, at: RunPosition) -> Lineage:
-    """`past` with the end that the run is at, if it had ended there and now is to go on."""
-    if not at.ended or at.examples <= max(past.ends, default=0):
-        return past
-    ended = replace(past, ends=(*past.ends, at.examples))
-    return ended if total_examples(config, first_pairs, ended) > at.examples else past
+def longer(config: RunConfig, first_pairs: int, lineage: Lineage, at: RunPosition) -> Lineage:
+    """`lineage` with the end that the run is at, if it had ended there and now is to go on."""
+    if not at.ended or at.examples <= max(lineage.ends, default=0):
+        return lineage
+    ended = replace(lineage, ends=(*lineage.ends, at.examples))
+    return ended if total_examples(config, first_pairs, ended) > at.examples else lineage
 
 
 def with_more_data(
-    past: Lineage, before: tuple[int, int, str], at: RunPosition, valid_changed: bool
+    lineage: Lineage, before: tuple[int, int, str], at: RunPosition, valid_changed: bool
 ) -> Lineage:
-    """`past` with the present dataset, `before` (pairs, backgrounds, listing's digest), as one that has grown since.
+    """`lineage` with the present dataset, `before` (pairs, backgrounds, listing's digest), as one that has grown since.
 
     The new one begins with the next pass.
     """
     pairs, backgrounds, listing = before
-    begun = max(0, at.examples - past.start)
-    end = past.start + -(-begun // pairs) * pairs
+    begun = max(0, at.examples - lineage.start)
+    end = lineage.start + -(-begun // pairs) * pairs
     return replace(
-        past,
-        eras=(*past.eras, DatasetSpan(end, pairs, backgrounds, listing)),
-        valid_since=at.step if valid_changed else past.valid_since,
+        lineage,
+        spans=(*lineage.spans, DatasetSpan(end, pairs, backgrounds, listing)),
+        valid_since=at.step if valid_changed else lineage.valid_since,
     )

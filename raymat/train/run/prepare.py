@@ -92,7 +92,7 @@ def prepare(
 def _prepared(
     config: RunConfig, store: Store, stored: dict[str, Any], resumed: bool, changes: list[RunChange]
 ) -> PreparedRun:
-    past = Lineage.from_dict(stored.get("past"))
+    lineage = Lineage.from_dict(stored.get("past"))
     source = source_of(config, store, stored["listing"])
     opened = source.open()
     if config.log.valid_examples and not opened.valid_pairs:
@@ -105,11 +105,11 @@ def _prepared(
         backgrounds=opened.backgrounds,
         batch_size=config.data.batch_size,
         crop=config.data.crop,
-        total_examples=total_examples(config, past.first_pairs(opened.pairs), past),
+        total_examples=total_examples(config, lineage.first_pairs(opened.pairs), lineage),
         valid_pairs=opened.valid_pairs,
         valid_backgrounds=opened.valid_backgrounds,
         valid_examples=min(config.log.valid_examples, opened.valid_pairs),
-        past=past,
+        lineage=lineage,
         accumulate=config.optim.accumulate,
     )
     geometry = Geometry(
@@ -127,12 +127,12 @@ def _continue(
     config: RunConfig, store: Store, stored: dict[str, Any], grow: bool
 ) -> tuple[dict[str, Any], list[RunChange]]:
     """The run's `run.json` with another length, and the dataset looked at again if `grow`; and what that changes."""
-    past, changes = Lineage.from_dict(stored.get("past")), []
+    lineage, changes = Lineage.from_dict(stored.get("past")), []
     before = source_of(config, store, stored["listing"]).open()
-    pairs = past.first_pairs(before.pairs)
+    pairs = lineage.first_pairs(before.pairs)
     at = standing(store, stored["run_id"], pairs)
-    if (continued := longer(config, pairs, past, at)) != past:
-        past = continued
+    if (continued := longer(config, pairs, lineage, at)) != lineage:
+        lineage = continued
         extended = RunExtended(step=at.step, examples=at.examples)
         changes.append(RunChange(extended.line, extended))
     listing = stored["listing"]
@@ -142,31 +142,29 @@ def _continue(
             changes.append(RunChange("nothing was added to the dataset"))
         else:
             was = (before.pairs, before.backgrounds, str(listing["digest"]))
-            past = with_more_data(past, was, at, found.valid_changed)
-            changes.append(_growth(past, at, found))
+            lineage = with_more_data(lineage, was, at, found.valid_changed)
+            changes.append(_growth(lineage, at, found))
         listing = found.listing
     now = to_dict(config)
     kept = {name: now[name] for name in (*DATASET, *LENGTH)}
     return stored | {
-        "format": RUN_FORMATS[past != NO_LINEAGE],
+        "format": RUN_FORMATS[lineage != NO_LINEAGE],
         "config": stored["config"] | kept,
         "listing": listing,
-        "past": past.to_dict(),
+        "past": lineage.to_dict(),
     }, changes
 
 
-def _growth(past: Lineage, at: RunPosition, found: Grown) -> RunChange:
-    line = (
-        f"the dataset has grown: {', '.join(map(str, found.added))}; from example {past.start} on"
-    )
+def _growth(lineage: Lineage, at: RunPosition, found: Grown) -> RunChange:
+    line = f"the dataset has grown: {', '.join(map(str, found.added))}; from example {lineage.start} on"
     if found.valid_changed:
         line += f"; validations after step {at.step} cannot be compared with those before"
     event = DatasetGrown(
         step=at.step,
         examples=at.examples,
-        from_example=past.start,
+        from_example=lineage.start,
         added={added.kind: added.count for added in found.added},
         listing=found.listing["digest"],
-        valid_since=past.valid_since,
+        valid_since=lineage.valid_since,
     )
     return RunChange(line, event)

@@ -19,7 +19,7 @@ RUN_FILE = "run.json"
 
 
 RUN_FORMATS = (1, 2)
-"""2: with a past that is not empty, which a raymat that knows only 1 would leave out of account."""
+"""2: with a lineage that is not empty, which a raymat that knows only 1 would ignore."""
 
 
 def read_run(store: Store) -> dict[str, Any] | None:

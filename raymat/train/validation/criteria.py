@@ -82,7 +82,7 @@ def follow(
 
 
 def plateau_reductions(
-    config: RunConfig, validations: Sequence[Validation], past: Lineage = NO_LINEAGE
+    config: RunConfig, validations: Sequence[Validation], lineage: Lineage = NO_LINEAGE
 ) -> int:
     """How often a plateau has lowered the rates by these validations.
 
@@ -95,7 +95,7 @@ def plateau_reductions(
     assert optim.plateau_patience is not None
     regular = [v for v in validations if v.step % config.log.valid_interval == 0]
     return follow(
-        _points(config, regular, past, optim.plateau_metric),
+        _points(config, regular, lineage, optim.plateau_metric),
         mode=optim.plateau_mode,
         patience=optim.plateau_patience,
         min_delta=optim.plateau_min_delta,
@@ -104,7 +104,7 @@ def plateau_reductions(
 
 
 def stop_reason(
-    config: RunConfig, validations: Sequence[Validation], past: Lineage = NO_LINEAGE
+    config: RunConfig, validations: Sequence[Validation], lineage: Lineage = NO_LINEAGE
 ) -> str | None:
     """Why the run stops early now, in one line; None if it does not. Where its dataset has grown patience begins anew."""
     length = config.length
@@ -112,11 +112,11 @@ def stop_reason(
         return None
     metric, mode = length.early_stop_metric, length.early_stop_mode
     trend = follow(
-        _points(config, [v for v in validations if v.step > past.valid_since], past, metric),
+        _points(config, [v for v in validations if v.step > lineage.valid_since], lineage, metric),
         mode=mode,
         patience=length.early_stop_patience,
         min_delta=length.early_stop_min_delta,
-        begin=max(config.optim.warmup_examples, past.start),
+        begin=max(config.optim.warmup_examples, lineage.start),
     )
     if trend.waited < length.early_stop_patience:
         return None
@@ -128,9 +128,9 @@ def stop_reason(
 
 
 def _points(
-    config: RunConfig, validations: Iterable[Validation], past: Lineage, metric: str
+    config: RunConfig, validations: Iterable[Validation], lineage: Lineage, metric: str
 ) -> Iterable[tuple[int, float | None]]:
-    steps = Steps(config.data.batch_size, past.ends)
+    steps = Steps(config.data.batch_size, lineage.ends)
     return ((steps.examples(v.step), v.value(metric)) for v in validations)
 
 

@@ -186,7 +186,7 @@ def test_reductions_stay_where_another_validation_set_displaces_what_was_found()
 def test_where_the_dataset_has_grown_patience_to_stop_begins_anew() -> None:
     config = of(early_stop_patience=16)
     found = validations([1, 2, 3])
-    grown = Lineage(eras=(DatasetSpan(end=30, pairs=20, backgrounds=20, listing="x"),))
+    grown = Lineage(spans=(DatasetSpan(end=30, pairs=20, backgrounds=20, listing="x"),))
     assert stop_reason(config, found, grown) is None
     later = [*found, Validation(9, 2.0), Validation(12, 2.0)]
     assert stop_reason(config, later[:4], grown) is None

@@ -48,8 +48,8 @@ def test_epochs_end_and_the_run_stops_at_the_same_examples_with_any_batch(batch:
 
 def test_where_a_run_had_ended_it_logs_validates_and_commits_as_at_its_end() -> None:
     asked = config(batch_size=4, steps=9, valid_interval=100, checkpoint_interval=100)
-    past = Lineage(ends=(14,))
-    order = SampleOrder(0, 100, 9, 4, Range(256, 512), total_examples(asked, 10, past), 5, 5, 5, past)  # fmt: skip
+    lineage = Lineage(ends=(14,))
+    order = SampleOrder(0, 100, 9, 4, Range(256, 512), total_examples(asked, 10, lineage), 5, 5, 5, lineage)  # fmt: skip
     schedule = Schedule.of(asked, order)
     for due in (schedule.validates, schedule.commits, schedule.stops):
         assert [step for step in range(1, 10) if due(step)] == [4, 9]
@@ -72,10 +72,10 @@ def test_new_data_begins_with_the_next_pass() -> None:
     before = (10, 7, "old")
     for used, start in ((0, 0), (1, 10), (10, 10), (11, 20)):
         grown = with_more_data(NO_LINEAGE, before, RunPosition(used, used), valid_changed=False)
-        assert grown == Lineage(eras=(DatasetSpan(start, 10, 7, "old"),))
+        assert grown == Lineage(spans=(DatasetSpan(start, 10, 7, "old"),))
     again = with_more_data(grown, (12, 7, "new"), RunPosition(15, 15), valid_changed=True)
     assert again == Lineage(
-        eras=(DatasetSpan(20, 10, 7, "old"), DatasetSpan(20, 12, 7, "new")), valid_since=15
+        spans=(DatasetSpan(20, 10, 7, "old"), DatasetSpan(20, 12, 7, "new")), valid_since=15
     )
     later = with_more_data(again, (20, 7, "newer"), RunPosition(9, 41), valid_changed=False)
     assert (later.start, later.valid_since) == (60, 15)
@@ -97,14 +97,16 @@ class Life:
 
     draws: random.Random
     pairs: int = 5
-    past: Lineage = NO_LINEAGE
+    lineage: Lineage = NO_LINEAGE
     total: int = 30
     at: RunPosition = field(default_factory=RunPosition)
     steps: list[list[Example]] = field(default_factory=list)
 
     @property
     def order(self) -> SampleOrder:
-        return SampleOrder(1, self.pairs, self.pairs, 4, Range(4, 8), self.total, past=self.past)
+        return SampleOrder(
+            1, self.pairs, self.pairs, 4, Range(4, 8), self.total, lineage=self.lineage
+        )
 
     @property
     def asked(self) -> RunConfig:
@@ -135,11 +137,11 @@ class Life:
 
     def extend(self) -> None:
         self.total = max(self.total, self.at.examples) + self.draws.randint(1, 40)
-        self.decide(longer(self.asked, 5, self.past, self.at))
+        self.decide(longer(self.asked, 5, self.lineage, self.at))
 
-    def decide(self, past: Lineage) -> None:
-        """Go on by another past: each step that the newest checkpoint has behind it stays as it was."""
-        self.past = past
+    def decide(self, lineage: Lineage) -> None:
+        """Go on by another lineage: each step that the newest checkpoint has behind it stays as it was."""
+        self.lineage = lineage
         order, same = self.order, 0
         while same < len(self.steps) and self.steps[same] == order.examples(
             order.step_numbers(same)
@@ -151,7 +153,7 @@ class Life:
     def grow(self) -> None:
         before = (self.pairs, self.pairs, str(self.pairs))
         self.pairs += self.draws.randint(1, 6)
-        self.decide(with_more_data(self.past, before, self.at, valid_changed=False))
+        self.decide(with_more_data(self.lineage, before, self.at, valid_changed=False))
 
 
 @pytest.mark.parametrize("seed", range(60))

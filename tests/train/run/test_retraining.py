@@ -108,7 +108,9 @@ def test_a_finished_run_goes_on_on_more_data_with_the_pass_under_way_finished_fi
     undisturbed: RunConfig,
 ) -> None:
     run = prepare(undisturbed, runs.store_of(undisturbed))
-    assert run.order.past == Lineage(eras=(DatasetSpan(20, 10, 10, "synthetic-10"),), ends=(14,))
+    assert run.order.lineage == Lineage(
+        spans=(DatasetSpan(20, 10, 10, "synthetic-10"),), ends=(14,)
+    )
     assert [run.order.step_numbers(step) for step in range(run.order.total_steps)] == [
         range(4), range(4, 8), range(8, 12), range(12, 14),
         range(14, 18), range(18, 22), range(22, 26), range(26, 30), range(30, 34), range(34, 38), range(38, 40),
@@ -199,12 +201,12 @@ def test_without_the_flag_more_data_is_refused_and_the_flag_named(undisturbed: R
 def test_workers_whose_plan_knows_nothing_of_the_growth_are_refused(undisturbed: RunConfig) -> None:
     """A checkpoint carries which datasets its examples came from."""
     run = prepare(undisturbed, runs.store_of(undisturbed))
-    order = dataclasses.replace(run.order, past=Lineage(ends=(14,)))
+    order = dataclasses.replace(run.order, lineage=Lineage(ends=(14,)))
     (error,) = in_workers(1, work, dataclasses.replace(run, order=order))
     assert isinstance(error, DataError)
     assert "synthetic-10, synthetic-16 from 20, is synthetic-16)" in error.line
     order = dataclasses.replace(
-        run.order, past=Lineage(eras=run.order.past.eras), total_examples=60
+        run.order, lineage=Lineage(spans=run.order.lineage.spans), total_examples=60
     )
     (error,) = in_workers(1, work, dataclasses.replace(run, order=order))
     assert isinstance(error, CheckpointError)
@@ -224,7 +226,7 @@ def test_a_run_of_steps_can_be_made_longer_by_steps_after_any_end(tmp_path: Path
     store = Store.open(str(tmp_path), "run")
     drive(1, tiny(tmp_path, "run", **SHORT))
     longer = prepare(tiny(tmp_path, "run", synthetic=10, steps=6), store).order
-    assert (longer.total_examples, longer.total_steps, longer.past.ends) == (22, 6, (14,))
+    assert (longer.total_examples, longer.total_steps, longer.lineage.ends) == (22, 6, (14,))
 
 
 def test_an_unfinished_run_that_is_made_longer_is_as_if_it_had_been_begun_so(
@@ -232,7 +234,7 @@ def test_an_unfinished_run_that_is_made_longer_is_as_if_it_had_been_begun_so(
 ) -> None:
     drive(1, tiny(tmp_path, "run", **SHORT), {0: 2})
     run, _ = drive(1, tiny(tmp_path, "run", synthetic=10, epochs=3, epoch_examples=7))
-    assert run.order.past == Lineage()
+    assert run.order.lineage == Lineage()
     whole = tiny(tmp_path, "whole", synthetic=10, epochs=3, epoch_examples=7)
     drive(1, whole)
     longer = tiny(tmp_path, "run", synthetic=10)
@@ -357,7 +359,7 @@ def test_a_driver_killed_while_it_takes_new_data_leaves_a_run_that_goes_on(
     assert resumed.order.pairs == (4 if taken else 3)
     assert (resumed.order == first.order) is not taken
     grown = prepare(files(dataset, grow_dataset=True), store)
-    assert (grown.order.pairs, grown.order.past.start) == (4, 0)
+    assert (grown.order.pairs, grown.order.lineage.start) == (4, 0)
 
 
 def test_an_older_raymat_refuses_a_run_with_a_past(dataset: Path) -> None:
