@@ -38,6 +38,11 @@ class Status:
     modified: float = 0.0
     files: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def summary(self) -> str:
+        """The state and its reason without the checkpoint's name: "committed", "torn: no manifest"."""
+        return self.reason.removeprefix(f"{self.id} is ") or self.state
+
 
 def scan(store: Store, *, manifests: int = 0) -> list[Status]:
     """Every checkpoint of the run, newest first, from one recursive listing.

@@ -1,43 +1,32 @@
 """`raymat prune`: delete the checkpoints of a run that nobody wants to keep.
 
-It may run beside training: what it deletes is never the newest that verifies, and training never
-goes back behind that.
+It may run beside training: it never deletes the newest checkpoint that verifies, and training never goes back behind
+that one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
-from raymat.checkpoint import retention
-from raymat.checkpoint.catalog import Status, read_extra
-from raymat.checkpoint.manifest import CheckpointId
-from raymat.checkpoint.retention import Plan, RetentionPolicy
-from raymat.cli.runs import list_checkpoints, open_run, why
-from raymat.cli.verify import newest_good
-from raymat.config.run import from_dict
+from raymat.analysis.pruning import Pruning, plan_pruning
+from raymat.checkpoint.retention import RetentionPolicy
 from raymat.console import ProgressBar, Url, columns, count, parse_options, size
-from raymat.errors import CheckpointError, ConfigError
-from raymat.storage.store import Store
-from raymat.train.loop.schedule import Schedule
-from raymat.train.observability.events import highest_attempt
-from raymat.train.run.prepare import prepare
-from raymat.train.run.run_file import read_run
-from raymat.train.validation.criteria import metric_of, validated
+from raymat.errors import ConfigError
+from raymat.train.run.run_url import open_run_url
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Delete the checkpoints of a run that nothing keeps: a dry run, unless --yes is given.
+    """Delete the checkpoints of a run that nothing keeps. Without --yes, only print what would be deleted.
 
-    Reads the newest checkpoint whole first: only what verifies counts, and the newest that does
-    always stays. Losses are of the validations that it remembers. Torn checkpoints go if the newest
-    attempt did not write them and a newer good one exists. Exit code: 0, or 2 if it could not look
-    or delete.
+    The newest checkpoint is read whole first: only what verifies counts, and the newest that does always stays. Losses
+    are of the validations recorded in it. Torn checkpoints go if the newest attempt did not write them and a newer
+    good one exists. Exit code: 0, or 2 if it could not read or delete.
     """
 
     url: Url
@@ -58,67 +47,43 @@ class Options:
     """Delete."""
 
 
-@dataclass(frozen=True)
-class Pruning:
-    """What goes and what stays, and why."""
-
-    store: Store
-    statuses: tuple[Status, ...]
-    """Oldest first."""
-    plan: Plan
-    damaged: Mapping[CheckpointId, str]
-    """What was found not to verify, and why."""
-
-    def text(self) -> str:
-        """For a terminal: a table, and the totals as the last line."""
-        doomed = set(self.plan.delete)
-        if not self.statuses:
-            return f"{self.store.url} has no checkpoints yet"
-        rows = [("checkpoint", "bytes", "", "why")]
-        rows += [
-            (str(s.id), size(s.bytes), "goes" if s.id in doomed else "stays", self._why(s))
-            for s in self.statuses
-        ]
-        freed = sum(s.bytes for s in self.statuses if s.id in doomed)
-        stay = len(self.statuses) - len(doomed)
-        total = f"{count(len(doomed), 'checkpoint')} to delete ({size(freed)}), {stay} to keep"
-        return "\n".join([columns(rows), total])
-
-    def run(self) -> int:
-        """Delete; returns the bytes freed, with those of files that dead writers left unfinished."""
-        return retention.prune(self.store, self.plan.delete)
-
-    def _why(self, status: Status) -> str:
-        state = self.damaged.get(status.id) or ("" if status.state == "committed" else why(status))
-        reason = self.plan.keep.get(status.id)
-        if reason is None:
-            return state or "nothing keeps it"
-        return f"{reason} ({state})" if state else reason
-
-
 def main(argv: Sequence[str]) -> int:
-    """`raymat prune URL --keep N`; returns the exit code. Raises RaymatError for what the user can mend."""
+    """Run `raymat prune URL --keep N` and return the exit code. Raises RaymatError for what the user can mend."""
     options = parse_options(Options, argv, "raymat prune")
-    policy = policy_of(options)
+    policy = _policy(options)
     with ProgressBar("verify the newest") as progress:
-        pruning = prepare_pruning(
-            open_run(options.url), policy, epochs=options.keep_epochs, progress=progress
-        )
-    print(pruning.text())
+        store = open_run_url(options.url)
+        pruning = plan_pruning(store, policy, epochs=options.keep_epochs, progress=progress)
+    print(_text(pruning))
     if not pruning.statuses:
         return 0
     if options.yes:
-        print(f"deleted: {size(pruning.run())} freed")
+        print(f"deleted: {size(pruning.delete())} freed")
     else:
         print("dry run, nothing was deleted: add --yes to delete")
     return 0
 
 
-def policy_of(options: Options) -> RetentionPolicy:
-    """What the options ask to keep.
+def _text(pruning: Pruning) -> str:
+    """Format a table for a terminal, with the totals as the last line."""
+    if not pruning.statuses:
+        return f"{pruning.store.url} has no checkpoints yet"
+    doomed = set(pruning.plan.delete)
+    rows = [("checkpoint", "bytes", "", "why")]
+    for s in pruning.statuses:
+        goes = "goes" if s.id in doomed else "stays"
+        rows.append((str(s.id), size(s.bytes), goes, pruning.reason(s)))
+    freed = sum(s.bytes for s in pruning.statuses if s.id in doomed)
+    stay = len(pruning.statuses) - len(doomed)
+    total = f"{count(len(doomed), 'checkpoint')} to delete ({size(freed)}), {stay} to keep"
+    return "\n".join([columns(rows), total])
+
+
+def _policy(options: Options) -> RetentionPolicy:
+    """Turn the options into a policy.
 
     Raises:
-        ConfigError: an option that cannot be used.
+        ConfigError: an option cannot be used.
     """
     for flag, value, least in (
         ("--keep", options.keep, 1),
@@ -136,59 +101,8 @@ def policy_of(options: Options) -> RetentionPolicy:
     )
 
 
-def prepare_pruning(
-    store: Store,
-    policy: RetentionPolicy,
-    *,
-    epochs: bool = False,
-    progress: ProgressBar | None = None,
-) -> Pruning:
-    """Decide what of a run goes; nothing is deleted. `epochs`: keep those at the ends of epochs.
-
-    Raises:
-        CheckpointError: there are committed checkpoints, but none verifies. ConfigError: the ends of
-        epochs are not known. StorageError: there is no such run, or it cannot be read.
-    """
-    statuses = list_checkpoints(store)
-    stored = read_run(store) or {}
-    good, damaged = newest_good(store, statuses, run=stored.get("run_id"), progress=progress)
-    if good is None and damaged:
-        raise CheckpointError(
-            f"no checkpoint of {store.url} verifies, nothing is deleted: see raymat verify"
-        )
-    extra = read_extra(store, good) if good else {}
-    metric, mode = metric_of(extra)
-    if policy.thresholds and metric != "loss":
-        raise ConfigError(
-            f"the run's best checkpoint is the one by its {metric}: leave --loss-thresholds out"
-        )
-    values = validated(extra, metric)
-    policy = replace(policy, best=None if policy.best is None else mode)
-    found = retention.plan(
-        statuses,
-        policy,
-        # One that is still training has this number; torn ones of attempts before it are dead.
-        attempt=highest_attempt(store) or None,
-        metrics={s.id: values[s.id.step] for s in statuses if s.id.step in values},
-        epoch_ends=_epoch_ends(store, stored, [s.id.step for s in statuses]) if epochs else (),
-        # Of which a validation beside training may still find that it is the best.
-        protected=[s.id for s in statuses if s.id.step == extra.get("pending_validation")],
-        damaged=damaged,
-    )
-    return Pruning(store, tuple(reversed(statuses)), found, damaged)
-
-
-def _epoch_ends(store: Store, stored: Mapping[str, Any], steps: Collection[int]) -> set[int]:
-    """Those of `steps` at which the schedule of the run with this run.json ends a virtual epoch."""
-    if not stored:
-        raise ConfigError(f"--keep-epochs needs {store.url}/run.json, which is missing")
-    config = from_dict(stored["config"])
-    schedule = Schedule.of(config, prepare(config, store).order)
-    return {step for step in steps if step > 0 and schedule.ends_epoch(step)}
-
-
 def _numbers(text: str) -> tuple[float, ...]:
-    """Numbers between commas."""
+    """Parse numbers between commas."""
     try:
         found = tuple(float(word) for word in text.split(",") if word.strip())
     except ValueError:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from raymat.analysis.compare import diff
-from raymat.cli.restarts import Restart, restarts
+from raymat.analysis.restart_phases import Restart, restarts
 from raymat.cluster.controller.prestart import DELAY_SECONDS, RAY_PROCESSES
 from raymat.cluster.driver.launch import fit
 from raymat.config.run import RunConfig

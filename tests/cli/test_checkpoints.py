@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from raymat.cli.checkpoints import checkpoints
+from raymat.analysis.checkpoint_table import CheckpointTable, tabulate
+from raymat.cli.checkpoints import text, totals
+from raymat.train.run.run_url import open_run_url
+
+
+def checkpoints(url: str, now: float | None = None) -> CheckpointTable:
+    return tabulate(open_run_url(url), now)
 
 
 def _words(line: str) -> str:
@@ -28,7 +34,7 @@ def test_each_checkpoint_is_a_row_and_the_totals_are_a_line(made: Any) -> None:
     made.commit(30, attempt=2, losses={10: 0.5, 20: 0.25, 30: None})
     now = max(info.modified for info in made.store.list()) + 150
     total = sum(made.files().values())
-    lines = checkpoints(made.url, now=now).text().splitlines()
+    lines = text(checkpoints(made.url, now=now)).splitlines()
     assert [_words(line) for line in lines] == [
         "step attempt world bytes age valid loss best state",
         f"10 1 2 {_size(made, 10, 1)} 2 min 0.5 committed",
@@ -74,7 +80,7 @@ def test_the_best_is_the_one_that_can_be_had_and_a_better_validation_is_told(loc
         local.commit(step, losses=losses)
     found = checkpoints(local.url)
     assert [row.best for row in found.rows] == [False, True, False]
-    assert found.line.endswith(
+    assert totals(found).endswith(
         "; best: loss 0.5 at step 20; no checkpoint of the best validation, 0.25 at step 0"
     )
 
@@ -90,7 +96,7 @@ def test_the_best_is_by_the_metric_and_in_the_direction_that_the_run_was_told(
         local.commit(step, validations=found, config={"best_metric": "sad", "best_mode": "max"})
     listing = checkpoints(local.url)
     assert [row.best for row in listing.rows] == [False, True, False]
-    assert listing.line.endswith("; best: sad 7 at step 20")
+    assert totals(listing).endswith("; best: sad 7 at step 20")
     told = json.loads("\n".join(raymat("checkpoints", local.url, "--json")[1]))
     assert (told["metric"], told["best"]) == ("sad", {"step": 20, "sad": 7.0})
     assert [row["sad"] for row in told["checkpoints"]] == [3.0, 7.0, 5.0]
@@ -128,7 +134,7 @@ def test_a_state_without_validations_has_no_best(local: Any, extra: dict[str, An
     local.commit(10, **extra)
     found = checkpoints(local.url)
     assert (found.best, found.best_validation) == (None, None)
-    assert "best" not in found.line
+    assert "best" not in totals(found)
 
 
 def test_a_run_that_has_not_saved_yet_is_no_error(made: Any, raymat: Any) -> None:

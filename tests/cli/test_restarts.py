@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from raymat.cli.restarts import main, restarts
+from raymat.analysis.restart_phases import restarts
+from raymat.cli.restarts import main
 from raymat.errors import StorageError
 from raymat.storage.store import Store
 from raymat.train.observability.events import EventLog

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from raymat.checkpoint import integrity as module
 from raymat.checkpoint.retention import prune
-from raymat.cli import verify as module
 from raymat.cli.verify import VerifyReport, verify
 
 

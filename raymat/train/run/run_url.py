@@ -1,4 +1,4 @@
-"""A run as the commands see it: its checkpoints, and what the newest one remembers."""
+"""The run or checkpoint that a URL of a command names."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from raymat.train.run.run_file import RUN_FILE
 def open_url(
     url: str, options: Mapping[str, Any] | None = None
 ) -> tuple[Store, CheckpointId | None]:
-    """The run that `url` names or that holds the checkpoint that it names. `options`: as for `Store.open`.
+    """Open the run at `url`, or the run of the checkpoint there; `options` as for `Store.open`.
 
     Raises:
-        StorageError: no URL of a run or checkpoint.
+        StorageError: `url` names neither.
     """
     storage, name, checkpoint = split_run_url(url)
     return Store.open(storage, name, options=options), checkpoint
 
 
-def open_run(url: str, options: Mapping[str, Any] | None = None) -> Store:
-    """The run that `url` names.
+def open_run_url(url: str, options: Mapping[str, Any] | None = None) -> Store:
+    """Open the run at `url`.
 
     Raises:
-        ConfigError: it names a checkpoint. StorageError: it names neither.
+        ConfigError: `url` names a checkpoint. StorageError: it names neither run nor checkpoint.
     """
     store, checkpoint = open_url(url, options)
     if checkpoint is not None:
@@ -40,10 +40,10 @@ def open_run(url: str, options: Mapping[str, Any] | None = None) -> Store:
 def list_checkpoints(
     store: Store, checkpoint: CheckpointId | None = None, *, manifests: int = 0
 ) -> list[Status]:
-    """The run's checkpoints, or the one of them that is asked for, newest first; see `scan`.
+    """List the run's checkpoints, or `checkpoint` alone, newest first; `manifests` as for `scan`.
 
     Raises:
-        StorageError: there is no such run or checkpoint, or the storage cannot be read.
+        StorageError: there is no such run or checkpoint, or storage cannot be read.
     """
     found = scan(store, manifests=manifests)
     if checkpoint is not None:
@@ -56,8 +56,3 @@ def list_checkpoints(
             "joined by a slash"
         )
     return found
-
-
-def why(status: Status) -> str:
-    """A status' reason without the checkpoint's own name: "torn: no manifest", "committed"."""
-    return status.reason.removeprefix(f"{status.id} is ") or status.state

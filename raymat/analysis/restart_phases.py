@@ -1,0 +1,100 @@
+"""The restarts of a run: why its workers were started again, what that lost, and how long each phase took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restart:
+    """One start of workers after others. Phases are in seconds; None where the events do not tell."""
+
+    attempt: int
+    world: int
+    why: str
+    at: float
+    """When the previous workers last gave a sign of life, in Unix seconds."""
+    resumed: int
+    """The step that training resumed from."""
+    lost: int | None
+    """Steps done again, at least: workers report their step every 2 s."""
+    detect: float | None
+    """From the last sign of life until the failure was noticed."""
+    start: float | None
+    """Until the new workers ran."""
+    restore: float | None
+    """Until the checkpoint was restored."""
+    batch: float | None
+    """Until the first batch came."""
+    step: float | None
+    """Until the first step was done."""
+
+    @property
+    def total(self) -> float | None:
+        """From the last sign of life to the first step."""
+        phases = (self.detect, self.start, self.restore, self.batch, self.step)
+        return None if None in phases else sum(p for p in phases if p is not None)
+
+
+def restarts(events: Iterable[Event]) -> list[Restart]:
+    """Find the restarts in a run's events, oldest first."""
+    end: Event | None = None
+    attempts: dict[int, dict[str, Event]] = {}
+    ends: dict[int, Event] = {}
+    for event in events:
+        kind = event["kind"]
+        if kind in ("failure", "leave"):
+            end = event
+        elif kind == "start":
+            attempts[event["attempt"]] = {"start": event}
+            if end is not None:
+                ends[event["attempt"]] = end
+            end = None
+        elif kind in ("restore", "first_step") and event["attempt"] in attempts:
+            attempts[event["attempt"]].setdefault(kind, event)
+    return [_restart(attempts[number], ends.get(number)) for number in sorted(attempts)[1:]]
+
+
+def _restart(attempt: Mapping[str, Event], end: Event | None) -> Restart:
+    start, restore, first = attempt["start"], attempt.get("restore"), attempt.get("first_step")
+    resumed = int(restore["step"]) if restore else 0
+    restored = restore["time"] if restore else start["time"]
+    silent, reached = _last_known(end)
+    began = None if end is None else end["time"] - silent
+    batch = first["time"] - first["seconds"] + first["batch"] if first else None
+    return Restart(
+        attempt=start["attempt"],
+        world=start["world"],
+        why=_why(end),
+        at=start["time"] if began is None else began,
+        resumed=resumed,
+        lost=None if reached is None else max(0, reached - resumed),
+        detect=None if end is None else silent,
+        start=None if end is None else start["time"] - end["time"],
+        restore=restored - start["time"],
+        batch=None if batch is None else max(0.0, batch - restored),
+        step=None if first is None or batch is None else first["time"] - max(batch, restored),
+    )
+
+
+def _last_known(end: Event | None) -> tuple[float, int | None]:
+    """Return for how long the failed workers had been silent, and the highest step that they reported."""
+    if end is None:
+        return 0.0, None
+    if end["kind"] == "leave":
+        return 0.0, int(end["step"])
+    signs = end.get("last", {}).values()
+    silent = max((sign["silent"] for sign in signs), default=0.0)
+    return silent, max((sign["step"] for sign in signs), default=None)
+
+
+def _why(end: Event | None) -> str:
+    if end is None:
+        return "the driver ended"
+    if end["kind"] == "leave":
+        return str(end["reason"])
+    return "; ".join(f"rank {rank}: {what}" for rank, what in end["ranks"].items())
