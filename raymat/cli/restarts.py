@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _text(found: Sequence[Restart]) -> str:
-    rows = [("attempt", "workers", "resumed", "lost", *_PHASES, "why")]
+    rows: list[tuple[str, ...]] = [("attempt", "workers", "resumed", "lost", *_PHASES, "why")]
     for r in found:
         phases = (getattr(r, phase) for phase in _PHASES)
         seconds = ("-" if each is None else f"{each:.1f}" for each in phases)
