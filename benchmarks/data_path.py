@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from raymat.config.run import Range, Stage
+from raymat.config.sections import Stage
+from raymat.config.values import Range
 from raymat.data.batch import Geometry, make_train_batch
 from raymat.data.listing import Files, Listing, Split, build_listing
 from raymat.data.sample_order import Example, SampleOrder

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from raymat.cli.export import parse_size
-from raymat.config.run import ModelConfig
+from raymat.config.sections import ModelConfig
 from raymat.console import columns
 from raymat.export import check, formats
 from raymat.export.check import Case

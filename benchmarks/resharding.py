@@ -25,7 +25,7 @@ import torch.multiprocessing as multiprocessing
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import read_contents, write_share
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.config.run import ModelConfig
+from raymat.config.sections import ModelConfig
 from raymat.distributed.collectives import Group
 from raymat.distributed.world import World
 from raymat.model.matting import build

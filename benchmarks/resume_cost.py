@@ -19,7 +19,7 @@ import ray
 from raymat.cluster import blackboard as boards
 from raymat.cluster.worker.datasource import StreamPlan, dataset_factory
 from raymat.cluster.worker.ray_feed import RayFeed
-from raymat.config.run import Range
+from raymat.config.values import Range
 from raymat.data.batch import Geometry
 from raymat.data.sample_order import SampleOrder
 from raymat.data.source import SourceSpec

@@ -48,12 +48,13 @@ MOST_FILES = 15
 WINGS = {wing for floor in FLOORS for wing in floor}
 WITHOUT_RAY = WINGS - {"cluster", "jobs"}
 BELOW_CLUSTER = WITHOUT_RAY - {"cli"}
-READS_ARGUMENTS = {"raymat/config/flags.py", "raymat/console.py"}
+READS_ARGUMENTS = {"raymat/config/command_line.py", "raymat/console.py"}
 """Below the commands, the only files that know of command lines."""
 
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
+    "docstring_parser": "docstring-parser",
     "grpc": "grpcio",
     "yaml": "pyyaml",
 }

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from raymat.config.run import Precision, Range, Stage
+from raymat.config.sections import Precision, Stage
+from raymat.config.values import Range
 from raymat.data.batch import Geometry, MicroBatch
 from raymat.data.composite import Composed
 from raymat.data.decode import OpenImage

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raymat.config.run import Mode
+from raymat.config.sections import Mode
 
 WINDOW_PART = 1 / 5
 """Of a curve's length: the window where none is given."""

@@ -9,7 +9,7 @@ from typing import Any
 from raymat.analysis.plateau import Point, binned, find_plateau
 from raymat.checkpoint.catalog import Status, newest_extra
 from raymat.checkpoint.integrity import verify_checkpoints
-from raymat.config.run import Mode
+from raymat.config.sections import Mode
 from raymat.console import count
 from raymat.errors import CheckpointError, ConfigError
 from raymat.storage.store import Store

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raymat.config.run import Mode
+from raymat.config.sections import Mode
 from raymat.errors import WeightsError
 
 

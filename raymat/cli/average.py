@@ -14,7 +14,8 @@ from raymat.analysis.batchnorm_recalibration import recompute_statistics
 from raymat.analysis.run_pictures import Pictures
 from raymat.analysis.soup import Trial, WeightSum, greedy
 from raymat.cli.inputs import device_of, kept_source
-from raymat.config.run import Device, RunConfig, build, to_dict
+from raymat.config.run import RunConfig, build, to_dict
+from raymat.config.sections import Device
 from raymat.console import columns, count, parse_options, size
 from raymat.errors import ConfigError, WeightsError
 from raymat.export.weights_file import check_path, write_weights

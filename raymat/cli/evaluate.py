@@ -22,7 +22,8 @@ from raymat.analysis.evaluation import (
 from raymat.analysis.scores import ScoreReport, SeenExample
 from raymat.analysis.worst_examples import Worst
 from raymat.cli.inputs import device_of, kept_source
-from raymat.config.run import STAGE_DEFAULTS, DataConfig, Device, Precision, RunConfig
+from raymat.config.run import STAGE_DEFAULTS, RunConfig
+from raymat.config.sections import DataConfig, Device, Precision
 from raymat.console import ProgressBar, parse_options
 from raymat.data.batch import Geometry
 from raymat.data.source import FolderSource, Source, SourceSpec, build_listing

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from raymat.config.run import RefineMode
+from raymat.config.sections import RefineMode
 from raymat.console import Url, parse_options
 from raymat.errors import ConfigError
 from raymat.export.exporter import OVERRIDES, export_network

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from raymat.checkpoint.layout import split_run_url
-from raymat.config.run import Device
+from raymat.config.sections import Device
 from raymat.data.run_dataset import source_of
 from raymat.data.source import Source
 from raymat.errors import ConfigError

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from raymat.config.flags import parse_run
-from raymat.config.run import RunConfig, Stage
+from raymat.config.run import RunConfig
+from raymat.config.sections import Stage
 from raymat.errors import ConfigError, RaymatError, StoppedError
 from raymat.version import __version__
 

@@ -1,46 +1,36 @@
-"""What the promise hangs on: options that a run keeps for life, and those that it may be given anew."""
+"""Options that must not change when a run is resumed; each option's field says whether it may."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import fields
 from typing import Any
 
-from raymat.config.run import LengthConfig, RunConfig, to_dict
+from raymat.config.options import OnResume, options_of
+from raymat.config.run import RunConfig, all_options, to_dict
 from raymat.errors import ConfigError
 
-PROMISED = (
-    "stage", "dataset", "backgrounds", "synthetic", "resolution", "crop", "batch_size", "seed",
-    "scaled_decode", "backbone", "init", "backbone_scale", "refine_mode", "refine_sample_pixels",
-    "refine_threshold", "refine_kernel_size", "lr_backbone", "lr_aspp", "lr_decoder", "lr_refiner",
-    "precision", "threads", "ema_decay", "clip_norm", "weight_decay", "freeze", "accumulate",
-    "schedule", "schedule_backbone",
-    "schedule_aspp", "schedule_decoder", "schedule_refiner", "warmup_examples", "schedule_examples",
-    "schedule_floor", "step_examples", "step_factor", "plateau_metric", "plateau_mode",
-    "plateau_patience", "plateau_min_delta", "plateau_factor",
-)  # fmt: skip
-"""Options that a resumed run may not change: with another value its weights would not be an
-undisturbed run's."""
-PROMISED_BY_PLATEAU = ("valid_interval", "valid_examples", "validation")
-"""Promised too where validations have a say in the learning rates; of the last only whether results count at once."""
-ADDABLE = frozenset({"ema_decay"})
-"""Promised options that a run may be given later, but not change or lose: what they add begins
-there."""
+RULES = {
+    name: option.on_resume
+    for name, option in ({"stage": options_of(RunConfig)["stage"]} | all_options()).items()
+}
+"""What may happen to each option when a run is resumed."""
 
-DATASET = ("dataset", "backgrounds", "synthetic")
-"""Promised options that may change where the run's dataset has grown."""
+DATASET = tuple(name for name, rule in RULES.items() if rule is OnResume.GROWABLE)
+"""Options that may change only where the run's dataset has grown."""
 
-LENGTH = tuple(f.name for f in fields(LengthConfig))
-"""Options that a run may be continued with other values of."""
+LENGTH = tuple(name for name, rule in RULES.items() if rule is OnResume.LENGTH)
+"""Options whose new values continue a run to another length."""
 
 
 def refuse_changes(
     stored: RunConfig, asked: RunConfig, what: str, but: Collection[str] = ()
 ) -> None:
-    """Raise where `asked` would break the promise of what was begun with `stored`, the options in `but` aside.
+    """Refuse a configuration that changes fixed options of the one a run was begun with.
+
+    `what` was begun with `stored`; changes of the options in `but` are allowed.
 
     Raises:
-        ConfigError: naming `what` was begun, each changed option with both values, and the fix.
+        ConfigError: naming `what`, each changed option with both values, and the fix.
     """
     changes = promise_changes(stored, asked)
     changes = {name: values for name, values in changes.items() if name not in but}
@@ -57,14 +47,21 @@ def refuse_changes(
 
 
 def promise_changes(stored: RunConfig, asked: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Promised options whose value differs, as {name: (stored, asked)}."""
+    """Return the fixed options whose values differ, as {name: (stored, asked)}."""
     old, new = to_dict(stored), to_dict(asked)
-    plateau = "plateau" in stored.schedules.values()
-    promised = (*PROMISED, *(PROMISED_BY_PLATEAU if plateau else ()))
-    if (old["validation"] == "loop") == (new["validation"] == "loop"):
-        promised = tuple(name for name in promised if name != "validation")
-    return {
+    free = {OnResume.FREE, OnResume.LENGTH}
+    if "plateau" not in stored.schedules.values():
+        free.add(OnResume.FIXED_BY_PLATEAU)
+    changed = {
         name: (old[name], new[name])
-        for name in promised
-        if old[name] != new[name] and not (name in ADDABLE and old[name] is None)
+        for name, rule in RULES.items()
+        if rule not in free and old[name] != new[name]
+    }
+    # Beside and auto are alike to a plateau: with both, a result counts from the next validation on.
+    if "loop" not in changed.get("validation", "loop"):
+        del changed["validation"]
+    return {
+        name: (was, now)
+        for name, (was, now) in changed.items()
+        if not (RULES[name] is OnResume.ADDABLE and was is None)
     }

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from raymat.config.run import Stage
+from raymat.config.sections import Stage
 from raymat.data.decode import OpenImage, Pixels, Scale, use_one_thread
 from raymat.data.image_folder import UnreadableImage
 from raymat.data.rng import Draws, Stream

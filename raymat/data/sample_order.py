@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymat.config.run import Range
+from raymat.config.values import Range
 from raymat.data.lineage import NO_LINEAGE, Lineage, Steps
 from raymat.data.rng import Draws, Stream
 from raymat.distributed.world import World

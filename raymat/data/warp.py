@@ -29,7 +29,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from raymat.config.run import Stage
+from raymat.config.sections import Stage
 from raymat.data.decode import SCALES, Pixels, Scale
 from raymat.data.rng import Draws, Stream
 

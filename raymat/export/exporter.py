@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.config.run import ModelConfig
+from raymat.config.sections import ModelConfig
 from raymat.console import count, size
 from raymat.errors import ConfigError, ExportError
 from raymat.export import check, formats, sidecar

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from raymat.config.run import ModelConfig
+from raymat.config.sections import ModelConfig
 from raymat.export.check import CheckOutcome
 from raymat.export.formats import BASE_OUTPUTS, ONNX, OPSET, REFINE_OUTPUTS, Format
 from raymat.model.pretrained import backbone_of

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raymat.config.run import PARTS, ModelConfig, Stage
+from raymat.config.sections import PARTS, ModelConfig, Stage
 from raymat.errors import ConfigError
 from raymat.model.aspp import ASPP
 from raymat.model.decoder import Decoder

@@ -15,7 +15,8 @@ from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.cli.average import Options, average
-from raymat.config.run import ModelConfig, to_dict
+from raymat.config.run import to_dict
+from raymat.config.sections import ModelConfig
 from raymat.data.composite import composite
 from raymat.distributed.world import World
 from raymat.errors import ConfigError, WeightsError

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from raymat.analysis.evaluation import METRICS, Candidate, mean, measure, spread
-from raymat.config.run import ModelConfig, RunConfig, to_dict
+from raymat.config.run import RunConfig, to_dict
+from raymat.config.sections import ModelConfig
 from raymat.data.batch import Geometry
 from raymat.data.source import SourceSpec
 from raymat.distributed.world import World

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from raymat.config.run import ModelConfig, Stage
+from raymat.config.sections import ModelConfig, Stage
 from raymat.export.exporter import export_network
 from raymat.model.matting import MattingBase, build
 from raymat.model.pretrained import load_init

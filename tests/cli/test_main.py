@@ -14,7 +14,8 @@ import pytest
 
 from raymat.cli import main
 from raymat.config.flags import parse_run
-from raymat.config.run import Range, RunConfig, to_dict
+from raymat.config.run import RunConfig, to_dict
+from raymat.config.values import Range
 from raymat.errors import ConfigError, StorageError
 from tests.support.paths import ROOT
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from raymat.config.fixed_options import promise_changes
-from raymat.config.run import Duration, Range, RunConfig, build, from_dict, to_dict
+from raymat.config.fixed_options import RULES, promise_changes
+from raymat.config.run import RunConfig, build, from_dict, to_dict
+from raymat.config.values import Duration, Range
 from raymat.distributed.world import World
 from raymat.errors import ClusterError, ConfigError, RaymatError
 
@@ -221,3 +222,7 @@ def test_a_time_is_read_with_its_unit(text: str, seconds: float) -> None:
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected"):
         Duration.parse(text)
+
+
+def test_every_option_says_whether_a_resumed_run_may_change_it() -> None:
+    assert [name for name, rule in RULES.items() if rule is None] == []

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymat.config.run import Range
+from raymat.config.values import Range
 from raymat.data.batch import (
     Geometry,
     MicroBatch,

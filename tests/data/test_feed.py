@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from raymat.config.run import Range
+from raymat.config.values import Range
 from raymat.data.batch import Geometry, make_train_batch
 from raymat.data.decode import OpenImage
 from raymat.data.feed import LocalFeed

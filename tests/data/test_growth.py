@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raymat.config.run import Range
+from raymat.config.values import Range
 from raymat.data.batch import Geometry, make_train_batch
 from raymat.data.growth import grow
 from raymat.data.lineage import DatasetSpan, Lineage

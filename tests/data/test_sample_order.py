@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from raymat.config.run import Range
+from raymat.config.values import Range
 from raymat.data.sample_order import (
     Cursor,
     Example,

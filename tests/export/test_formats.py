@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from raymat import __version__
-from raymat.config.run import ModelConfig, to_dict
+from raymat.config.run import to_dict
+from raymat.config.sections import ModelConfig
 from raymat.export import check, formats
 from raymat.export.check import Case
 from raymat.export.formats import Run

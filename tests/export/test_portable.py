@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raymat.config.run import ModelConfig
+from raymat.config.sections import ModelConfig
 from raymat.export.portable import portable
 from raymat.model.matting import MattingBase, MattingRefine, build
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from raymat.config.run import ModelConfig
+from raymat.config.sections import ModelConfig
 from raymat.model.matting import PARTS, MattingBase, MattingRefine, build
 
 SMALL = ModelConfig(backbone="mobilenetv2")

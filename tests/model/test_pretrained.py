@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raymat.config.run import ModelConfig
+from raymat.config.sections import ModelConfig
 from raymat.errors import WeightsError
 from raymat.model.matting import MattingBase, MattingRefine, build
 from raymat.model.pretrained import load_init, load_matching

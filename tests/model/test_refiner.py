@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raymat.config.run import ModelConfig
+from raymat.config.sections import ModelConfig
 from raymat.errors import ConfigError
 from raymat.model.matting import MattingBase, MattingRefine, build, set_dropout_seeds
 from raymat.model.refiner import Patches, Refiner, crop, replace

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from raymat.config.run import Range
+from raymat.config.values import Range
 from raymat.data.decode import OpenImage, RawImage
 from raymat.data.sample_order import SampleOrder
 

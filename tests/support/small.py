@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raymat.config.run import OptimConfig
+from raymat.config.sections import OptimConfig
 from raymat.distributed.world import World
 from raymat.model.init import initialise
 from raymat.model.matting import MattingBase, SeededDropout

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from raymat.config.run import OptimConfig, Precision, Stage
+from raymat.config.sections import OptimConfig, Precision, Stage
 from raymat.data.batch import MicroBatch
 from raymat.data.composite import Composed
 from raymat.data.rng import Draws, Stream

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raymat.config.run import Stage
+from raymat.config.sections import Stage
 from raymat.data.batch import MicroBatch
 from raymat.data.composite import Composed, composite
 from raymat.train.optim.losses import base_loss, refine_loss

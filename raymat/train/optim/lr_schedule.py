@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from raymat.config.run import OptimConfig, RunConfig, ScheduleKind
+from raymat.config.run import RunConfig
+from raymat.config.sections import OptimConfig, ScheduleKind
 from raymat.errors import CheckpointError, ConfigError
 
 

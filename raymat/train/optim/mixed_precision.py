@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raymat.config.run import Precision
+from raymat.config.sections import Precision
 from raymat.errors import CheckpointError
 
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}

@@ -25,7 +25,8 @@ from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import read_checkpoint
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.checkpoint.state_dict import EMA, MODEL
-from raymat.config.run import ModelConfig, RunConfig, Stage, from_dict
+from raymat.config.run import RunConfig, from_dict
+from raymat.config.sections import ModelConfig, Stage
 from raymat.errors import CheckpointError, ConfigError, WeightsError
 from raymat.model.matting import MattingBase, build
 from raymat.model.pretrained import backbone_of, load_matching, read_file, tensors_in

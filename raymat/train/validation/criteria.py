@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raymat.config.run import Mode, RunConfig
+from raymat.config.run import RunConfig
+from raymat.config.sections import Mode
 from raymat.data.lineage import NO_LINEAGE, Lineage, Steps
 
 

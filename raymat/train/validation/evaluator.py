@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raymat.config.run import Precision, Stage
+from raymat.config.sections import Precision, Stage
 from raymat.data.batch import MicroBatch
 from raymat.data.feed import Feed
 from raymat.data.sample_order import digest_lanes, digest_text

@@ -34,7 +34,8 @@ from raymat.cluster.driver.completion import is_complete, stopped_early
 from raymat.cluster.driver.launch import RunResult, summary
 from raymat.cluster.driver.progress_line import progress_line
 from raymat.cluster.worker.datasource import StreamPlan, make_row, rows_per_task
-from raymat.config.run import Range, to_dict
+from raymat.config.run import to_dict
+from raymat.config.values import Range
 from raymat.data.batch import Geometry
 from raymat.data.sample_order import SampleOrder
 from raymat.data.source import SourceSpec

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.config.run import OptimConfig
+from raymat.config.sections import OptimConfig
 from raymat.distributed.world import World
 from raymat.errors import CheckpointError, ConfigError
 from raymat.train.loop import startup, trainer

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from raymat.config.run import Range, RunConfig, build, to_dict
+from raymat.config.run import RunConfig, build, to_dict
+from raymat.config.values import Range
 from raymat.data.lineage import NO_LINEAGE, DatasetSpan, Lineage
 from raymat.data.sample_order import Cursor, Example, SampleOrder
 from raymat.train.loop.schedule import Schedule

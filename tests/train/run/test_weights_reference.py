@@ -13,7 +13,8 @@ from torch import Tensor
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.config.run import ModelConfig, to_dict
+from raymat.config.run import to_dict
+from raymat.config.sections import ModelConfig
 from raymat.distributed.collectives import Group
 from raymat.distributed.world import World
 from raymat.errors import WeightsError

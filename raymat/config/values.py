@@ -1,0 +1,100 @@
+"""Types of option values, and how a value is read from text."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from raymat.errors import ConfigError
+
+_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+@dataclass(frozen=True)
+class Range:
+    """An inclusive range of positive whole numbers, written MIN:MAX; N stands for N:N."""
+
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high:
+            raise ConfigError(f"expected MIN:MAX with 0 < MIN <= MAX, got {self.low}:{self.high}")
+
+    @classmethod
+    def parse(cls, text: str | int | Range) -> Range:
+        """Read `"1:4"`, `"3"` or `3`; raises ConfigError for anything else."""
+        if isinstance(text, Range):
+            return text
+        match = re.fullmatch(r"\s*(\d+)\s*(?::\s*(\d+)\s*)?", str(text))
+        if match is None:
+            raise ConfigError(f"expected N or MIN:MAX in whole numbers, got {text!r}")
+        return cls(int(match[1]), int(match[2] or match[1]))
+
+    def __str__(self) -> str:
+        return str(self.low) if self.low == self.high else f"{self.low}:{self.high}"
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of time, written `90`, `90s`, `30m` or `1.5h`."""
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds < math.inf:
+            raise ConfigError(f"expected more than no time, got {self.seconds} s")
+
+    @classmethod
+    def parse(cls, text: str | float | Duration) -> Duration:
+        """Read `"30m"`, `"90"` or `90`; raises ConfigError for anything else."""
+        if isinstance(text, Duration):
+            return text
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smh]?)\s*", str(text))
+        if match is None:
+            raise ConfigError(f"expected a time such as 90s, 30m or 1.5h, got {text!r}")
+        return cls(float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]])
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.15g}s"
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Return whether a value has this type: any finite number is a float, a bool is no number."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, get_origin(kind) or kind)
+
+
+def describe(kind: Any) -> str:
+    """Describe the values of a type, as in "a whole number" or "one of auto, cpu, cuda"."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    return _EXPECTED.get(kind) or str(kind.__name__)
+
+
+def read_value(kind: Any, text: str) -> Any:
+    """Read a value of this type from text.
+
+    Raises:
+        ConfigError: what was expected and what came.
+    """
+    if kind in (Range, Duration):
+        return kind.parse(text)
+    try:
+        if get_origin(kind) is Literal:
+            value = {str(choice): choice for choice in get_args(kind)}[text]
+        else:
+            value = _SWITCH[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        value = None
+    if not fits(value, kind):
+        raise ConfigError(f"expected {describe(kind)}, got {text!r}")
+    return value
