@@ -4,7 +4,7 @@ for nothing else.
     load = Load.agree(every rank's writer.load())     the loop lets the ranks agree, by its own collective
     commits = writer.confirm(load.durable)            what all ranks have written is committed
     writer.save(step, tensors, extra, decide(load))   the same decision on every rank, at the same step
-    writer.settle()                                   before the optimiser changes what is being copied
+    writer.wait_for_copy()                                   before the optimiser changes what is being copied
 
 Ranks write at different speeds, and a checkpoint that only some of them write is never committed.
 Therefore nothing here decides by what this rank alone can see: decisions are pure functions of
@@ -165,17 +165,17 @@ class AsyncWriter:
         events: WriterEvents = WriterEvents(),
         retry: RetryPolicy = PATIENCE,
         max_checkpoint_age: float | None = None,
-        nearby: LocalCache | None = None,
+        local_cache: LocalCache | None = None,
     ) -> None:
         """`run`: its id. `retry`: how long one snapshot is tried again, beyond what the store
         itself tries.
 
         `max_checkpoint_age`: seconds that a save may be due without any commit before `require_fresh`
-        raises. `nearby`: what keeps copies of the shards that are durable.
+        raises. `local_cache`: keeps copies of the shards that are durable.
         """
         self._store, self._world, self._run, self._attempt = store, world, run, attempt
         self._events, self._retry, self._max_age = events, retry, max_checkpoint_age
-        self._nearby = nearby
+        self._local_cache = local_cache
         self._changed = threading.Condition()
         self._jobs: list[_Job] = []
         self._free = [SnapshotBuffer() for _ in range(MAX_ALIVE)]
@@ -224,7 +224,7 @@ class AsyncWriter:
 
         `decision`: the one that all ranks have agreed upon; None decides by this rank alone, which
         is right for one rank. `extra` matters on rank 0 only. `lasting`: tensors that the caller
-        leaves as they are until it has called `settle`. `first`: called in the writer's thread,
+        leaves as they are until it has called `wait_for_copy`. `first`: called in the writer's thread,
         before the share is written and again with each new try; it may raise StorageError.
         `timeout`: how long WAIT waits at most, in seconds. Raises StorageError if there is no room
         by then, TypeError for a state that cannot be stored.
@@ -251,10 +251,10 @@ class AsyncWriter:
             self._changed.notify_all()
         return decision
 
-    def settle(self) -> None:
+    def wait_for_copy(self) -> None:
         """Return when the `lasting` tensors of the newest snapshot may be changed."""
         if self._newest_buffer is not None:
-            self._newest_buffer.settle()
+            self._newest_buffer.wait_for_copy()
             self._newest_buffer = None
 
     def confirm(self, checkpoints: Iterable[CheckpointId]) -> list[Commit]:
@@ -385,9 +385,9 @@ class AsyncWriter:
 
     def _keep(self, job: _Job, manifest: Manifest) -> None:
         """Copy the shard, which all ranks may know to be durable by now, to this machine's disk."""
-        if self._nearby is not None:
+        if self._local_cache is not None:
             shard = manifest.files[0]
-            self._nearby.keep(
+            self._local_cache.keep(
                 job.checkpoint, shard, safetensors_io.encode(job.share), self._hurries
             )
 

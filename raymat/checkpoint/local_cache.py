@@ -40,7 +40,7 @@ LEAST_FREE = 0.1
 _SUFFIX = ".safetensors"
 
 
-def folder_for(choice: str, store: Store, temporary: str) -> str | None:
+def cache_folder(choice: str, store: Store, temporary: str) -> str | None:
     """Where copies are kept as `--nearby` chooses, None for nowhere: `auto` is in `temporary`, and only for storage
     that is no folder itself."""
     if choice == "auto":
@@ -48,7 +48,9 @@ def folder_for(choice: str, store: Store, temporary: str) -> str | None:
     return None if choice == "off" else choice
 
 
-def share_out(files: Sequence[FileEntry], held: Sequence[Collection[str]]) -> list[list[FileEntry]]:
+def assign_copies(
+    files: Sequence[FileEntry], held: Sequence[Collection[str]]
+) -> list[list[FileEntry]]:
     """The files that each rank reads from its disk, given the names of those that each has a copy of.
 
     Each by one of its holders, the largest first, each to the one that has fewest bytes so far.
@@ -93,21 +95,21 @@ class LocalCache:
         Removes what was being written when its writer died, and what other runs have left and forgotten. Called
         before any worker keeps a copy. `tell` is called with an event's kind and fields.
         """
-        nearby = cls(os.path.join(folder, f"raymat-{os.geteuid()}"), run, tell)
+        local_cache = cls(os.path.join(folder, f"raymat-{os.geteuid()}"), run, tell)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
-            nearby._give_up(f"{run[:60]!r} cannot be the name of a folder")
+            local_cache._give_up(f"{run[:60]!r} cannot be the name of a folder")
             return None
         try:
             os.makedirs(folder, exist_ok=True)
-            nearby._make_folder()
-            _clear_forgotten(nearby._own, run)
-            for name in os.listdir(nearby._folder):
+            local_cache._make_folder()
+            _clear_forgotten(local_cache._own, run)
+            for name in os.listdir(local_cache._folder):
                 if name.startswith(TEMPORARY):
-                    _unlink(os.path.join(nearby._folder, name))
+                    _unlink(os.path.join(local_cache._folder, name))
         except OSError as error:
-            nearby._give_up(str(error))
+            local_cache._give_up(str(error))
             return None
-        return nearby
+        return local_cache
 
     def keep(
         self,

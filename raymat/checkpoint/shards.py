@@ -154,7 +154,7 @@ class Chunk:
     size: int
 
 
-class Reading:
+class CheckpointReader:
     """A checkpoint on its way into memory: one buffer for each file, filled in chunks by whoever reads them."""
 
     def __init__(self, contents: Contents) -> None:
@@ -181,11 +181,11 @@ class Reading:
 
         _parallel(read, chunks)
 
-    def read_nearby(self, nearby: LocalCache, files: Sequence[FileEntry]) -> frozenset[str]:
+    def read_cached(self, local_cache: LocalCache, files: Sequence[FileEntry]) -> frozenset[str]:
         """Read whole files from this machine's disk; the names of those whose digest is right."""
 
         def read(entry: FileEntry) -> bool:
-            return nearby.read(entry, safetensors_io.memory_of(self._data[entry.name]))
+            return local_cache.read(entry, safetensors_io.memory_of(self._data[entry.name]))
 
         good = _parallel(read, files)
         self._verified |= {entry.name for entry, right in zip(files, good, strict=True) if right}
@@ -224,7 +224,7 @@ def read_checkpoint(
     what is alive is one copy of the checkpoint.
     """
     contents = read_contents(store, checkpoint, run, files=files, max_bytes=max_bytes)
-    reading = Reading(contents)
+    reading = CheckpointReader(contents)
     reading.read(store, *contents.chunks())
     return reading.finish()
 

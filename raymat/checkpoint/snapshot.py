@@ -70,7 +70,7 @@ class SnapshotBuffer:
 
         Without `wait`, copies may still be under way: call `wait` before they are read. The tensors
         named in `lasting` are then copied beside the caller, by a thread or on a stream of their
-        own: the caller must not change them before it has called `settle`. All others may be
+        own: the caller must not change them before it has called `wait_for_copy`. All others may be
         changed at once, by work on the current stream.
         """
         self.wait()
@@ -82,7 +82,7 @@ class SnapshotBuffer:
             self.wait()
         return dict(self._views)
 
-    def settle(self) -> None:
+    def wait_for_copy(self) -> None:
         """Let the caller, and what it puts on the current stream from here on, change all tensors."""
         if self._beside is not None:
             self._beside.result()

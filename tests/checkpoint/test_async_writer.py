@@ -228,7 +228,7 @@ def test_what_lasts_may_be_changed_after_settling_and_the_rest_at_once(
         before = weights.clone()
         writer.save(step, tensors, {}, lasting={"weights"})
         statistics += 1
-        writer.settle()
+        writer.wait_for_copy()
         weights += 1
         assert writer.drain(timeout=10)
         found = read_checkpoint(storage, CheckpointId(step, 1), "r").tensors

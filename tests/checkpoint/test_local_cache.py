@@ -21,7 +21,7 @@ from torch import Tensor
 from raymat.checkpoint import local_cache as module
 from raymat.checkpoint.async_writer import AsyncWriter
 from raymat.checkpoint.catalog import scan
-from raymat.checkpoint.local_cache import LocalCache, folder_for, share_out
+from raymat.checkpoint.local_cache import LocalCache, assign_copies, cache_folder
 from raymat.checkpoint.manifest import CheckpointId, FileEntry
 from raymat.checkpoint.shards import read_contents, write_share
 from raymat.checkpoint.snapshot import Snapshot
@@ -80,7 +80,7 @@ def write_all(
 ) -> None:
     """Checkpoints by the writers of workers of one machine."""
     writers = [
-        AsyncWriter(store, World(rank, world), "r", 1, nearby=opened(folder, told))
+        AsyncWriter(store, World(rank, world), "r", 1, local_cache=opened(folder, told))
         for rank in range(world)
     ]
     for step in steps:
@@ -124,7 +124,7 @@ def test_nothing_is_kept_before_it_is_durable_in_storage(tmp_path: Path) -> None
 
     retry = RetryPolicy(total=5.0, first=0.001)
     watched: Any = Watched()
-    writer = AsyncWriter(watched, World(), "r", 1, retry=retry, nearby=opened(tmp_path))
+    writer = AsyncWriter(watched, World(), "r", 1, retry=retry, local_cache=opened(tmp_path))
     writer.save(20, state(20), {})
     assert writer.drain(30)
     writer.close()
@@ -146,7 +146,7 @@ def test_a_snapshot_that_waits_for_storage_goes_before_a_copy(tmp_path: Path) ->
             store.write(path, data)
 
     waiting: Any = Waiting()
-    writer = AsyncWriter(waiting, World(), "r", 1, nearby=opened(tmp_path))
+    writer = AsyncWriter(waiting, World(), "r", 1, local_cache=opened(tmp_path))
     writer.save(1, state(1), {})
     while not writer.load().alive or writer.load().waiting:
         time.sleep(0.001)  # until the first is begun: else the second takes its place
@@ -163,11 +163,11 @@ def test_a_copy_is_broken_off_for_what_is_more_important(tmp_path: Path) -> None
     data = b"".join(pieces)
     entry = FileEntry("x", len(data), "sha256:" + hashlib.sha256(data).hexdigest())
     told = Told()
-    nearby = opened(tmp_path, told)
-    nearby.keep(AT, entry, pieces, lambda: next(asked, True))
+    cache = opened(tmp_path, told)
+    cache.keep(AT, entry, pieces, lambda: next(asked, True))
     assert (kept_in(tmp_path), told.events) == ([], [])
-    nearby.keep(AT, entry, pieces)
-    assert nearby.held([entry]) == {"x"}
+    cache.keep(AT, entry, pieces)
+    assert cache.held([entry]) == {"x"}
 
 
 def test_a_machine_keeps_the_newest_two_checkpoints_of_a_run(tmp_path: Path) -> None:
@@ -323,9 +323,9 @@ def entry(name: str, size: int) -> FileEntry:
 def test_each_file_is_read_by_one_of_its_holders_balanced_by_bytes() -> None:
     files = [entry("a", 10), entry("b", 30), entry("c", 20), entry("d", 20), entry("e", 5)]
     held = [{"a", "b", "c", "d"}, {"a", "b", "c", "d"}, {"d"}, set()]
-    shares = share_out(files, held)
+    shares = assign_copies(files, held)
     assert [[file.name for file in share] for share in shares] == [["b"], ["c", "a"], ["d"], []]
-    assert share_out(files, [set(), set()]) == [[], []]
+    assert assign_copies(files, [set(), set()]) == [[], []]
 
 
 class CountingStore:
@@ -356,10 +356,10 @@ def restore(
     """What a rank, on the machine with the folder of its rank, got from where."""
     store, told, folder = Store.open(storage, "run"), Told(), folders[world.rank]
     kind = Vanishing if vanish else LocalCache
-    nearby = kind.open(folder, "r", told) if folder else None
+    cache = kind.open(folder, "r", told) if folder else None
     counting: Any = CountingStore(store)
     group = Group(world, torch.device("cpu"))
-    snapshot, near = read_together(counting, group, read_contents(store, AT, "r"), nearby)
+    snapshot, near = read_together(counting, group, read_contents(store, AT, "r"), cache)
     expected = state(20)
     same = snapshot.tensors.keys() == expected.keys() and all(
         torch.equal(expected[name], tensor) for name, tensor in snapshot.tensors.items()
@@ -484,7 +484,7 @@ def test_a_bucket_is_asked_for_no_shard_that_is_nearby(
 ) -> None:
     store = s3_server.store("nearby")
     write_all(store, tmp_path, range(20, 21))
-    assert folder_for("auto", store, "/tmp") == "/tmp"
+    assert cache_folder("auto", store, "/tmp") == "/tmp"
     calls = request_counter(store)
     group = Group(World(), torch.device("cpu"))
     found, near = read_together(store, group, read_contents(store, AT, "r"), opened(tmp_path))
@@ -595,10 +595,10 @@ def test_copies_are_kept_where_storage_is_not_a_folder_or_where_one_is_told_to(
     tmp_path: Path, memory: Store
 ) -> None:
     local = Store.open(str(tmp_path), "run")
-    assert folder_for("auto", local, "/tmp") is None
-    assert folder_for("auto", memory, "/tmp") == "/tmp"
-    assert [folder_for("off", store, "/tmp") for store in (local, memory)] == [None, None]
-    assert [folder_for("/d", store, "/tmp") for store in (local, memory)] == ["/d", "/d"]
+    assert cache_folder("auto", local, "/tmp") is None
+    assert cache_folder("auto", memory, "/tmp") == "/tmp"
+    assert [cache_folder("off", store, "/tmp") for store in (local, memory)] == [None, None]
+    assert [cache_folder("/d", store, "/tmp") for store in (local, memory)] == ["/d", "/d"]
 
 
 def test_the_flag_is_auto_off_or_an_absolute_path() -> None:

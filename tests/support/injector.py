@@ -149,7 +149,7 @@ def _snapshots(passes: Passes) -> None:
         return found
 
     _around(buffer, "_copy", in_two_halves)
-    _between(passes, buffer, "settle", after="snapshot/settled")
+    _between(passes, buffer, "wait_for_copy", after="snapshot/settled")
     _between(passes, async_writer.AsyncWriter, "save", after="snapshot/queued")
 
 

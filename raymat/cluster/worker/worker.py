@@ -16,7 +16,7 @@ import torch
 from ray.exceptions import RayError
 from ray.train import CheckpointUploadMode
 
-from raymat.checkpoint.local_cache import folder_for
+from raymat.checkpoint.local_cache import cache_folder
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.cluster.worker.datasource import StreamPlan
 from raymat.cluster.worker.notice_listener import NoticeListener
@@ -171,7 +171,7 @@ def train_worker(config: dict[str, Any]) -> None:
         device=worker_device(spec.config),
         run_id=spec.run_id,
         listing_digest=spec.listing_digest,
-        nearby=folder_for(spec.config.checkpoint.nearby, store, tempfile.gettempdir()),
+        nearby=cache_folder(spec.config.checkpoint.nearby, store, tempfile.gettempdir()),
         validator=RayValidator(spec.board, spec.job, spec.config, spec.resources),
     )
 

@@ -28,7 +28,7 @@ from raymat.train.observability.logger import Logger
 log = logging.getLogger(__name__)
 
 COPY_SECONDS = 5.0
-"""How long the workers wait at most, before they leave, for what a restart can read nearby."""
+"""How long the workers wait at most, before they leave, for the copies that a restart can read."""
 
 POLL_SECONDS = 0.2
 """How often the workers look at the end of a run whether its last checkpoint is durable."""
@@ -67,11 +67,11 @@ class AsyncSaver:
         promise: ResumeContract,
         loggers: Sequence[Logger],
         resumed: int = 0,
-        nearby: LocalCache | None = None,
+        local_cache: LocalCache | None = None,
     ) -> None:
         """`loggers` are flushed before each commit: a curve must not end before its checkpoint.
 
-        `resumed`: the step of the checkpoint that the run goes on from; 0: none. `nearby`: what keeps copies of shards.
+        `resumed`: the step of the checkpoint that the run goes on from; 0: none. `local_cache`: keeps copies of shards.
         """
         self._group, self._host, self._events = group, host, events
         self._attempt, self._promise, self._loggers = attempt, promise, loggers
@@ -82,7 +82,7 @@ class AsyncSaver:
             attempt,
             events=WriterEvents(on_failure=self._tell_failure),
             max_checkpoint_age=promise.config.checkpoint.max_checkpoint_age.seconds,
-            nearby=nearby,
+            local_cache=local_cache,
         )
         self._taken: dict[CheckpointId, Saved] = {}
         """Snapshots that are not committed yet."""
@@ -162,7 +162,7 @@ class AsyncSaver:
 
     def settle(self) -> None:
         """Return when the optimiser may change what is being copied. Not a collective."""
-        self._writer.settle()
+        self._writer.wait_for_copy()
 
     def poll(self) -> list[Saved]:
         """What was committed since the last look.
@@ -206,7 +206,7 @@ class AsyncSaver:
         self._writer.close(0.0)
 
     def _await_copies(self, until: float) -> None:
-        """Whoever leaves first takes the others with it: let all keep their newest shard nearby before."""
+        """Whoever leaves first takes the others with it: let all copy their newest shard before."""
         self._writer.drain(max(0.0, min(COPY_SECONDS, (until - time.time()) / 2)))
         self._group.gather(None)
 

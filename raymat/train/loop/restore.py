@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from raymat.checkpoint.catalog import scan
-from raymat.checkpoint.local_cache import LocalCache, share_out
+from raymat.checkpoint.local_cache import LocalCache, assign_copies
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.checkpoint.shards import Contents, Reading, read_contents
+from raymat.checkpoint.shards import CheckpointReader, Contents, read_contents
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.distributed.collectives import Group
 from raymat.errors import CheckpointError, RaymatError
@@ -53,12 +53,12 @@ def restore(
     promise: ResumeContract,
     schedule: Schedule,
     on_skip: OnSkip,
-    nearby: LocalCache | None = None,
+    local_cache: LocalCache | None = None,
 ) -> Restored:
     """Put the newest verified checkpoint of the run into `step`, the same one on every worker.
 
     Rank 0 looks for it and calls `on_skip` for each newer one that is torn or damaged, whichever worker found that out.
-    `nearby`: this machine's copies; those of other checkpoints are removed. Called by all workers; raises on all of
+    `local_cache`: this machine's copies; those of other checkpoints are removed. Called by all workers; raises on all of
     them. Without any checkpoint nothing is changed.
 
     Raises:
@@ -71,12 +71,12 @@ def restore(
         if found.error is not None:
             raise found.error
         if found.contents is None:
-            if nearby is not None:
-                nearby.forget_all_but(())
+            if local_cache is not None:
+                local_cache.forget_all_but(())
             return Restored()
         checkpoint = found.contents.checkpoint
         try:
-            snapshot, near = read_together(store, group, found.contents, nearby)
+            snapshot, near = read_together(store, group, found.contents, local_cache)
         except CheckpointError as error:
             if group.leads:
                 on_skip(checkpoint, error.line)
@@ -84,23 +84,23 @@ def restore(
         promise.refuse(snapshot.extra)
         record = install(step, snapshot.tensors, snapshot.extra)
         require_place(record, schedule)
-        if nearby is not None:
-            nearby.forget_all_but(found.contents.files)
+        if local_cache is not None:
+            local_cache.forget_all_but(found.contents.files)
         return Restored(checkpoint, record, near, found.contents.bytes - near)
 
 
 def read_together(
-    store: Store, group: Group, contents: Contents, nearby: LocalCache | None = None
+    store: Store, group: Group, contents: Contents, local_cache: LocalCache | None = None
 ) -> tuple[Snapshot, int]:
-    """The state in a checkpoint, on every worker, each byte of it read once; and how many of them were nearby.
+    """The state in a checkpoint, on every worker, each byte of it read once; and how many of them were cached on this machine.
 
     Called by all workers; raises on all of them. Memory: one copy of the checkpoint on each.
 
     Raises:
         CheckpointError: it is torn or damaged. StorageError: storage cannot be read.
     """
-    reading, world = Reading(contents), group.world
-    near = _read_nearby(reading, group, nearby)
+    reading, world = CheckpointReader(contents), group.world
+    near = _read_cached(reading, group, local_cache)
     rest = contents.only({entry.name for entry in contents.files}.difference(*near))
     parts = rest.chunks(world.size)
     error: RaymatError | None = None
@@ -123,12 +123,16 @@ def read_together(
     return snapshot, contents.bytes - rest.bytes
 
 
-def _read_nearby(reading: Reading, group: Group, nearby: LocalCache | None) -> list[frozenset[str]]:
+def _read_cached(
+    reading: CheckpointReader, group: Group, local_cache: LocalCache | None
+) -> list[frozenset[str]]:
     """The files that each rank has read from its disk, the digests being right. Called by all workers."""
     files = reading.contents.files
-    held = group.gather(nearby.held(files) if nearby is not None else frozenset())
-    mine = share_out(files, held)[group.world.rank]
-    return group.gather(reading.read_nearby(nearby, mine) if nearby is not None else frozenset())
+    held = group.gather(local_cache.held(files) if local_cache is not None else frozenset())
+    mine = assign_copies(files, held)[group.world.rank]
+    return group.gather(
+        reading.read_cached(local_cache, mine) if local_cache is not None else frozenset()
+    )
 
 
 def _candidates(store: Store, run_id: str, on_skip: OnSkip) -> Iterator[Contents]:

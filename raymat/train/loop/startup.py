@@ -46,7 +46,7 @@ def begin(
     *,
     run_id: str,
     promise: ResumeContract,
-    nearby: LocalCache | None,
+    local_cache: LocalCache | None,
     beat: Callable[[str], None],
     tell: Callable[..., None],
 ) -> Startup:
@@ -76,7 +76,7 @@ def begin(
         promise=promise,
         schedule=schedule,
         on_skip=skipped,
-        nearby=nearby,
+        local_cache=local_cache,
     )
     record = found.record
     if found.checkpoint is not None:

@@ -190,7 +190,7 @@ class _Training:
         nearby: str | None,
         validator: Validator,
     ) -> Outcome:
-        self.nearby = LocalCache.open(nearby, run_id, self.events.emit) if nearby else None
+        self.local_cache = LocalCache.open(nearby, run_id, self.events.emit) if nearby else None
         self.watch = NonfiniteStepCounter(self.config.optim.max_bad_steps, device)
         self._begin(run_id, promise, device)
         self.saver = self._saver(run_id, promise)
@@ -236,7 +236,7 @@ class _Training:
             device,
             run_id=run_id,
             promise=promise,
-            nearby=self.nearby,
+            local_cache=self.local_cache,
             beat=self._beat,
             tell=self._tell,
         )
@@ -267,7 +267,7 @@ class _Training:
             promise=promise,
             loggers=self.report.loggers,
             resumed=self.record.step,
-            nearby=self.nearby,
+            local_cache=self.local_cache,
         )
 
     def _validations(self, run_id: str, validator: Validator) -> ValidationPoints:
@@ -399,8 +399,8 @@ class _Training:
         self._check_health(self.watch.drain())
         self.record.bad_steps = self.watch.in_a_row
         last = self._complete
-        if last and self.nearby is not None:
-            self.nearby.stop()
+        if last and self.local_cache is not None:
+            self.local_cache.stop()
         metrics, found = self.report.metrics(self.record), []
         if self.saver.newest_step != self.record.step:
             urgent = last or until is not None
@@ -435,8 +435,8 @@ class _Training:
             if already_complete:  # who made it complete may have been killed before it cleared up
                 self.retainer.committed(self.record, self.damaged)
             self.retainer.finish(self.record, self.damaged)
-        if self.nearby is not None:
-            self.nearby.remove()
+        if self.local_cache is not None:
+            self.local_cache.remove()
         (replaced,) = self.group.sums([float(self.replaced.count)])
         self._tell(
             "end",
