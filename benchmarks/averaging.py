@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from raymat.analysis.run_pictures import Pictures
-from raymat.analysis.soup import WeightSum
+from raymat.analysis.averaging.soup import WeightSum
+from raymat.analysis.run_pictures import RunPictures
 from raymat.cli.average import Options, average
 from raymat.config.run import RunConfig, build
 from raymat.data.batch import Geometry
@@ -92,7 +92,7 @@ def main() -> None:
     for seed in (1, 2):
         train(folder, f"tuned-{seed}", args.tune, init=start, seed=seed)
     names = [f"{folder}/tuned-{seed}" for seed in (1, 2)]
-    pictures = Pictures.of(first)
+    pictures = RunPictures.of(first)
 
     def tell(label: str, network: MattingBase) -> None:
         loss, sad = (pictures.measure(network, metric, CPU) for metric in ("loss", "sad"))

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from raymat.analysis.evaluation import Candidate, contender, spread
+from raymat.analysis.evaluation import Candidate
+from raymat.analysis.examples import spread
 from raymat.analysis.scores import ScoreReport
 from raymat.cli import average, select
 from raymat.cli.evaluate import evaluate
@@ -81,7 +82,7 @@ def train(folder: Path, steps: int) -> RunConfig:
 
 def named(label: str, what: str) -> Candidate:
     """The network that `what` means, for the table."""
-    return dataclasses.replace(contender(read_weights(what), CPU, "fp32"), label=label)
+    return dataclasses.replace(Candidate.of(read_weights(what), CPU, "fp32"), label=label)
 
 
 def table(url: str, test: int) -> ScoreReport:

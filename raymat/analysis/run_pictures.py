@@ -1,48 +1,84 @@
-"""A configuration's training and validation pictures for tools, outside of a run and its storage."""
+"""The training and validation pictures of a run's configuration, opened outside of a run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from raymat.config.run import RunConfig
+from raymat.config.sections import DataConfig
 from raymat.data.batch import Geometry
 from raymat.data.composite import Composed
 from raymat.data.feed import LocalFeed
+from raymat.data.run_dataset import source_of
 from raymat.data.sample_order import SampleOrder
 from raymat.data.source import FolderSource, Source, SourceSpec, build_listing
 from raymat.model.matting import MattingBase
 from raymat.train.optim.forward import compose
+from raymat.train.run.run_file import read_run
+from raymat.train.run.run_url import open_url
+from raymat.train.run.weights_reference import Selected
 from raymat.train.validation.evaluator import Evaluator, Values, mean_values
+
+Split = Literal["valid", "train"]
+
+
+def open_source(
+    data: DataConfig, seed: int, resolution: int, valid_count: int | None, splits: Collection[Split]
+) -> Source:
+    """List the splits of a dataset that no run has listed, or make it.
+
+    `valid_count`: procedural pairs to validate with; None: as many as to train on.
+
+    Raises:
+        DataError: it cannot be used.
+    """
+    if data.synthetic is not None:
+        return SourceSpec.synthetic(data.synthetic, seed, resolution, valid_count).open()
+    assert data.dataset is not None and data.backgrounds is not None
+    train, valid = "train" in splits, "valid" in splits
+    listing = build_listing(data.dataset, data.backgrounds, need_train=train, need_valid=valid)
+    return FolderSource(listing)
+
+
+def kept_source(selected: Selected) -> Source | None:
+    """Open the dataset of a run by the listing in its storage; None if its run.json is gone.
+
+    Raises:
+        DataError: the listing cannot be used. StorageError: storage cannot be read.
+    """
+    assert selected.config is not None
+    assert selected.run_url is not None
+    store, _ = open_url(selected.run_url)
+    stored = read_run(store)
+    return None if stored is None else source_of(selected.config, store, stored["listing"]).open()
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What a run with this configuration trains on and validates with, in its order."""
+class RunPictures:
+    """The pictures that a run with this configuration trains on and validates with, in its order."""
 
     config: RunConfig
     source: Source
 
     @classmethod
-    def of(cls, config: RunConfig) -> Pictures:
+    def of(cls, config: RunConfig) -> RunPictures:
         """List the configuration's dataset, or make it.
 
         Raises:
             DataError: it cannot be used.
         """
-        data, valid = config.data, config.log.valid_examples
-        if data.synthetic is not None:
-            spec = SourceSpec.synthetic(data.synthetic, data.seed, data.resolution, valid)
-            return cls(config, spec.open())
-        assert data.dataset is not None and data.backgrounds is not None
-        listing = build_listing(data.dataset, data.backgrounds, need_valid=valid > 0)
-        return cls(config, FolderSource(listing))
+        valid = config.log.valid_examples
+        splits: list[Split] = ["train", "valid"] if valid else ["train"]
+        data = config.data
+        return cls(config, open_source(data, data.seed, data.resolution, valid, splits))
 
     def train(self, examples: int, device: torch.device) -> Iterator[Composed]:
-        """The first `examples` training examples, rounded up to whole batches, as the network is shown them."""
+        """Yield the first `examples` training examples, rounded up to whole batches, composed for a network."""
         size = self.config.data.batch_size
         steps = -(-examples // size)
         for batch in self._feed(steps * size).train(0, steps):
@@ -56,7 +92,7 @@ class Pictures:
             )
 
     def measure(self, network: MattingBase, metric: str, device: torch.device) -> float:
-        """The mean of "loss" or of a metric of `alpha_metrics` over the validation examples; NaN where one is not finite."""
+        """Return the mean of "loss" or a metric of `alpha_metrics` over the validation examples; NaN if one is not finite."""
         data = self.config.data
         examiner = Evaluator(
             network,

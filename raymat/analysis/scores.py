@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raymat.analysis.evaluation import METRICS, Values, mean
+from raymat.analysis.evaluation import METRICS, Candidate, Measured, Values, mean
+from raymat.analysis.examples import Examples
 from raymat.console import columns, count
 
 FORMAT = 1
@@ -34,6 +35,21 @@ class SeenExample:
     background: int
     name: str
     values: list[Values]
+
+    @classmethod
+    def of(cls, measured: Measured, examples: Examples) -> SeenExample:
+        """Keep the numbers of a measured example, without its pictures."""
+        one = measured.example
+        name = examples.name_of(one)
+        return cls(one.number, one.pair, one.background, name, measured.values)
+
+
+def rows_of(candidates: Sequence[Candidate], ensemble: bool) -> list[tuple[str, dict[str, Any]]]:
+    """Return label and facts of each candidate, and of their ensemble if there is one."""
+    rows = [(one.label, one.facts) for one in candidates]
+    if ensemble:
+        rows.append((f"mean of the {len(candidates)} predictions", {"step": None}))
+    return rows
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raymat.analysis.batchnorm_recalibration import recompute_statistics
+from raymat.analysis.averaging.batchnorm_recalibration import recompute_statistics
 from raymat.errors import DataError
 from tests.support.small import build_small
 

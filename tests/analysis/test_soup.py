@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from raymat.analysis.soup import Trial, WeightSum, greedy
+from raymat.analysis.averaging.soup import Trial, WeightSum, greedy
 from raymat.errors import WeightsError
 
 

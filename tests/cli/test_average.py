@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.cli.average import Options, average
+from raymat.cli.average import Options, average, text
 from raymat.config.run import to_dict
 from raymat.config.sections import ModelConfig
 from raymat.data.composite import composite
@@ -55,7 +55,9 @@ def commit(folder: Path, name: str, state: State, step: int = 10, **options: Any
 
 def cook(folder: Path, *what: str, out: str = "out.pth", **options: Any) -> tuple[Any, State]:
     path = str(folder / out)
-    done = average(Options(what=what, output=path, examples=EXAMPLES, device="cpu", **options))
+    asked = Options(what=what, output=path, examples=EXAMPLES, device="cpu", **options)
+    done, written = average(asked)
+    print(text(asked, done, written))
     return done, read_weights(path).weights
 
 
@@ -185,7 +187,9 @@ def mean_alpha(folder: Path) -> float:
     return sum(means) / len(means)
 
 
-def test_greedy_takes_what_makes_validation_better_and_refuses_the_rest(tmp_path: Path) -> None:
+def test_greedy_takes_what_makes_validation_better_and_refuses_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # The mean squared error of a constant is a parabola about the mean alpha.
     mean = mean_alpha(tmp_path)
     assert 0.1 < mean < 0.9
@@ -204,8 +208,9 @@ def test_greedy_takes_what_makes_validation_better_and_refuses_the_rest(tmp_path
     told = json.loads((tmp_path / "out.pth.json").read_text())
     assert [trial["taken"] for trial in told["trials"]] == [True, True, False]
     assert (told["kind"], told["metric"], len(told["averaged"])) == ("greedy", "mse", 2)
-    assert "refused" in done.text
-    assert "average of 2 networks, statistics of 8 examples" in done.text
+    printed = capsys.readouterr().out
+    assert "refused" in printed
+    assert "average of 2 networks, statistics of 8 examples" in printed
 
 
 def test_what_does_not_go_together_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raymat.analysis.evaluation import METRICS, Candidate, mean, measure, spread
+from raymat.analysis.evaluation import METRICS, Candidate, mean, measure
+from raymat.analysis.examples import spread
 from raymat.config.run import RunConfig, to_dict
 from raymat.config.sections import ModelConfig
 from raymat.data.batch import Geometry
