@@ -19,7 +19,7 @@ import time
 import ray
 import torch
 
-from raymat.cluster import blackboard as boards
+from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.worker.notice_listener import NoticeListener
 from raymat.config.run import build
 from raymat.data.batch import Geometry, make_train_batch
@@ -115,7 +115,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=10**8)
-    board, training = boards.create(), Training()
+    board, training = Blackboard.start(), Training()
     plain(training, 30)
     without, within = [], []
     for _ in range(options.rounds):

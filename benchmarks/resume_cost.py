@@ -16,7 +16,7 @@ import time
 
 import ray
 
-from raymat.cluster import blackboard as boards
+from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.worker.datasource import StreamPlan, dataset_factory
 from raymat.cluster.worker.ray_feed import RayFeed
 from raymat.config.values import Range
@@ -29,7 +29,7 @@ PAIRS = 240_000
 EARLY, LATE = 10, 1_000_000
 
 
-def first_batch(plan: StreamPlan, board: object, step: int) -> float:
+def first_batch(plan: StreamPlan, board: Blackboard, step: int) -> float:
     """Seconds from a fresh stream's start to its first batch."""
     began = time.perf_counter()
     shard = dataset_factory(plan, board, None)().streaming_split(1, equal=True)[0]
@@ -59,7 +59,7 @@ def main() -> None:
     )
     source = SourceSpec.synthetic(count=PAIRS, seed=0, size=64)
     plan = StreamPlan(source, order, Geometry(stage="base", resolution=64))
-    board = boards.create()
+    board = Blackboard.start()
     first_batch(plan, board, 0)  # worker processes and imports
     seconds: dict[int, list[float]] = {EARLY: [], LATE: []}
     for _ in range(rounds):

@@ -1,35 +1,43 @@
-"""The board: one small actor beside the driver, where rank 0 pins what others must read.
+"""The blackboard: one small actor beside the driver, through which driver, controller and workers inform each other.
 
-It holds the window of the stream that the read tasks are to make, the newest progress for the
-driver's line, what else the driver should print, the driver's wish that the workers leave, their signs
-of life, why the controller gave up, and the task that validates beside training.
-Nothing on it is state of the run: a board that is restarted is empty, and the next window or
-progress fills it again.
+It holds the window of the stream that the read tasks are to make, the newest progress and the lines for the driver's
+terminal, the request that the workers leave, the workers' signs of life, why the controller gave up, and the task that
+validates beside training. Nothing on it is state of the run: a blackboard that was restarted is empty, and the next window
+or progress fills it again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raymat.checkpoint.manifest import CheckpointId
 from raymat.cluster.validation_task import ValidationTask
+from raymat.train.loop.watchdog import Activity
+from raymat.train.observability.progress import Progress
+from raymat.train.run.notice import Notice
+from raymat.train.validation.interface import Job, ValidationStatus
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 ANSWER_SECONDS = 5.0
-MAX_LINES = 10_000  # of a run that says much; all is in its events
+MAX_LINES = 10_000
+"""More lines of one run are not kept: its events have all."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of the stream: training steps, or validation batches, first..end (end excluded) for
-    `world` workers."""
+    """A stretch of the stream: training steps, or validation batches, first..end (end excluded) for `world` workers."""
 
     kind: Literal["train", "valid"]
     first: int
@@ -37,18 +45,31 @@ class Window:
     world: int
 
 
-class _Board:
-    """The actor's class; `create` starts it."""
+@dataclass(frozen=True)
+class SignOfLife:
+    """Where a worker runs, and what its training thread does."""
+
+    host: str
+    node: str
+    """Ray's id of the node, in hex."""
+    pid: int
+    doing: Activity
+    heard: float = 0.0
+    """When the blackboard got it, in Unix seconds."""
+
+
+class _Actor:
+    """The actor behind a `Blackboard`."""
 
     def __init__(self) -> None:
         self._window: Window | None = None
-        self._progress: Any = None
+        self._progress: Progress | None = None
         self._lines: list[str] = []
-        self._wish: Any = None
-        self._heard: dict[int, tuple[float, Any]] = {}
-        self._stuck: list[str] = []
+        self._request: Notice | None = None
+        self._signs: dict[int, SignOfLife] = {}
+        self._hangs: list[str] = []
         self._verdict: str | None = None
-        self._stand = ValidationTask()
+        self._validation = ValidationTask()
 
     def set_window(self, window: Window) -> None:
         self._window = window
@@ -56,76 +77,194 @@ class _Board:
     def window(self) -> Window | None:
         return self._window
 
-    def set_progress(self, progress: Any) -> None:
+    def set_progress(self, progress: Progress) -> None:
         self._progress = progress
 
-    def set_wish(self, wish: Any) -> None:
-        if self._wish is None or not self._wish.final:  # a final one stays, whatever else is wished
-            self._wish = wish
+    def print_line(self, line: str) -> None:
+        if len(self._lines) < MAX_LINES:
+            self._lines.append(line)
 
-    def wish(self) -> Any:
-        return self._wish
+    def news(self, seen: int) -> tuple[Progress | None, list[str]]:
+        return self._progress, self._lines[seen:]
 
-    def beat(self, rank: int, sign: Any) -> None:
-        self._heard[rank] = (time.time(), sign)
+    def request_leave(self, notice: Notice | None) -> None:
+        # A final request stays, whatever is requested later.
+        if self._request is None or not self._request.final:
+            self._request = notice
 
-    def heard(self) -> dict[int, tuple[float, Any]]:
-        """By rank: when it was heard last (Unix seconds), and what it said it did."""
-        return self._heard
+    def leave_request(self) -> Notice | None:
+        return self._request
 
-    def set_stuck(self, text: str) -> None:
-        self._stuck.append(text)
+    def forget_workers(self) -> None:
+        self.request_leave(None)
+        self._signs, self._hangs = {}, []
 
-    def stuck(self) -> list[str]:
-        """What the workers of this start stood still in, the first first."""
-        return self._stuck
+    def sign(self, rank: int, sign: SignOfLife) -> None:
+        # By this clock: workers' machines may have others.
+        self._signs[rank] = dataclasses.replace(sign, heard=time.time())
+
+    def signs(self) -> dict[int, SignOfLife]:
+        return self._signs
+
+    def report_hang(self, text: str) -> None:
+        self._hangs.append(text)
+
+    def hangs(self) -> list[str]:
+        return self._hangs
 
     def set_verdict(self, text: str) -> None:
         self._verdict = text
 
     def verdict(self) -> str | None:
-        """Why the controller ended the run."""
         return self._verdict
 
-    def begin_validation(self, job: Any, claim: dict[str, float], node: str) -> None:
-        self._stand.begin(job, claim, node, ray.get_runtime_context().current_actor)
+    def begin_validation(self, job: Job, claim: dict[str, float], node: str) -> None:
+        board = Blackboard(ray.get_runtime_context().current_actor)
+        self._validation.begin(job, claim, node, board.sign_validation)
 
-    def sign_validation(self, checkpoint: Any, who: str) -> None:
-        self._stand.sign(checkpoint, who)
+    def sign_validation(self, checkpoint: CheckpointId, who: str) -> None:
+        self._validation.sign(checkpoint, who)
 
-    def validation(self) -> Any:
-        """How far it is: a `raymat.train.validation.interface.Standing`."""
-        return self._stand.look()
+    def validation(self) -> ValidationStatus:
+        return self._validation.status()
 
     def end_validation(self) -> None:
-        self._stand.end()
-
-    def begin(self) -> None:
-        """Workers are about to start: forget those before."""
-        self.set_wish(None)
-        self._heard, self._stuck = {}, []
-
-    def say(self, line: str) -> None:
-        if len(self._lines) < MAX_LINES:
-            self._lines.append(line)
-
-    def news(self, seen: int) -> tuple[Any, list[str]]:
-        """The newest progress, and the lines after the first `seen`."""
-        return self._progress, self._lines[seen:]
+        self._validation.end()
 
 
-def ask(call: Any, otherwise: Any) -> Any:
-    """What a call of the board's gives, or `otherwise` where it does not answer: nothing depends on it."""
-    try:
-        return ray.get(call, timeout=ANSWER_SECONDS)
-    except (RayError, TimeoutError) as error:
-        log.warning("the board does not answer: %s", error)
-        return otherwise
+class Poll(Generic[T]):
+    """A question to the blackboard that is asked over and over, by a thread that must not wait for the answer."""
+
+    def __init__(self, ask: Callable[[], Any], first: T) -> None:
+        """`ask` returns Ray's reference to an answer; `first` holds until one has come."""
+        self._ask = ask
+        self._pending: Any = None
+        self.latest = first
+        """The newest answer."""
+        self.heard = time.monotonic()
+        """When it came."""
+
+    def update(self, seconds: float = 0.0) -> T:
+        """Return the newest answer, after having waited for `seconds` at most. Raises RayError."""
+        if self._pending is None:
+            self._pending = self._ask()
+        ready, _ = ray.wait([self._pending], timeout=seconds)
+        if ready:
+            self._pending = None
+            self.set(ray.get(ready[0]))
+        return self.latest
+
+    def set(self, answer: T) -> None:
+        """Replace the newest answer."""
+        self.latest, self.heard = answer, time.monotonic()
 
 
-def create() -> Any:
-    """Start a board on the driver's own node, where no spot machine takes it away; returns its
-    handle."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(_Board)
-    return actor.options(scheduling_strategy=here).remote()
+class Blackboard:
+    """A typed handle to the actor; it can be pickled.
+
+    Methods that write return at once, and nothing depends on whether what they wrote arrives, unless they say otherwise.
+    Methods that read wait for up to 5 s, and return nothing much (None, an empty list) where no answer comes.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    @classmethod
+    def start(cls) -> Blackboard:
+        """Start the actor on the driver's own node, where no spot machine takes it away."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(_Actor)
+        return cls(actor.options(scheduling_strategy=here).remote())
+
+    def stop(self) -> None:
+        """Kill the actor."""
+        ray.kill(self._actor)
+
+    def set_window(self, window: Window) -> None:
+        """Say what the read tasks are to make next; returns when it is written. Raises RayError."""
+        ray.get(self._actor.set_window.remote(window))
+
+    def window(self) -> Window | None:
+        """Return what the read tasks are to make, None before the first window. Raises RayError."""
+        found: Window | None = ray.get(self._actor.window.remote())
+        return found
+
+    def set_progress(self, progress: Progress) -> None:
+        """Show the driver rank 0's newest progress."""
+        self._actor.set_progress.remote(progress)
+
+    def print_line(self, line: str) -> None:
+        """Have the driver print a line."""
+        self._actor.print_line.remote(line)
+
+    def news(self, seen: int) -> tuple[Progress | None, list[str]]:
+        """Return the newest progress, and the lines after the first `seen`. Raises RayError."""
+        found: tuple[Progress | None, list[str]] = ray.get(
+            self._actor.news.remote(seen), timeout=ANSWER_SECONDS
+        )
+        return found
+
+    def request_leave(self, notice: Notice | None) -> None:
+        """Ask the workers to commit and leave; None takes the request back, unless it is final."""
+        self._actor.request_leave.remote(notice)
+
+    def leave_request(self) -> Notice | None:
+        """Return the request that the workers leave, if there is one."""
+        return self._ask(self._actor.leave_request.remote(), None)
+
+    def poll_leave_request(self) -> Poll[Notice | None]:
+        """Return the same as a poll."""
+        return Poll(self._actor.leave_request.remote, None)
+
+    def forget_workers(self) -> None:
+        """Clear what concerns the workers before: others are about to start."""
+        self._actor.forget_workers.remote()
+
+    def sign(self, rank: int, sign: SignOfLife) -> None:
+        """Show that a worker lives, and what it does."""
+        self._actor.sign.remote(rank, sign)
+
+    def signs(self) -> dict[int, SignOfLife]:
+        """Return the newest sign of each worker, by rank."""
+        return self._ask(self._actor.signs.remote(), {})
+
+    def report_hang(self, text: str) -> None:
+        """Say in what a worker hangs; returns when it is written, or after 5 s."""
+        self._ask(self._actor.report_hang.remote(text), None)
+
+    def hangs(self) -> list[str]:
+        """Return what workers of this start reported to hang in, the first first."""
+        return self._ask(self._actor.hangs.remote(), [])
+
+    def set_verdict(self, text: str) -> None:
+        """Say why the controller ends the run; returns when it is written, or after 5 s."""
+        self._ask(self._actor.set_verdict.remote(text), None)
+
+    def verdict(self) -> str | None:
+        """Return why the controller ended the run, None if it did not say."""
+        return self._ask(self._actor.verdict.remote(), None)
+
+    def begin_validation(self, job: Job, claim: dict[str, float], node: str) -> None:
+        """Start a task that validates, unless it runs already; see `ValidationTask.begin`."""
+        self._actor.begin_validation.remote(job, claim, node)
+
+    def sign_validation(self, checkpoint: CheckpointId, who: str) -> None:
+        """Show that the task which validates `checkpoint` makes progress; `who`: its process."""
+        self._actor.sign_validation.remote(checkpoint, who)
+
+    def poll_validation(self, first: ValidationStatus) -> Poll[ValidationStatus]:
+        """Return a poll of how far the task is."""
+        return Poll(self._actor.validation.remote, first)
+
+    def end_validation(self) -> None:
+        """End the task that validates, if it still runs."""
+        self._actor.end_validation.remote()
+
+    @staticmethod
+    def _ask(answer: Any, otherwise: T) -> T:
+        try:
+            found: T = ray.get(answer, timeout=ANSWER_SECONDS)
+        except (RayError, TimeoutError) as error:
+            log.warning("the blackboard does not answer: %s", error)
+            return otherwise
+        return found

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import ray
 
-from raymat.cluster import blackboard as boards
+from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.ray_internals import apply_settings
 from tests.support.nodes import Nodes
 
@@ -24,14 +23,14 @@ def nodes() -> Iterator[Nodes]:
 
 
 @pytest.fixture
-def boards_made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def boards_made(monkeypatch: pytest.MonkeyPatch) -> list[Blackboard]:
     """The boards of the runs that are driven from here, the newest last: what a driver puts there, a test can, too."""
-    made: list[Any] = []
-    create = boards.create
+    made: list[Blackboard] = []
+    start = Blackboard.start
 
-    def create_and_tell() -> Any:
-        made.append(create())
+    def start_and_tell() -> Blackboard:
+        made.append(start())
         return made[-1]
 
-    monkeypatch.setattr(boards, "create", create_and_tell)
+    monkeypatch.setattr(Blackboard, "start", start_and_tell)
     return made

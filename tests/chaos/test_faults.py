@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from raymat.analysis.compare import diff
+from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.driver.launch import fit
 from raymat.config.run import RunConfig
 from raymat.storage.store import Store
@@ -65,7 +65,7 @@ class Disturbed:
     Its steps never end: `stop` has it commit and leave.
     """
 
-    def __init__(self, config: RunConfig, nodes: Nodes, boards_made: list[Any]) -> None:
+    def __init__(self, config: RunConfig, nodes: Nodes, boards_made: list[Blackboard]) -> None:
         self.config, self.nodes = config, nodes
         self.store = Store.open(config.storage, config.name)
         self._boards = boards_made
@@ -99,11 +99,11 @@ class Disturbed:
         """The newest that rank 0 reported."""
         if not self._boards:
             return None
-        progress, _ = ray.get(self._boards[-1].news.remote(0))
-        return progress  # type: ignore[no-any-return]
+        progress, _ = self._boards[-1].news(0)
+        return progress
 
     def wish(self, notice: Notice | None) -> None:
-        ray.get(self._boards[-1].set_wish.remote(notice))
+        self._boards[-1].request_leave(notice)
 
     def events(self, kind: str, since: float = 0.0) -> list[dict[str, Any]]:
         return [e for e in read_events(self.store) if e["kind"] == kind and e["time"] > since]
@@ -296,7 +296,7 @@ def table(run: Disturbed, faults: list[Fault]) -> str:
 
 
 def tormented(
-    nodes: Nodes, boards_made: list[Any], config: RunConfig, seed: int, kinds: list[str]
+    nodes: Nodes, boards_made: list[Blackboard], config: RunConfig, seed: int, kinds: list[str]
 ) -> tuple[Store, int]:
     """The run after its faults, and its last step."""
     workers = config.workers.workers
@@ -316,7 +316,12 @@ def tormented(
 
 
 def equal_to_the_bit(
-    nodes: Nodes, boards_made: list[Any], storage: Path, stage: Any, seed: int, kinds: list[str]
+    nodes: Nodes,
+    boards_made: list[Blackboard],
+    storage: Path,
+    stage: Any,
+    seed: int,
+    kinds: list[str],
 ) -> None:
     """With a run that nobody disturbed, and that had no Ray either."""
     options: dict[str, Any] = {"workers": "2"} | QUIET
@@ -362,7 +367,9 @@ def elastic(stage: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow  # the short version of what follows
-def test_a_killed_node_changes_no_bit(nodes: Nodes, boards_made: list[Any], tmp_path: Path) -> None:
+def test_a_killed_node_changes_no_bit(
+    nodes: Nodes, boards_made: list[Blackboard], tmp_path: Path
+) -> None:
     equal_to_the_bit(nodes, boards_made, tmp_path, "base", 1, ["node killed"])
 
 
@@ -371,7 +378,7 @@ def test_a_killed_node_changes_no_bit(nodes: Nodes, boards_made: list[Any], tmp_
 @pytest.mark.parametrize(("seed", "count"), [(11, 30)])
 @pytest.mark.parametrize("stage", ["base", "refine"])
 def test_faults_of_every_kind_change_no_bit(
-    nodes: Nodes, boards_made: list[Any], tmp_path: Path, stage: Any, seed: int, count: int
+    nodes: Nodes, boards_made: list[Blackboard], tmp_path: Path, stage: Any, seed: int, count: int
 ) -> None:
     equal_to_the_bit(nodes, boards_made, tmp_path, stage, seed, drawn_kinds(seed, count))
 
@@ -381,7 +388,7 @@ def test_faults_of_every_kind_change_no_bit(
 @pytest.mark.parametrize(("seed", "count"), [(12, 30)])
 @pytest.mark.parametrize("stage", ["base", "refine"])
 def test_faults_that_resize_the_run_change_nothing_beyond_rounding(
-    nodes: Nodes, boards_made: list[Any], tmp_path: Path, stage: Any, seed: int, count: int
+    nodes: Nodes, boards_made: list[Blackboard], tmp_path: Path, stage: Any, seed: int, count: int
 ) -> None:
     config = tiny(stage, tmp_path, "disturbed", workers="1:3", steps=UNTIL_TOLD, **elastic(stage))
     broken, last = tormented(nodes, boards_made, config, seed, drawn_kinds(seed, count))
@@ -393,7 +400,7 @@ def test_faults_that_resize_the_run_change_nothing_beyond_rounding(
 @pytest.mark.chaos
 @pytest.mark.timeout(1200)
 def test_four_two_three_one_and_four_workers_take_the_steps_of_one(
-    nodes: Nodes, boards_made: list[Any], tmp_path: Path
+    nodes: Nodes, boards_made: list[Blackboard], tmp_path: Path
 ) -> None:
     config = tiny("base", tmp_path, "resized", workers="1:4", steps=UNTIL_TOLD, **elastic("base"))
     nodes.add_together(4)

@@ -20,6 +20,7 @@ import pytest
 
 from raymat.analysis.compare import diff
 from raymat.analysis.restart_phases import Restart, restarts
+from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.controller.prestart import DELAY_SECONDS, RAY_PROCESSES
 from raymat.cluster.driver.launch import fit
 from raymat.config.run import RunConfig
@@ -71,14 +72,14 @@ def lost_steps(store: Store) -> list[int]:
     return [restart.lost or 0 for restart in restarts(read_events(store))]
 
 
-def train_while(config: RunConfig, boards: list[Any], torment: Callable[[], None]) -> None:
+def train_while(config: RunConfig, boards: list[Blackboard], torment: Callable[[], None]) -> None:
     """Train as long as `torment` takes; then the run is told to end."""
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(fit, config)
         try:
             torment()
         finally:
-            boards[-1].set_wish.remote(Notice("all cases are done", final=True))
+            boards[-1].request_leave(Notice("all cases are done", final=True))
         with pytest.raises(RaymatError, match="all cases are done"):
             training.result()
 
@@ -86,7 +87,7 @@ def train_while(config: RunConfig, boards: list[Any], torment: Callable[[], None
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
 def test_a_killed_worker_costs_seconds_and_no_more_than_the_interval(
-    tmp_path: Path, cluster: None, boards_made: list[Any]
+    tmp_path: Path, cluster: None, boards_made: list[Blackboard]
 ) -> None:
     draws = random.Random(1)
     config = tiny(
@@ -119,7 +120,7 @@ def test_a_killed_worker_costs_seconds_and_no_more_than_the_interval(
 
 @pytest.mark.chaos
 def test_workers_go_on_in_processes_that_were_kept_for_them_and_that_changes_no_bit(
-    tmp_path: Path, cluster: None, boards_made: list[Any]
+    tmp_path: Path, cluster: None, boards_made: list[Blackboard]
 ) -> None:
     options: dict[str, Any] = {"workers": "2", "valid_examples": 0}
     config = tiny("base", tmp_path, "disturbed", steps=100_000, **options)
@@ -146,7 +147,7 @@ def test_workers_go_on_in_processes_that_were_kept_for_them_and_that_changes_no_
 class Farm:
     """Two machines with a worker each, of which one goes and another comes, again and again."""
 
-    def __init__(self, nodes: Nodes, boards: list[Any], folder: Path, seed: int) -> None:
+    def __init__(self, nodes: Nodes, boards: list[Blackboard], folder: Path, seed: int) -> None:
         self.nodes, self._boards, self._draws = nodes, boards, random.Random(seed)
         nodes.add_together(2)
         self.config = tiny(
@@ -186,7 +187,7 @@ class Farm:
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
 def test_a_killed_machine_costs_seconds_and_no_more_than_the_interval(
-    nodes: Nodes, boards_made: list[Any], tmp_path: Path
+    nodes: Nodes, boards_made: list[Blackboard], tmp_path: Path
 ) -> None:
     farm = Farm(nodes, boards_made, tmp_path, seed=2)
     farm.run(10, nodes.kill, READY_SECONDS)
@@ -199,7 +200,7 @@ def test_a_killed_machine_costs_seconds_and_no_more_than_the_interval(
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
 def test_a_frozen_machine_is_left_behind(
-    nodes: Nodes, boards_made: list[Any], tmp_path: Path
+    nodes: Nodes, boards_made: list[Blackboard], tmp_path: Path
 ) -> None:
     farm = Farm(nodes, boards_made, tmp_path, seed=3)
     farm.run(3, nodes.freeze, READY_SECONDS)
@@ -212,7 +213,7 @@ def test_a_frozen_machine_is_left_behind(
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seconds", [3.0, 10.0])
 def test_a_notice_some_seconds_ahead_loses_nothing(
-    nodes: Nodes, boards_made: list[Any], tmp_path: Path, seconds: float
+    nodes: Nodes, boards_made: list[Blackboard], tmp_path: Path, seconds: float
 ) -> None:
     farm = Farm(nodes, boards_made, tmp_path, seed=4)
 

@@ -13,16 +13,16 @@ import ray
 from ray.train import UserCallback, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymat.cluster import blackboard as boards
+from raymat.cluster.blackboard import Blackboard, SignOfLife
 from raymat.cluster.controller.failure_policy import is_fatal, raymat_error, signature
 from raymat.cluster.ray_train_internals import WorkerHealthCheckTimeoutError, unwrap
-from raymat.cluster.worker.notice_listener import POLL_SECONDS, SHOW_POLLS, Sign
+from raymat.cluster.worker.notice_listener import POLL_SECONDS, SIGN_POLLS
 from raymat.storage.store import Store
 from raymat.train.observability.attempt_events import LastSign, WorkersFailed
 from raymat.train.observability.events import EventLog
 from raymat.train.run.notice import LeavingError
 
-SILENCE_SECONDS = 2 * SHOW_POLLS * POLL_SECONDS
+SILENCE_SECONDS = 2 * SIGN_POLLS * POLL_SECONDS
 """A worker that was silent for longer was stuck before it died, and its stack is of interest."""
 
 
@@ -32,7 +32,7 @@ class FailureLog(UserCallback):
     The event has each worker's error, and where the worker was and what it did when it was last heard.
     """
 
-    def __init__(self, storage: str, name: str, board: Any) -> None:
+    def __init__(self, storage: str, name: str, board: Blackboard) -> None:
         self._storage = storage
         self._name = name
         self._board = board
@@ -43,20 +43,20 @@ class FailureLog(UserCallback):
         error = WorkerGroupError("", worker_exceptions)
         if isinstance(raymat_error(error), LeavingError):
             return  # no failure: the workers' own event says where and why they left
-        heard = boards.ask(self._board.heard.remote(), {})
+        signs = self._board.signs()
         errors = {str(rank): signature(error) for rank, error in sorted(worker_exceptions.items())}
         last = {
-            str(rank): last_sign(*heard[rank], now=time.time())
+            str(rank): last_sign(signs[rank], now=time.time())
             for rank in sorted(worker_exceptions)
-            if rank in heard
+            if rank in signs
         }
         self._log().emit(WorkersFailed(ranks=errors, last=last))
-        for rank in worker_exceptions.keys() & heard.keys():
+        for rank in worker_exceptions.keys() & signs.keys():
             if isinstance(unwrap(worker_exceptions[rank]), WorkerHealthCheckTimeoutError):
-                end_frozen(heard[rank][1])
+                end_frozen(signs[rank])
         if not is_fatal(error):  # a fatal one is the last line of the command
             line = "; ".join(f"rank {rank}: {what}" for rank, what in errors.items())
-            self._board.say.remote(f"workers failed: {line}")
+            self._board.print_line(f"workers failed: {line}")
 
     def _log(self) -> EventLog:
         if self._events is None:
@@ -64,7 +64,7 @@ class FailureLog(UserCallback):
         return self._events
 
 
-def end_frozen(sign: Sign) -> None:
+def end_frozen(sign: SignOfLife) -> None:
     """Kill a worker that does not answer, since Ray waits half a minute or longer for a suspended one to go.
 
     Returns at once: if the whole machine is frozen, the kill never runs.
@@ -81,9 +81,9 @@ def _kill_worker(pid: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def last_sign(at: float, sign: Sign, *, now: float) -> LastSign:
-    """Return a worker's last sign of life, heard `at` (Unix seconds); with its stack if it had fallen silent."""
-    doing, silent = sign.doing, now - at
+def last_sign(sign: SignOfLife, *, now: float) -> LastSign:
+    """Return a worker's last sign of life; with its stack if it had fallen silent."""
+    doing, silent = sign.doing, now - sign.heard
     last = LastSign(
         host=sign.host,
         pid=sign.pid,

@@ -9,7 +9,7 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.train import FailureConfig
 
-from raymat.cluster import blackboard as boards
+from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.ray_train_internals import (
     DefaultFailurePolicy,
     FailureDecision,
@@ -70,7 +70,7 @@ class RaymatFailurePolicy(DefaultFailurePolicy):
     """
 
     def __init__(
-        self, failure_config: FailureConfig, newest_step: Callable[[], int], board: Any
+        self, failure_config: FailureConfig, newest_step: Callable[[], int], board: Blackboard
     ) -> None:
         super().__init__(failure_config)
         self._newest_step, self._board = newest_step, board
@@ -103,14 +103,14 @@ class RaymatFailurePolicy(DefaultFailurePolicy):
             return False
         since = f"since step {step} was committed" if step else "and nothing was committed yet"
         verdict = f"{kind} ({self._seen[kind]} times {since}); the run's events say more"
-        boards.ask(self._board.set_verdict.remote(verdict), None)
+        self._board.set_verdict(verdict)
         return True
 
     def _kind(self, error: BaseException) -> tuple[str, int]:
         """What a failure is counted as, and how often it may come."""
-        stuck = boards.ask(self._board.stuck.remote(), [])
-        if stuck:
-            return stuck[0], MAX_FRUITLESS
+        hangs = self._board.hangs()
+        if hangs:
+            return hangs[0], MAX_FRUITLESS
         if somebody_died(error):
             return "workers died or were killed", MAX_DEATHS
         return signature(error), MAX_FRUITLESS

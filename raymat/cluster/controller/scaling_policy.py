@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from raymat.cluster import blackboard as boards
+from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.controller.prestart import Prestart
 from raymat.cluster.nodes import places_on, usable_nodes
 from raymat.cluster.ray_train_internals import (
@@ -53,7 +53,7 @@ class RaymatScalingPolicy(ElasticPolicy):
         spares: whether to keep processes ready for the next start.
     """
 
-    def __init__(self, scaling_config: Any, board: Any, spares: bool) -> None:
+    def __init__(self, scaling_config: Any, board: Blackboard, spares: bool) -> None:
         super().__init__(scaling_config)
         self._board = board
         self._looked = float("-inf")
@@ -83,14 +83,14 @@ class RaymatScalingPolicy(ElasticPolicy):
         self._training = False
         if self._spares:
             self._spares = Prestart()  # the workers that start take what there is
-        self._board.begin.remote()
+        self._board.forget_workers()
         return ResizeDecision(possible, worker_resources(self.scaling_config))
 
     def _refuse_if_stopped(self) -> None:
         """Told to stop while no workers run: there is nothing to commit."""
-        wish = boards.ask(self._board.wish.remote(), None)
-        if wish is not None and wish.final:
-            raise LeavingError(f"{wish.reason}: no workers were running", final=True)
+        request = self._board.leave_request()
+        if request is not None and request.final:
+            raise LeavingError(f"{request.reason}: no workers were running", final=True)
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
@@ -115,8 +115,8 @@ class RaymatScalingPolicy(ElasticPolicy):
         """Whether the workers are at their steps by now; at first also measured: what a restart costs, from the workers
         before to the first that train."""
         if not self._training:
-            signs = boards.ask(self._board.heard.remote(), {}).values()
-            self._training = any(sign.doing.what == "training" for _, sign in signs)
+            signs = self._board.signs().values()
+            self._training = any(sign.doing.what == "training" for sign in signs)
             if self._training and self._left is not None:
                 self._restart_seconds, self._left = now - self._left, None
         return self._training
@@ -139,11 +139,11 @@ class RaymatScalingPolicy(ElasticPolicy):
             self._withdraw()
             return
         text = f"there is room for {possible} workers instead of {workers}"
-        self._board.set_wish.remote(Notice(text))
+        self._board.request_leave(Notice(text))
 
     def _withdraw(self) -> None:
         if self._room_since is not None:
-            self._board.set_wish.remote(None)
+            self._board.request_leave(None)
         self._room_since = None
 
     def _possible(self, fresh: bool) -> int:

@@ -12,13 +12,12 @@ import sys
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 import ray.train
 from ray.exceptions import RayError
 
-from raymat.cluster import blackboard as boards
+from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.controller.failure_log import FailureLog
 from raymat.cluster.controller.failure_policy import RaymatFailurePolicy, raymat_error
 from raymat.cluster.controller.prestart import worker_environment
@@ -134,7 +133,7 @@ def _train(run: PreparedRun, store: Store, lease: Lease) -> RunResult:
     per_worker = worker_resources(config, ray.cluster_resources())
     set_ledger_aside(store)
     head = ray.get_runtime_context().gcs_address
-    board = boards.create()
+    board = Blackboard.start()
     stop = StopSignals(board)
     plan = StreamPlan(run.source, run.order, run.geometry)
     spec = WorkerSpec(
@@ -175,12 +174,12 @@ def _train(run: PreparedRun, store: Store, lease: Lease) -> RunResult:
         scaling_policy=RaymatScalingPolicy(scaling, board, config.workers.spares),
     )
     try:
-        with ProgressLine(board), stop, lease.telling(board.set_wish.remote):
+        with ProgressLine(board), stop, lease.telling(board.request_leave):
             trainer.fit()
     except (ray.train.TrainingFailedError, RayError) as error:
         raise stop.end_of(_end_of(error, board, head)) from error
     finally:
-        ray.kill(board)
+        board.stop()
     return _result(store, run, already_complete=False)
 
 
@@ -220,7 +219,7 @@ def _note_launch(run: PreparedRun, store: Store, lease: Lease) -> None:
     EventLog.for_driver(store).emit(launch)
 
 
-def _end_of(error: BaseException, board: Any, head: str) -> RaymatError:
+def _end_of(error: BaseException, board: Blackboard, head: str) -> RaymatError:
     """Why training ended, for the user: what raymat raised, that the cluster's `head` (HOST:PORT) is gone, or why the
     controller gave up."""
     raised = raymat_error(error)
@@ -233,7 +232,7 @@ def _end_of(error: BaseException, board: Any, head: str) -> RaymatError:
         )
     lines = [line for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else repr(error)
-    verdict = boards.ask(board.verdict.remote(), None)
+    verdict = board.verdict()
     return ClusterError(f"training failed after its restarts: {verdict or last}")
 
 

@@ -6,10 +6,11 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TextIO
 
-import ray
+from ray.exceptions import RayError
 
+from raymat.cluster.blackboard import Blackboard
 from raymat.train.observability.progress import Progress
 
 POLL_SECONDS = 1.0
@@ -46,7 +47,7 @@ class ProgressLine:
     """Prints the line while a block runs: rewritten in place on a terminal, every ten seconds in a
     job log."""
 
-    def __init__(self, board: Any, stream: TextIO | None = None) -> None:
+    def __init__(self, board: Blackboard, stream: TextIO | None = None) -> None:
         self._board = board
         self._stream = stream or sys.stderr
         self._done = threading.Event()
@@ -75,9 +76,9 @@ class ProgressLine:
 
     def _poll(self, last: bool) -> None:
         try:
-            progress, lines = ray.get(self._board.news.remote(self._said), timeout=5)
-        except ray.exceptions.RayError:
-            return  # the board restarts by itself; a line less is no harm
+            progress, lines = self._board.news(self._said)
+        except RayError:
+            return  # the blackboard restarts by itself; a line less is no harm
         self._said += len(lines)
         for line in lines:
             self._stream.write(("\r\x1b[2K" if self._stream.isatty() else "") + line + "\n")

@@ -1,6 +1,6 @@
 """A driver that is told to stop has its workers commit first: `ray job stop`, `kubectl delete`, a time limit, Ctrl-C.
 
-SIGTERM, or SIGINT, puts a final wish on the board; the workers commit the step that they are at and leave, and the
+SIGTERM, or SIGINT, has the blackboard ask the workers to leave; they commit the step that they are at and leave, and the
 command ends with one line and the signal's exit code. The grace until SIGKILL is the sender's: `ray job stop` gives
 RAY_JOB_STOP_WAIT_TIME_S, 3 s if the job does not set it. A second signal ends the driver at once.
 """
@@ -13,6 +13,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from raymat.cluster.blackboard import Blackboard
 from raymat.errors import RaymatError, StoppedError
 from raymat.train.run.notice import LeavingError, Notice
 
@@ -20,9 +21,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Minds the signals while a block runs, if that is in the main thread; Python knows no other way."""
+    """Handles SIGINT and SIGTERM while a block runs, if that is in the main thread: Python knows no other way."""
 
-    def __init__(self, board: Any) -> None:
+    def __init__(self, board: Blackboard) -> None:
         self._board = board
         self._before: dict[signal.Signals, Any] = {}
         self._heard: signal.Signals | None = None
@@ -60,4 +61,4 @@ class StopSignals:
             flush=True,
         )
         notice = Notice(f"the driver was told to stop by {self._heard.name}", final=True)
-        self._board.set_wish.remote(notice)
+        self._board.request_leave(notice)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import ray
@@ -22,7 +21,7 @@ import ray.data
 from ray.data import DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from raymat.cluster.blackboard import Window
+from raymat.cluster.blackboard import Blackboard, Window
 from raymat.data.batch import Geometry, MicroBatch, make_train_batch, make_valid_batch
 from raymat.data.sample_order import SampleOrder
 from raymat.data.source import SourceSpec
@@ -78,7 +77,7 @@ def _read(plan: StreamPlan, window: Window, rows: range) -> Iterable[pa.Table]:
 class WindowDatasource(Datasource):
     """The read tasks of whatever window is pinned to the board when an execution starts."""
 
-    def __init__(self, plan: StreamPlan, board: Any) -> None:
+    def __init__(self, plan: StreamPlan, board: Blackboard) -> None:
         super().__init__()
         self._plan = plan
         self._board = board
@@ -95,7 +94,7 @@ class WindowDatasource(Datasource):
         per_task_row_limit: int | None = None,
         data_context: DataContext | None = None,
     ) -> list[ReadTask]:
-        window = ray.get(self._board.window.remote())
+        window = self._board.window()
         if window is None:  # planning before any window is pinned needs the form only
             return []
         rows = (window.end - window.first) * window.world
@@ -114,7 +113,7 @@ class WindowDatasource(Datasource):
 
 
 def dataset_factory(
-    plan: StreamPlan, board: Any, decode_tasks: int | None
+    plan: StreamPlan, board: Blackboard, decode_tasks: int | None
 ) -> Callable[[], ray.data.Dataset]:
     """What TorchTrainer calls at every worker-group start to make the dataset."""
 

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import ray
 import torch.distributed as dist
 
-from raymat.cluster.blackboard import Window
+from raymat.cluster.blackboard import Blackboard, Window
 from raymat.cluster.worker.datasource import MAX_TASKS_PER_WINDOW, StreamPlan, rows_per_task
 from raymat.data.batch import MicroBatch
 from raymat.distributed.world import World
@@ -20,7 +19,7 @@ from raymat.errors import ClusterError
 class RayFeed:
     """One rank's micro-batches from Ray Data: the feed that the training loop asks for."""
 
-    def __init__(self, shard: Any, board: Any, plan: StreamPlan, world: World) -> None:
+    def __init__(self, shard: Any, board: Blackboard, plan: StreamPlan, world: World) -> None:
         self._shard = shard
         self._board = board
         self._plan = plan
@@ -44,7 +43,7 @@ class RayFeed:
     def _pass(self, kind: Any, first: int, end: int) -> Iterator[MicroBatch]:
         window = Window(kind, first, end, self._world.size)
         if self._world.rank == 0:
-            ray.get(self._board.set_window.remote(window))
+            self._board.set_window(window)
         if self._world.size > 1:
             dist.barrier()
         batches = self._shard.iter_batches(

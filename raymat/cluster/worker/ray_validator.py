@@ -1,11 +1,4 @@
-"""A validation as a Ray task of its own, beside training.
-
-A plain task, owned by the board, that leaves its result in the run's storage. Ray Train's own validation
-(`ray.train.report(..., validation=...)`) would not hold what a run promises: what it has still to validate and what came
-of it is kept in Ray's ledger alone, which every start sets aside; a validation whose process or node dies for good fails
-the controller, and with it training; where it finds no place the run never ends; and it begins at a report, of
-which those that training would have to wait for are left out.
-"""
+"""Rank 0's side of the validations that run beside training as Ray tasks (`raymat.cluster.validation_task`)."""
 
 from __future__ import annotations
 
@@ -13,12 +6,12 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from raymat.checkpoint.manifest import CheckpointId
+from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.validation_task import failure_text
 from raymat.config.run import RunConfig
 from raymat.train.validation.interface import Job, Place, ValidationStatus
@@ -29,11 +22,11 @@ log = logging.getLogger(__name__)
 def place_for(
     config: RunConfig, per_worker: Mapping[str, float], resources: Mapping[str, float]
 ) -> Place:
-    """Where a validation can run beside `config`'s workers in a cluster with `resources`.
+    """Choose where a validation can run beside `config`'s workers in a cluster with `resources`.
 
-    With GPUs on one that no worker takes, not even when all of them run: on a CPU the number would be another. Without
-    GPUs on a core that neither the workers nor the read tasks need; --validation beside does with less, and
-    shares their cores.
+    With GPUs: on one that no worker takes, not even when all of them run; a CPU would give another number. Without GPUs:
+    on a core that neither the workers nor the read tasks need; --validation beside does with less, and shares their
+    cores.
     """
     workers = config.workers.workers.high
     if config.workers.device == "cuda":
@@ -51,26 +44,23 @@ def place_for(
 
 
 class RayValidator:
-    """Rank 0's part: the seam by which the training loop has checkpoints validated. Its methods return at once."""
+    """The training loop's `Validator` on Ray."""
 
     def __init__(
         self,
-        board: Any,
+        board: Blackboard,
         job: Callable[[CheckpointId], Job],
         config: RunConfig,
         per_worker: Mapping[str, float],
     ) -> None:
-        """`job`: what a task is told of a checkpoint. `per_worker`: what a worker asks of Ray."""
+        """`job` makes a checkpoint's task; `per_worker` is what a worker asks of Ray."""
         self._board, self._job = board, job
         self._config, self._per_worker = config, per_worker
         self._claim: Mapping[str, float] = {}
-        self._asked: Any = None
-        self._standing = ValidationStatus(None, "waiting", 0.0)
-        self._heard = time.monotonic()
-        """When the board said so."""
+        self._poll = board.poll_validation(ValidationStatus(None, "waiting", 0.0))
 
     def place(self) -> Place:
-        """Where one could run now."""
+        """Choose where a validation could run now."""
         try:
             resources = ray.cluster_resources()
         except (RayError, ConnectionError, TimeoutError) as error:
@@ -83,29 +73,21 @@ class RayValidator:
     def begin(self, checkpoint: CheckpointId) -> None:
         """Validate `checkpoint`; a validation of another one that still runs is ended."""
         node = ray.get_runtime_context().get_node_id()
-        self._board.begin_validation.remote(self._job(checkpoint), dict(self._claim), node)
-        self._asked = None
-        self._hear(ValidationStatus(checkpoint, "waiting", 0.0))
+        self._board.begin_validation(self._job(checkpoint), dict(self._claim), node)
+        self._poll = self._board.poll_validation(ValidationStatus(checkpoint, "waiting", 0.0))
 
     def look(self) -> ValidationStatus:
-        """How far the newest one was when the board last answered; where that is long ago it counts as silence."""
-        if self._asked is None:
-            self._asked = self._board.validation.remote()
-        ready, _ = ray.wait([self._asked], timeout=0)
-        if ready:
-            self._asked = None
-            try:
-                self._hear(ray.get(ready[0]))
-            except RayError as error:
-                self._hear(
-                    dataclasses.replace(self._standing, state="died", text=failure_text(error))
-                )
-        since = time.monotonic() - self._heard
-        return dataclasses.replace(self._standing, seconds=self._standing.seconds + since)
+        """Return how far the newest was when the blackboard last answered; the time since then counts as silence."""
+        try:
+            self._poll.update()
+        except RayError as error:
+            died = dataclasses.replace(self._poll.latest, state="died", text=failure_text(error))
+            self._poll.set(died)
+        status = self._poll.latest
+        return dataclasses.replace(
+            status, seconds=status.seconds + time.monotonic() - self._poll.heard
+        )
 
     def end(self) -> None:
-        """Nobody waits for it any more."""
-        self._board.end_validation.remote()
-
-    def _hear(self, standing: ValidationStatus) -> None:
-        self._standing, self._heard = standing, time.monotonic()
+        """End the newest."""
+        self._board.end_validation()

@@ -13,11 +13,11 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import RayError
 from ray.train import CheckpointUploadMode
 
 from raymat.checkpoint.local_cache import cache_folder
 from raymat.checkpoint.manifest import CheckpointId
+from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.worker.datasource import StreamPlan
 from raymat.cluster.worker.notice_listener import NoticeListener
 from raymat.cluster.worker.ray_feed import RayFeed
@@ -35,8 +35,6 @@ from raymat.train.validation.interface import Job
 
 log = logging.getLogger(__name__)
 
-STUCK_SECONDS = 5.0
-"""How long a worker that hangs waits to be heard before it ends itself."""
 STUCK_EXIT = 70
 REPORT_SECONDS = 30.0
 """How long a worker waits at its end for Ray to take what it reported."""
@@ -50,7 +48,7 @@ class WorkerSpec:
     run_id: str
     listing_digest: str
     plan: StreamPlan
-    board: Any
+    board: Blackboard
     lease: str
     """The name of the driver's: without it they must not train."""
     resources: dict[str, float]
@@ -71,7 +69,7 @@ class RayHost:
     resumes.
     """
 
-    def __init__(self, world: World, board: Any, lease: LeaseWatch | None) -> None:
+    def __init__(self, world: World, board: Blackboard, lease: LeaseWatch | None) -> None:
         """`lease`: rank 0's eye on the driver's."""
         self._world = world
         self._board = board
@@ -130,21 +128,18 @@ class RayHost:
     def stuck(self, doing: Activity) -> None:
         """End this process: the controller then starts all workers anew."""
         text = f"rank {self._world.rank} stood still {doing.what} after step {doing.step}"
-        try:
-            ray.get(self._board.set_stuck.remote(text), timeout=STUCK_SECONDS)
-        except (RayError, TimeoutError):
-            log.warning("could not tell the driver: %s", text)
+        self._board.report_hang(text)
         os._exit(STUCK_EXIT)  # nothing gentler ends a thread that hangs in a system call
 
     def progress(self, progress: Progress) -> None:
         """Put rank 0's progress on the board; nobody waits for it."""
-        self._board.set_progress.remote(progress)
+        self._board.set_progress(progress)
 
     def event(self, event: dict[str, Any]) -> None:
         """Put on the board what the driver should print; nobody waits for it."""
         known = parse_event(event)
         if known is not None and known.line is not None:
-            self._board.say.remote(known.line)
+            self._board.print_line(known.line)
 
     def _as_ray(self, checkpoint: CheckpointId) -> ray.train.Checkpoint:
         storage = ray.train.get_context().get_storage()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, FailureConfig, WorkerGroupError
@@ -21,8 +20,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.cluster import blackboard as boards
-from raymat.cluster.blackboard import Window
+from raymat.cluster.blackboard import Blackboard, Window
 from raymat.cluster.controller.failure_policy import (
     RaymatFailurePolicy,
     is_fatal,
@@ -128,10 +126,10 @@ def test_the_driver_tells_of_a_skipped_checkpoint_and_not_of_every_commit() -> N
 
 
 @pytest.fixture
-def board(cluster: None) -> Iterator[Any]:
-    made = boards.create()
+def board(cluster: None) -> Iterator[Blackboard]:
+    made = Blackboard.start()
     yield made
-    ray.kill(made)
+    made.stop()
 
 
 def test_the_error_that_a_worker_raised_is_found_behind_those_it_caused() -> None:
@@ -197,7 +195,7 @@ def damage(shard: Path) -> None:
     shard.write_bytes(data)
 
 
-def test_a_killed_worker_that_a_health_check_found_has_died(board: Any) -> None:
+def test_a_killed_worker_that_a_health_check_found_has_died(board: Blackboard) -> None:
     check = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
     error = WorkerGroupError("failed", {0: check, 1: RuntimeError("gloo, port 1")})
     assert somebody_died(error)
@@ -205,14 +203,14 @@ def test_a_killed_worker_that_a_health_check_found_has_died(board: Any) -> None:
     decisions = [policy.make_decision(error) for _ in range(9)]
     assert decisions == [FailureDecision.RETRY] * 9
     assert policy.make_decision(error) is FailureDecision.RAISE
-    assert ray.get(board.verdict.remote()) == (
+    assert board.verdict() == (
         "workers died or were killed (10 times and nothing was committed yet); "
         "the run's events say more"
     )
 
 
 def test_a_frozen_worker_counts_as_a_dead_one_and_waiting_for_places_as_no_failure(
-    board: Any,
+    board: Blackboard,
 ) -> None:
     policy = RaymatFailurePolicy(FailureConfig(max_failures=100), lambda: 0, board)
     frozen = WorkerGroupError("failed", {1: WorkerHealthCheckTimeoutError("hanging")})
@@ -222,22 +220,24 @@ def test_a_frozen_worker_counts_as_a_dead_one_and_waiting_for_places_as_no_failu
     assert policy.make_decision(frozen).name == "RAISE"
 
 
-def test_workers_that_stand_still_at_the_same_place_three_times_end_the_run(board: Any) -> None:
+def test_workers_that_stand_still_at_the_same_place_three_times_end_the_run(
+    board: Blackboard,
+) -> None:
     error = WorkerGroupError("failed", {0: RuntimeError("gloo"), 1: ActorDiedError()})
     policy = RaymatFailurePolicy(FailureConfig(max_failures=100), lambda: 7, board)
     decisions = []
     for _ in range(3):
-        board.begin.remote()
-        board.set_stuck.remote("rank 1 stood still waiting for a batch after step 9")
+        board.forget_workers()
+        board.report_hang("rank 1 stood still waiting for a batch after step 9")
         decisions.append(policy.make_decision(error).name)
     assert decisions == ["RETRY", "RETRY", "RAISE"]
-    assert ray.get(board.verdict.remote()) == (
+    assert board.verdict() == (
         "rank 1 stood still waiting for a batch after step 9 (3 times since step 7 was committed); "
         "the run's events say more"
     )
 
 
-def test_the_same_failure_three_times_without_a_commit_ends_the_run(board: Any) -> None:
+def test_the_same_failure_three_times_without_a_commit_ends_the_run(board: Blackboard) -> None:
     steps = iter([0, 0, 7, 7, 7])
     policy = RaymatFailurePolicy(FailureConfig(max_failures=10), lambda: next(steps), board)
     error = WorkerGroupError("failed", {0: ZeroDivisionError("division by zero")})
