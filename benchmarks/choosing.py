@@ -31,7 +31,7 @@ from raymat.distributed.world import World
 from raymat.storage.store import Store
 from raymat.train.loop.interfaces import NullHost
 from raymat.train.loop.trainer import run
-from raymat.train.run.prepare import prepare
+from raymat.train.run.open_run import open_run
 from raymat.train.run.weights_reference import read_weights
 
 SIDE, INTERVAL, TOP = 80, 40, 5
@@ -65,7 +65,7 @@ def train(folder: Path, steps: int) -> RunConfig:
         },
     )
     store = Store.open(config.storage, config.name)
-    prepared = prepare(config, store)
+    prepared = open_run(config, store)
     run(
         config,
         world=World(),

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from raymat.analysis.run_pictures import Split, kept_source, open_source
 from raymat.config.run import STAGE_DEFAULTS
 from raymat.config.sections import DataConfig
-from raymat.config.values import Range
 from raymat.data.batch import Geometry, MicroBatch
 from raymat.data.decode import OpenImage
 from raymat.data.feed import LocalFeed
-from raymat.data.sample_order import Example, SampleOrder
+from raymat.data.run_dataset import validation_order
+from raymat.data.sample_order import Example
 from raymat.data.source import Source
 from raymat.errors import ConfigError, DataError
 from raymat.storage.urls import redact
@@ -35,17 +35,7 @@ class Examples:
     def batches(self) -> Iterator[MicroBatch]:
         """Yield batches of one example each, made ahead in threads. Raises DataError if pictures cannot be had."""
         source = self.source if self.split == "valid" else _TrainingSplit(self.source)
-        order = SampleOrder(
-            seed=self.seed,
-            pairs=1,
-            backgrounds=1,
-            batch_size=1,
-            crop=Range(4, 4),
-            total_examples=1,
-            valid_pairs=source.valid_pairs,
-            valid_backgrounds=source.valid_backgrounds,
-            valid_examples=self.count,
-        )
+        order = validation_order(source, self.seed, self.count)
         return LocalFeed(source, order, self.geometry, threads=DECODE_THREADS).valid()
 
     def name_of(self, example: Example) -> str:

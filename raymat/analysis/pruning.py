@@ -17,7 +17,7 @@ from raymat.errors import CheckpointError, ConfigError
 from raymat.storage.store import Store
 from raymat.train.loop.schedule import Schedule
 from raymat.train.observability.events import highest_attempt
-from raymat.train.run.prepare import prepare
+from raymat.train.run.open_run import data_of_run
 from raymat.train.run.run_file import read_run
 from raymat.train.run.run_url import list_checkpoints
 from raymat.train.validation.criteria import metric_of, validated
@@ -94,5 +94,6 @@ def _epoch_ends(store: Store, stored: Mapping[str, Any], steps: Collection[int])
     if not stored:
         raise ConfigError(f"--keep-epochs needs {store.url}/run.json, which is missing")
     config = from_dict(stored["config"])
-    schedule = Schedule.of(config, prepare(config, store).order)
+    _, order = data_of_run(config, store, dict(stored))
+    schedule = Schedule.of(config, order)
     return {step for step in steps if step > 0 and schedule.ends_epoch(step)}

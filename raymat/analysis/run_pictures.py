@@ -11,11 +11,9 @@ import torch
 
 from raymat.config.run import RunConfig
 from raymat.config.sections import DataConfig
-from raymat.data.batch import Geometry
 from raymat.data.composite import Composed
 from raymat.data.feed import LocalFeed
-from raymat.data.run_dataset import source_of
-from raymat.data.sample_order import SampleOrder
+from raymat.data.run_dataset import geometry_of, sample_order, source_of
 from raymat.data.source import FolderSource, Source, SourceSpec, build_listing
 from raymat.model.matting import MattingBase
 from raymat.train.optim.forward import compose
@@ -111,21 +109,5 @@ class RunPictures:
         return math.nan if mean is None else mean
 
     def _feed(self, total: int) -> LocalFeed:
-        data, source = self.config.data, self.source
-        order = SampleOrder(
-            seed=data.seed,
-            pairs=source.pairs,
-            backgrounds=source.backgrounds,
-            batch_size=data.batch_size,
-            crop=data.crop,
-            total_examples=total,
-            valid_pairs=source.valid_pairs,
-            valid_backgrounds=source.valid_backgrounds,
-            valid_examples=min(self.config.log.valid_examples, source.valid_pairs),
-        )
-        geometry = Geometry(
-            stage=self.config.stage,
-            resolution=data.resolution,
-            scaled_decode=data.scaled_decode,
-        )
-        return LocalFeed(source, order, geometry)
+        order = sample_order(self.config, self.source, total)
+        return LocalFeed(self.source, order, geometry_of(self.config))

@@ -71,14 +71,15 @@ def newest(
     on_skip: Callable[[CheckpointId, str], None] = lambda checkpoint, reason: None,
     *,
     max_bytes: int = MAX_BYTES,
+    statuses: Sequence[Status] | None = None,
 ) -> tuple[CheckpointId, Snapshot] | None:
     """The newest committed checkpoint of which every digest is right, with its state; or None.
 
-    `run`: the run id that it must carry. `on_skip` is told of each newer one that was passed over,
-    and why; nothing is deleted. Raises StorageError, rather than take an older one, when the
-    storage fails. Requests: one listing, and for each candidate its manifests and its bytes.
+    `run`: the run id that it must carry. `statuses`: of a scan; without, the run is scanned. `on_skip` is told of each
+    newer one that was passed over, and why; nothing is deleted. Raises StorageError, rather than take an older one, when
+    the storage fails. Requests: one listing, and for each candidate its manifests and its bytes.
     """
-    for status in scan(store):
+    for status in scan(store) if statuses is None else statuses:
         try:
             if status.state == "torn":
                 raise CheckpointError(status.reason)

@@ -25,7 +25,7 @@ from raymat.errors import ConfigError
 from raymat.storage.store import Store
 from raymat.train.observability.events import read_events
 from raymat.train.observability.metrics_log import read_metrics
-from raymat.train.run.prepare import prepare
+from raymat.train.run.open_run import open_run
 from raymat.train.run.run_file import read_run
 
 FOLDER = "demo"
@@ -146,7 +146,7 @@ def _begun(config: RunConfig) -> RunConfig:
 
 def _picture(configs: list[RunConfig]) -> None:
     refine = configs[-1]
-    run = prepare(refine, Store.open(refine.storage, refine.name))
+    run = open_run(refine, Store.open(refine.storage, refine.name))
     batch = make_valid_batch(run.source.open(), run.order, run.geometry, 0, range(PICTURE_EXAMPLES))
     columns = list(source_and_truth(batch, refine))
     for config in configs:

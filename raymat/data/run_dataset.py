@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymat.config.run import RunConfig
+from raymat.config.values import Range
+from raymat.data.batch import Geometry
 from raymat.data.growth import Added, grow
+from raymat.data.lineage import NO_LINEAGE, Lineage
 from raymat.data.listing import Listing
-from raymat.data.source import SourceSpec, build_listing, load_listing
+from raymat.data.sample_order import SampleOrder
+from raymat.data.source import Source, SourceSpec, build_listing, load_listing
 from raymat.errors import ConfigError, DataError
 from raymat.storage.store import Store
 
@@ -30,6 +34,49 @@ def source_of(config: RunConfig, store: Store, listing: dict[str, Any]) -> Sourc
             valid_count=config.log.valid_examples,
         )
     return SourceSpec.listed(f"{store.url}/{listing['file']}", listing["digest"])
+
+
+def sample_order(
+    config: RunConfig, source: Source, total_examples: int, lineage: Lineage = NO_LINEAGE
+) -> SampleOrder:
+    """Return the order in which a run of `total_examples` trains on the dataset, and validates with it."""
+    data = config.data
+    return SampleOrder(
+        seed=data.seed,
+        pairs=source.pairs,
+        backgrounds=source.backgrounds,
+        batch_size=data.batch_size,
+        crop=data.crop,
+        total_examples=total_examples,
+        valid_pairs=source.valid_pairs,
+        valid_backgrounds=source.valid_backgrounds,
+        valid_examples=min(config.log.valid_examples, source.valid_pairs),
+        lineage=lineage,
+        accumulate=config.optim.accumulate,
+    )
+
+
+def validation_order(source: Source, seed: int, count: int) -> SampleOrder:
+    """Return an order of `count` validation examples, one a batch, as a run with `seed` validates; it has no training set."""
+    return SampleOrder(
+        seed=seed,
+        pairs=1,
+        backgrounds=1,
+        batch_size=1,
+        crop=Range(4, 4),
+        total_examples=1,
+        valid_pairs=source.valid_pairs,
+        valid_backgrounds=source.valid_backgrounds,
+        valid_examples=count,
+    )
+
+
+def geometry_of(config: RunConfig) -> Geometry:
+    """Return the shapes of the run's batches."""
+    data = config.data
+    return Geometry(
+        stage=config.stage, resolution=data.resolution, scaled_decode=data.scaled_decode
+    )
 
 
 @dataclass(frozen=True)

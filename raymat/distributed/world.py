@@ -25,12 +25,3 @@ class World:
         base, extra = divmod(count, self.size)
         start = rank * base + min(rank, extra)
         return range(start, start + base + (rank < extra))
-
-
-@dataclass(frozen=True)
-class PreemptionNotice:
-    """A warning that a node goes away: `deadline` in Unix seconds, or None when it was not given one."""
-
-    deadline: float | None = None
-    reason: str = ""
-    ranks: tuple[int, ...] = ()

@@ -14,7 +14,7 @@ from raymat.cluster.driver.launch import fit
 from raymat.data.sample_order import digest_lanes, digest_text
 from raymat.storage.store import Store
 from raymat.train.observability.events import read_events
-from raymat.train.run.prepare import prepare
+from raymat.train.run.open_run import open_run
 from tests.support.kit import rows, starts, tiny, wait_for
 
 SHORT: dict[str, Any] = {"steps": None, "synthetic": 24, "epochs": 3, "epoch_examples": 30}
@@ -39,7 +39,7 @@ def test_a_longer_run_on_more_data_that_is_killed_trains_on_what_its_order_says(
     fit(tiny("base", tmp_path, "run", workers="2", grow_dataset=True, **LONG))
     killer.join()
     assert [event["attempt"] for event in starts(store)] == [1, 2, 3]
-    order = prepare(tiny("base", tmp_path, "run", precision="fp32", **LONG), store).order
+    order = open_run(tiny("base", tmp_path, "run", precision="fp32", **LONG), store).order
     expected = []
     for step in range(26):
         numbers = order.step_numbers(step)

@@ -10,7 +10,7 @@ import pytest
 from raymat.cluster.driver.launch import fit
 from raymat.data.sample_order import digest_lanes, digest_text
 from raymat.storage.store import Store
-from raymat.train.run.prepare import prepare
+from raymat.train.run.open_run import open_run
 from tests.support.kit import rows, tiny
 
 STEPS, BATCH, PAIRS = 10, 8, 64
@@ -39,7 +39,7 @@ def trained(storage: Path, world: int, precision: str, stage: Any = "base") -> S
 def test_one_to_four_workers_take_the_same_steps(cluster: None, tmp_path: Path) -> None:
     found = {world: rows(trained(tmp_path, world, "fp64")) for world in (1, 2, 3, 4)}
     config = tiny("base", tmp_path, "base-fp64-1", batch_size=BATCH, synthetic=PAIRS, steps=STEPS)
-    order = prepare(config, Store.open(str(tmp_path), "other")).order
+    order = open_run(config, Store.open(str(tmp_path), "other")).order
     expected = [
         digest_text(digest_lanes(order.examples(order.step_numbers(step)))) for step in range(STEPS)
     ]

@@ -22,7 +22,7 @@ from raymat.distributed.world import World
 from raymat.errors import ConfigError, WeightsError
 from raymat.model.matting import build
 from raymat.storage.store import Store
-from raymat.train.run.prepare import prepare
+from raymat.train.run.open_run import open_run
 from raymat.train.run.weights_reference import build_network, read_weights
 from tests.support import runs
 from tests.support.datakit import write_dataset
@@ -252,7 +252,7 @@ def test_the_runs_own_files_are_found_by_its_listing_and_the_run_is_left_as_it_i
     dataset, walls = write_dataset(str(tmp_path / "files"))
     options = {"synthetic": None, "dataset": dataset, "backgrounds": walls, "valid_examples": 2}
     store = Store.open(str(tmp_path), "a")
-    prepare(config_of(tmp_path, "a", **options), store)
+    open_run(config_of(tmp_path, "a", **options), store)
     before = {info.path: store.read(info.path) for info in store.list()}
     # The run was made longer since: its checkpoint knows another length than its run.json.
     a = commit(tmp_path, "a", network(3), **options, steps=5)

@@ -29,7 +29,7 @@ from raymat.data.source import SourceSpec
 from raymat.distributed.world import World
 from raymat.model.matting import build
 from raymat.train.observability.metrics_log import read_metrics
-from raymat.train.run.prepare import prepare
+from raymat.train.run.open_run import open_run
 from tests.support import runs
 from tests.support.datakit import write_dataset
 
@@ -266,7 +266,7 @@ def test_a_run_s_dataset_is_the_one_that_it_listed(
     folders = {"dataset": data, "backgrounds": walls, "synthetic": None, "valid_examples": 2}
     storage, _, name = local.url.rpartition("/")
     config = runs.tiny(storage, name, **folders)
-    prepare(config, local.store)
+    open_run(config, local.store)
     network = build("base", config.model, 1).state_dict()
     local.commit(5, tensors={f"model/{n}": t for n, t in network.items()}, config=to_dict(config))
     for half in ("fgr", "pha"):

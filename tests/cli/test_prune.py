@@ -9,7 +9,7 @@ import pytest
 
 from raymat.checkpoint.catalog import newest
 from raymat.train.observability.events import EventLog
-from raymat.train.run.prepare import prepare
+from raymat.train.run.open_run import open_run
 from tests.support.kit import tiny
 
 LOSSES = {10: 0.9, 20: 0.4, 30: 0.5, 40: 0.3, 50: 0.35, 60: 0.6}
@@ -80,7 +80,7 @@ def test_each_option_keeps_what_it_says(
 def test_the_ends_of_epochs_stay(local: Any, raymat: Any, tmp_path: Path) -> None:
     # 20 examples in steps of 8: virtual epochs end within steps 3, 5, 8 and 10.
     config = tiny("base", tmp_path / "runs", "run", epoch_examples=20, precision="fp32")
-    run = prepare(config, local.store).run_id
+    run = open_run(config, local.store).run_id
     for step in range(1, 12):
         local.commit(step, run=run)
     assert raymat("prune", local.url, "--keep", "1", "--keep-epochs", "--yes")[0] == 0

@@ -37,7 +37,7 @@ def main(storage: str, machine: str, ttl: float) -> None:
     try:
         with Lease.acquire(Store.open(storage, "run"), pace=pace, owner=owner) as lease:
             print("held", lease.name, flush=True)
-            with lease.telling(tell):
+            with lease.calling(tell):
                 while not ended.wait(0.02):
                     if lease.lost is not None:
                         raise RuntimeError("the workers have ended")

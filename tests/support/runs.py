@@ -24,7 +24,7 @@ from raymat.distributed.world import World
 from raymat.storage.store import Store
 from raymat.train.loop.interfaces import Host, NullHost
 from raymat.train.loop.trainer import Outcome, run
-from raymat.train.run.prepare import PreparedRun, prepare
+from raymat.train.run.open_run import OpenedRun, open_run
 from raymat.train.validation.interface import Job, Validator
 from tests.support.workers import in_workers
 
@@ -148,12 +148,12 @@ def train(
 def without_ray(config: RunConfig) -> Store:
     """Train as `fit` would, with the most workers that `config` allows, on the CPU, in processes that this one starts."""
     optim = dataclasses.replace(config.optim, precision=config.optim.precision or "fp32")
-    prepared = prepare(dataclasses.replace(config, optim=optim), store_of(config))
+    prepared = open_run(dataclasses.replace(config, optim=optim), store_of(config))
     in_workers(config.workers.workers.high, _train_prepared, prepared, seconds=900.0)
     return store_of(config)
 
 
-def _train_prepared(world: World, prepared: PreparedRun) -> None:
+def _train_prepared(world: World, prepared: OpenedRun) -> None:
     run(
         prepared.config,
         world=world,

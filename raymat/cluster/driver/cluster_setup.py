@@ -1,4 +1,4 @@
-"""Joins or starts Ray, and decides what a run asks of it."""
+"""The Ray that a run is driven on: joined or started, and what the run asks of it."""
 
 from __future__ import annotations
 
@@ -7,32 +7,27 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
-import fsspec
-import pyarrow.fs
 import ray
-import ray.train
 
-from raymat.config.run import RunConfig, from_dict
+from raymat.cluster.ray_internals import apply_settings
+from raymat.config.run import RunConfig
 from raymat.errors import ClusterError, ConfigError
-from raymat.storage.store import Store
-
-LEDGER = "checkpoint_manager_snapshot.json"
-
 
 OBJECT_STORE_BYTES = 2 * 2**30
 
 
-def settle(
-    config: RunConfig, stored: dict[str, Any] | None, resources: dict[str, float]
+def resolve_auto(
+    config: RunConfig, begun: RunConfig | None, resources: dict[str, float]
 ) -> RunConfig:
-    """Decide what `auto` leaves open: as the run began, or from what the cluster has.
+    """Replace a device and a precision left to `auto`: by those that the run was begun with, or by what the cluster has.
 
     Raises:
         ConfigError: a precision that the device does not have, or nothing to decide by.
     """
-    begun = from_dict(stored["config"]) if stored else None
     device = config.workers.device
     if device == "auto" and begun is not None:
         device = begun.workers.device
@@ -55,16 +50,27 @@ def settle(
 
 
 def worker_resources(config: RunConfig, resources: dict[str, float]) -> dict[str, float]:
-    """What one worker asks of Ray. On a CPU cluster half of the cores stay for decoding."""
+    """Return what one worker asks of Ray. On a CPU cluster half of the cores stay for decoding."""
     if config.workers.device == "cuda":
         return {"CPU": 1, "GPU": 1}
     share = resources.get("CPU", 1) / (2 * config.workers.workers.high)
     return {"CPU": max(0.01, min(1.0, math.floor(share * 100) / 100))}
 
 
-def start_ray() -> Literal["shared", "joined", "started"]:
-    """Use the Ray of this process, join the cluster there is, or start one on this machine; says
-    which."""
+@contextmanager
+def running_ray() -> Iterator[bool]:
+    """Use this process's Ray, join the cluster there is, or start one on this machine; leave it at the end, if it was joined
+    or started here. Gives whether the cluster can grow."""
+    apply_settings()
+    origin = _start_ray()
+    try:
+        yield origin != "started"
+    finally:
+        if origin != "shared":
+            ray.shutdown()
+
+
+def _start_ray() -> Literal["shared", "joined", "started"]:
     if ray.is_initialized():
         return "shared"
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
@@ -99,17 +105,3 @@ def check_room(config: RunConfig, resources: dict[str, float], can_grow: bool) -
         if not can_grow:
             raise ClusterError(f"{short}: use fewer --workers or a larger machine")
         print(f"waiting for nodes: {short}", file=sys.stderr, flush=True)
-
-
-def set_ledger_aside(store: Store) -> None:
-    """Remove Ray's ledger of an earlier start: damaged, foreign or naming what is gone, it would
-    stop the controller."""
-    store.delete([f"checkpoints/{LEDGER}"])
-
-
-def ray_storage(store: Store) -> tuple[Any, str]:
-    """The run's folder as Ray wants it: a pyarrow filesystem and a path without a scheme."""
-    filesystem, path = fsspec.core.url_to_fs(store.url)
-    if "file" in filesystem.protocol:
-        return None, path
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path

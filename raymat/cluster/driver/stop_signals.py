@@ -42,8 +42,8 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def end_of(self, error: RaymatError) -> RaymatError:
-        """What to tell the user about how the run ended: that it was stopped, if it was."""
+    def explain(self, error: RaymatError) -> RaymatError:
+        """Return what to tell the user of the run's end by `error`: that it was stopped, if it was."""
         if self._heard is None or not isinstance(error, LeavingError):
             return error
         return StoppedError(

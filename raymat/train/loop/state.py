@@ -78,14 +78,6 @@ class RunState:
         return best_of(self.validations, kept.best_metric, kept.best_mode)
 
 
-def stopped_in(extra: Mapping[str, Any], config: RunConfig, lineage: Lineage) -> str | None:
-    """Why a run of this `config` stops early at the checkpoint with this `extra`; None if it does not."""
-    record = RunState(
-        validations=validations_of(extra), pending_validation=extra.get("pending_validation")
-    )
-    return record.stop_reason(config, lineage)
-
-
 @dataclass(frozen=True)
 class ResumeContract:
     """What the weights depend on: a checkpoint that was made under another one cannot be resumed."""

@@ -1,18 +1,23 @@
-"""A run that is made longer or given more data, as pure functions of its lineage and of its newest checkpoint."""
+"""Extensions of a run: more steps than it was to have, or a dataset that has grown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raymat.checkpoint.catalog import read_extra, scan
+from raymat.checkpoint.catalog import Status, read_extra
 from raymat.checkpoint.state_dict import require_format
-from raymat.config.run import RunConfig, from_dict
+from raymat.config.fixed_options import DATASET, LENGTH
+from raymat.config.run import RunConfig, from_dict, to_dict
 from raymat.data.lineage import NO_LINEAGE, DatasetSpan, Lineage, Steps
+from raymat.data.run_dataset import Grown, grow_dataset, source_of
 from raymat.data.sample_order import Cursor
 from raymat.errors import CheckpointError
 from raymat.storage.store import Store
+from raymat.train.observability.attempt_events import DatasetGrown, RunExtended
+from raymat.train.observability.event import Event
+from raymat.train.run.run_file import RUN_FORMATS
 
 
 @dataclass(frozen=True)
@@ -24,9 +29,19 @@ class RunPosition:
     ended: bool = False
 
 
+@dataclass(frozen=True)
+class RunChange:
+    """What is new in a resumed run: a line for people, and an event unless nothing changed after all."""
+
+    line: str
+    event: Event | None = None
+
+
 def total_examples(config: RunConfig, first_pairs: int, lineage: Lineage = NO_LINEAGE) -> int:
-    """How many examples the run trains on: whole steps, or virtual epochs of `--epoch-examples` (default: `first_pairs`, as
-    many pairs as the run was begun with)."""
+    """Return how many examples the run trains on: those of whole steps, or of virtual epochs.
+
+    An epoch has `--epoch-examples`, by default `first_pairs`, as many as the run had pairs when it was begun.
+    """
     length = config.length
     if length.steps is not None:
         return Steps(config.data.batch_size, lineage.ends).examples(length.steps)
@@ -34,25 +49,68 @@ def total_examples(config: RunConfig, first_pairs: int, lineage: Lineage = NO_LI
     return max(1, round(length.epochs * (length.epoch_examples or first_pairs)))
 
 
-def standing(store: Store, run_id: str, first_pairs: int) -> RunPosition:
-    """Where the run's newest checkpoint stands, as far as its manifests and its small file tell.
+def extend_run(
+    config: RunConfig, store: Store, stored: dict[str, Any], statuses: Sequence[Status], grow: bool
+) -> tuple[dict[str, Any], list[RunChange]]:
+    """Return the run's `run.json` with the length of `config`, and what that changes.
 
-    Should a shard of it turn out to be damaged, an older one is taken, and the run comes by here again.
+    Args:
+        stored: its `run.json` so far.
+        statuses: its checkpoints, newest first.
+        grow: whether the dataset is listed again.
+
+    Raises:
+        ConfigError, DataError: the dataset did not only grow. StorageError: the storage cannot be read or written.
+    """
+    lineage, changes = Lineage.from_dict(stored.get("past")), []
+    before = source_of(config, store, stored["listing"]).open()
+    pairs = lineage.first_pairs(before.pairs)
+    at = read_position(store, statuses, stored["run_id"], pairs)
+    if (continued := longer(config, pairs, lineage, at)) != lineage:
+        lineage = continued
+        extended = RunExtended(step=at.step, examples=at.examples)
+        changes.append(RunChange(extended.line, extended))
+    listing = stored["listing"]
+    if grow:
+        found = grow_dataset(config, store, listing)
+        if found.listing["digest"] == listing["digest"]:
+            changes.append(RunChange("nothing was added to the dataset"))
+        else:
+            was = (before.pairs, before.backgrounds, str(listing["digest"]))
+            lineage = with_more_data(lineage, was, at, found.valid_changed)
+            changes.append(_growth(lineage, at, found))
+        listing = found.listing
+    now = to_dict(config)
+    kept = {name: now[name] for name in (*DATASET, *LENGTH)}
+    return stored | {
+        "format": RUN_FORMATS[lineage != NO_LINEAGE],
+        "config": stored["config"] | kept,
+        "listing": listing,
+        "past": lineage.to_dict(),
+    }, changes
+
+
+def read_position(
+    store: Store, statuses: Sequence[Status], run_id: str, first_pairs: int
+) -> RunPosition:
+    """Read where the newest checkpoint of `statuses` (newest first) is from its manifests and its small file.
+
+    Should a shard of it turn out to be damaged, workers take an older one, and an ended run is extended again.
 
     Raises:
         StorageError: the storage cannot be read.
     """
-    for status in scan(store):
+    for status in statuses:
         if status.state == "committed":
             try:
-                return standing_of(read_extra(store, status, run_id), first_pairs)
+                return position_of(read_extra(store, status, run_id), first_pairs)
             except CheckpointError:
                 continue
     return RunPosition()
 
 
-def standing_of(extra: Mapping[str, Any], first_pairs: int) -> RunPosition:
-    """Where a state with this `extra` stands."""
+def position_of(extra: Mapping[str, Any], first_pairs: int) -> RunPosition:
+    """Return the position of a checkpoint with this `extra`."""
     require_format(extra)
     used = Cursor.load_state_dict(extra["cursor"]).next_example
     lineage = Lineage.from_dict(extra.get("past"))
@@ -61,7 +119,7 @@ def standing_of(extra: Mapping[str, Any], first_pairs: int) -> RunPosition:
 
 
 def longer(config: RunConfig, first_pairs: int, lineage: Lineage, at: RunPosition) -> Lineage:
-    """`lineage` with the end that the run is at, if it had ended there and now is to go on."""
+    """Add the end that the run is at to `lineage`, if it had ended there and now is to go on."""
     if not at.ended or at.examples <= max(lineage.ends, default=0):
         return lineage
     ended = replace(lineage, ends=(*lineage.ends, at.examples))
@@ -71,9 +129,9 @@ def longer(config: RunConfig, first_pairs: int, lineage: Lineage, at: RunPositio
 def with_more_data(
     lineage: Lineage, before: tuple[int, int, str], at: RunPosition, valid_changed: bool
 ) -> Lineage:
-    """`lineage` with the present dataset, `before` (pairs, backgrounds, listing's digest), as one that has grown since.
+    """Add the present dataset to `lineage`, as one that has grown since; the grown one begins with the next pass.
 
-    The new one begins with the next pass.
+    `before`: the present dataset's pairs, backgrounds and listing's digest.
     """
     pairs, backgrounds, listing = before
     begun = max(0, at.examples - lineage.start)
@@ -83,3 +141,18 @@ def with_more_data(
         spans=(*lineage.spans, DatasetSpan(end, pairs, backgrounds, listing)),
         valid_since=at.step if valid_changed else lineage.valid_since,
     )
+
+
+def _growth(lineage: Lineage, at: RunPosition, found: Grown) -> RunChange:
+    line = f"the dataset has grown: {', '.join(map(str, found.added))}; from example {lineage.start} on"
+    if found.valid_changed:
+        line += f"; validations after step {at.step} cannot be compared with those before"
+    event = DatasetGrown(
+        step=at.step,
+        examples=at.examples,
+        from_example=lineage.start,
+        added={added.kind: added.count for added in found.added},
+        listing=found.listing["digest"],
+        valid_since=lineage.valid_since,
+    )
+    return RunChange(line, event)

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from raymat.cli.main import job_main
-from raymat.cluster.driver.cluster_setup import settle
+from raymat.cluster.driver.cluster_setup import resolve_auto
 from raymat.config.flags import parse_run
 from raymat.storage.store import Store
 from raymat.train.observability.events import read_events
-from raymat.train.run.prepare import prepare
+from raymat.train.run.open_run import open_run
 from tests.support.kit import rows
 
 Job = Callable[..., str]
@@ -140,7 +140,7 @@ def test_weights_of_which_nothing_matches_are_refused(
 def test_resuming_with_another_backbone_is_refused_and_the_difference_shown(
     cluster: None, job: Job, dataset: Path
 ) -> None:
-    begun = settle(parse_run("base", words(dataset)), None, {"CPU": 1.0})
-    prepare(begun, Store.open(begun.storage, begun.name))
+    begun = resolve_auto(parse_run("base", words(dataset)), None, {"CPU": 1.0})
+    open_run(begun, Store.open(begun.storage, begun.name))
     line = job("--backbone", "resnet50")
     assert "--backbone was mobilenetv2, is resnet50" in line

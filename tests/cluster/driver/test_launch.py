@@ -27,12 +27,11 @@ from raymat.cluster.controller.failure_policy import (
     raymat_error,
     somebody_died,
 )
-from raymat.cluster.driver.cluster_setup import settle, worker_resources
-from raymat.cluster.driver.completion import is_complete, stopped_early
-from raymat.cluster.driver.launch import RunResult, summary
+from raymat.cluster.driver.cluster_setup import resolve_auto, worker_resources
+from raymat.cluster.driver.launch import RunResult, absolute_paths, summary
 from raymat.cluster.driver.progress_line import progress_line
 from raymat.cluster.worker.datasource import StreamPlan, make_row, rows_per_task
-from raymat.config.run import to_dict
+from raymat.config.run import RunConfig
 from raymat.config.values import Range
 from raymat.data.batch import Geometry
 from raymat.data.sample_order import SampleOrder
@@ -42,13 +41,15 @@ from raymat.errors import CheckpointError, ConfigError, DataError, StorageError
 from raymat.storage.store import Store
 from raymat.train.observability.checkpoint_events import CheckpointCommitted, CheckpointSkipped
 from raymat.train.observability.progress import Progress
-from raymat.train.run.prepare import prepare
+from raymat.train.run.open_run import open_run
 from tests.support.kit import tiny
 
 
-def settled(stored: Any, resources: dict[str, float], **options: Any) -> tuple[Any, Any]:
+def settled(
+    begun: RunConfig | None, resources: dict[str, float], **options: Any
+) -> tuple[Any, Any]:
     config = tiny("base", "/nowhere", "run", **({"device": "auto"} | options))
-    found = settle(config, stored, resources)
+    found = resolve_auto(config, begun, resources)
     return found.workers.device, found.optim.precision
 
 
@@ -64,8 +65,8 @@ def test_auto_without_any_worker_node_is_refused_with_the_fix() -> None:
 
 
 def test_a_resumed_run_stays_on_what_it_was_begun_with() -> None:
-    begun = to_dict(tiny("base", "/nowhere", "run", device="cpu", precision="bf16"))
-    assert settled({"config": begun}, {"CPU": 8.0, "GPU": 4.0}) == ("cpu", "bf16")
+    begun = tiny("base", "/nowhere", "run", device="cpu", precision="bf16")
+    assert settled(begun, {"CPU": 8.0, "GPU": 4.0}) == ("cpu", "bf16")
 
 
 def test_fp16_on_the_cpu_is_refused() -> None:
@@ -150,14 +151,14 @@ def test_a_worker_that_died_and_storage_that_failed_are_tried_again() -> None:
 def test_a_run_is_complete_only_by_a_last_checkpoint_that_verifies(tmp_path: Path) -> None:
     config = tiny("base", tmp_path, "run", steps=7, device="cpu", precision="fp32")
     store = Store.open(config.storage, config.name)
-    run = prepare(config, store)
-    assert not is_complete(store, run)
+    run = open_run(config, store)
+    assert not run.complete
     for step in (6, 7):
         snapshot = Snapshot(step, {"weight": torch.arange(100.0)}, {"step": step})
         write_share(store, CheckpointId(step, 1), snapshot, World(), run.run_id)
-    assert is_complete(store, run)
+    assert open_run(config, store).complete
     damage(tmp_path / "run/checkpoints/step-000000007-a001/shard-00000-of-00001.safetensors")
-    assert not is_complete(store, run)
+    assert not open_run(config, store).complete
 
 
 def test_a_run_that_stopped_early_is_complete_until_it_is_given_more_patience(
@@ -166,26 +167,26 @@ def test_a_run_that_stopped_early_is_complete_until_it_is_given_more_patience(
     options = {"steps": 70, "device": "cpu", "precision": "fp32", "early_stop_patience": 16}
     config = tiny("base", tmp_path, "run", **options)
     store = Store.open(config.storage, config.name)
-    run = prepare(config, store)
+    run = open_run(config, store)
     found = [{"step": 2, "loss": 1.0}, {"step": 3, "loss": 1.5}, {"step": 4, "loss": 1.5}]
     for step, validations in ((3, found[:2]), (4, found)):
         extra = {"step": step, "validations": validations}
         snapshot = Snapshot(step, {"weight": torch.arange(100.0)}, extra)
         write_share(store, CheckpointId(step, 1), snapshot, World(), run.run_id)
         # Of 8 examples a step: 8 after the best, then 16.
-        assert is_complete(store, run) == (step == 4)
+        assert open_run(config, store).complete == (step == 4)
     reason = "loss has not fallen for 16 examples (best 1 at 16)"
-    assert stopped_early(store, run) == reason
+    assert open_run(config, store).status.stopped == reason
     assert summary(RunResult(store.url, 4, 70, True, reason), 1.0) == (
         f"{store.url} is complete: stopped early at step 4 of 70, since {reason}, nothing to do"
     )
     for patience in (0, 24):
-        other = prepare(
+        other = open_run(
             tiny("base", tmp_path, "run", **options | {"early_stop_patience": patience}), store
         )
-        assert not is_complete(store, other)
+        assert not other.complete
     damage(tmp_path / "run/checkpoints/step-000000004-a001/shard-00000-of-00001.safetensors")
-    assert not is_complete(store, run)
+    assert not open_run(config, store).complete
 
 
 def damage(shard: Path) -> None:
@@ -248,10 +249,8 @@ def test_the_same_failure_three_times_without_a_commit_ends_the_run(board: Black
 def test_relative_paths_mean_the_folder_of_the_driver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from raymat.cluster.driver.launch import _absolute
-
     monkeypatch.chdir(tmp_path)
-    config = _absolute(tiny("base", "runs", "run", init="weights.pth"))
+    config = absolute_paths(tiny("base", "runs", "run", init="weights.pth"))
     assert config.storage == str(tmp_path / "runs")
     assert config.model.init == str(tmp_path / "weights.pth")
-    assert _absolute(tiny("base", "s3://bucket/runs", "run")).storage == "s3://bucket/runs"
+    assert absolute_paths(tiny("base", "s3://bucket/runs", "run")).storage == "s3://bucket/runs"

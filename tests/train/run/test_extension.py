@@ -16,7 +16,7 @@ from raymat.train.loop.schedule import Schedule
 from raymat.train.run.extension import (
     RunPosition,
     longer,
-    standing_of,
+    position_of,
     total_examples,
     with_more_data,
 )
@@ -85,11 +85,11 @@ def test_new_data_begins_with_the_next_pass() -> None:
 def test_a_state_says_where_it_stands_and_whether_its_run_ended_there() -> None:
     asked = config(epochs=2, epoch_examples=7, batch_size=4)
     extra = {"format": 1, "step": 4, "cursor": Cursor(14).state_dict(), "config": to_dict(asked)}
-    assert standing_of(extra, 10) == RunPosition(4, 14, ended=True)
+    assert position_of(extra, 10) == RunPosition(4, 14, ended=True)
     longer_run = extra | {"config": to_dict(config(epochs=3, epoch_examples=7, batch_size=4))}
-    assert standing_of(longer_run, 10) == RunPosition(4, 14, ended=False)
+    assert position_of(longer_run, 10) == RunPosition(4, 14, ended=False)
     steps = extra | {"config": to_dict(config(steps=4, batch_size=4)), "past": Lineage(ends=(14,)).to_dict()}  # fmt: skip
-    assert standing_of(steps, 10).ended
+    assert position_of(steps, 10).ended
 
 
 @dataclass

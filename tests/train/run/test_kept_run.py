@@ -21,7 +21,7 @@ from raymat.train.loop.interfaces import NullHost
 from raymat.train.loop.trainer import Outcome, run
 from raymat.train.observability.events import read_events
 from raymat.train.observability.metrics_log import read_metrics
-from raymat.train.run.prepare import prepare
+from raymat.train.run.open_run import open_run
 from tests.support.paths import TESTS
 from tests.support.small import build_small
 
@@ -37,7 +37,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def resume(config: RunConfig, store: Store) -> Outcome:
-    prepared = prepare(config, store)
+    prepared = open_run(config, store)
     assert prepared.resumed
     return run(
         prepared.config,

@@ -347,7 +347,7 @@ def test_a_holder_that_was_killed_on_this_machine_is_replaced_at_once(local: Sto
         began = time.monotonic()
         with Lease.acquire(local, pace=Pace(watch=0.5), say=no_line) as lease:
             assert time.monotonic() - began < 5
-            lease.settle()  # Ray may take seconds to end a dead driver's workers
+            lease.wait_until_alone()  # Ray may take seconds to end a dead driver's workers
             assert time.monotonic() - began >= 1
             assert term_of(lease.name) > term_of(dead.name)
             assert [entry.name for entry in entries(local)] == [lease.name]
@@ -362,7 +362,7 @@ def test_a_holder_elsewhere_is_replaced_when_it_was_silent_for_the_time_to_live_
         dead.signal(signal.SIGKILL)
         began = time.monotonic()
         with Lease.acquire(local, pace=pace, say=said.append) as lease:
-            lease.settle()  # two looks of its rank 0, which may still train
+            lease.wait_until_alone()  # two looks of its rank 0, which may still train
             assert 1.5 + 2 * 0.2 <= time.monotonic() - began < 15
             assert [entry.name for entry in entries(local)] == [lease.name]
     assert len(said) == 1
@@ -391,7 +391,7 @@ def test_in_a_bucket_too_the_dead_are_replaced_and_the_living_leave_when_asked(
         with Lease.acquire(store, pace=pace, say=said.append) as lease:
             assert re.search(r", renewed \d s ago; waiting up to 2 s", said[0])
             told = threading.Event()
-            with lease.telling(lambda notice: told.set()):
+            with lease.calling(lambda notice: told.set()):
                 next_one = pool.submit(
                     Lease.acquire, store, pace=pace, take_over=True, say=said.append
                 )
@@ -429,7 +429,7 @@ def test_holdings_that_are_taken_over_never_overlap(store: Store) -> None:
             with Lease.acquire(mine, pace=QUICK, take_over=True, say=lambda line: None) as lease:
                 now.append(lease.name)
                 assert now == [lease.name]
-                with lease.telling(lambda notice: asked.set()):
+                with lease.calling(lambda notice: asked.set()):
                     asked.wait(1.0)
                 time.sleep(0.1)
                 now.remove(lease.name)
@@ -471,7 +471,7 @@ def test_a_suspended_holder_and_its_workers_find_out_that_another_has_the_run(
         require(local, sleeper.name)
         sleeper.signal(signal.SIGSTOP)
         with Lease.acquire(local, pace=pace, say=lambda line: None) as lease:
-            lease.settle()
+            lease.wait_until_alone()
             # When the newcomer begins, the workers of the one that sleeps know it already.
             with pytest.raises(LeaseLostError, match=f"pid {os.getpid()} of .* drives it"):
                 watch.check()
@@ -537,7 +537,7 @@ def test_a_holder_that_was_cut_off_while_another_came_has_lost_the_run(local: St
         with (
             pytest.raises(LeaseLostError, match="it stops, as do its workers"),
             old,
-            old.telling(told.append),
+            old.calling(told.append),
         ):
             wait_until(lambda: bool(told))
             assert told[0].final
@@ -591,7 +591,7 @@ def test_the_workers_are_told_to_leave_for_good(local: Store) -> None:
     with ThreadPoolExecutor(1) as pool:
         old = Lease.acquire(local, pace=QUICK, say=no_line)
         new = pool.submit(Lease.acquire, local, pace=QUICK, take_over=True, say=lambda line: None)
-        with pytest.raises(LeaseLostError, match=r"^gone$"), old, old.telling(told.append):
+        with pytest.raises(LeaseLostError, match=r"^gone$"), old, old.calling(told.append):
             wait_until(lambda: bool(told))
             raise LeavingError("gone", final=True)
         new.result(20).release()

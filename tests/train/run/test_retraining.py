@@ -26,7 +26,7 @@ from raymat.train.loop.interfaces import NullHost
 from raymat.train.loop.state import RunState
 from raymat.train.loop.trainer import Outcome
 from raymat.train.observability.metrics_log import read_metrics
-from raymat.train.run.prepare import PreparedRun, prepare
+from raymat.train.run.open_run import OpenedRun, open_run
 from raymat.train.validation.criteria import Validation
 from tests.support import runs
 from tests.support.small import build_small
@@ -55,7 +55,7 @@ class Feed(LocalFeed):
             yield batch
 
 
-def work(world: World, run: PreparedRun, kill: Mapping[int, int] | None = None) -> Outcome:
+def work(world: World, run: OpenedRun, kill: Mapping[int, int] | None = None) -> Outcome:
     """One worker of what a driver prepared; rank r dies when it has the batch of step index kill[r]."""
     startup.build = build_small
     feed = Feed(run.source.open(), run.order, run.geometry, world)
@@ -75,9 +75,9 @@ def work(world: World, run: PreparedRun, kill: Mapping[int, int] | None = None) 
 
 def drive(
     workers: int, config: RunConfig, kill: Mapping[int, int] | None = None
-) -> tuple[PreparedRun, list[Any]]:
+) -> tuple[OpenedRun, list[Any]]:
     """A driver's attempt: what it prepared, and how its workers ended; all of them where one was killed."""
-    run = prepare(config, runs.store_of(config))
+    run = open_run(config, runs.store_of(config))
     if kill is None:
         return run, in_workers(workers, work, run)
     with pytest.raises(WorkerError):
@@ -107,7 +107,7 @@ def stored(config: RunConfig) -> dict[str, Any]:
 def test_a_finished_run_goes_on_on_more_data_with_the_pass_under_way_finished_first(
     undisturbed: RunConfig,
 ) -> None:
-    run = prepare(undisturbed, runs.store_of(undisturbed))
+    run = open_run(undisturbed, runs.store_of(undisturbed))
     assert run.order.lineage == Lineage(
         spans=(DatasetSpan(20, 10, 10, "synthetic-10"),), ends=(14,)
     )
@@ -173,7 +173,7 @@ def test_one_whose_end_is_lost_takes_it_again_as_it_was(
     """The checkpoint at the old end is damaged after the driver has looked at it: its step comes again, as small as it was."""
     drive(2, tiny(tmp_path, "run", **SHORT))
     config = tiny(tmp_path, "run", grow_dataset=True, **LONG)
-    run = prepare(config, runs.store_of(config))
+    run = open_run(config, runs.store_of(config))
     (folder,) = (tmp_path / "run/checkpoints").glob("step-000000004-*")
     shard = next(folder.glob("shard-00001*"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
@@ -187,11 +187,11 @@ def test_without_the_flag_more_data_is_refused_and_the_flag_named(undisturbed: R
     folder = Path(undisturbed.storage)
     before = stored(undisturbed)
     with pytest.raises(ConfigError, match=r"--synthetic was 16, is 20; .* --grow-dataset for more"):
-        prepare(tiny(folder, "run", **(LONG | {"synthetic": 20})), runs.store_of(undisturbed))
+        open_run(tiny(folder, "run", **(LONG | {"synthetic": 20})), runs.store_of(undisturbed))
     with pytest.raises(ConfigError, match=r"--batch-size was 4, is 8; .* another --name$"):
-        prepare(tiny(folder, "run", batch_size=8, **LONG), runs.store_of(undisturbed))
+        open_run(tiny(folder, "run", batch_size=8, **LONG), runs.store_of(undisturbed))
     with pytest.raises(DataError, match=r"--synthetic was 16, is 12: .* only grow"):
-        prepare(
+        open_run(
             tiny(folder, "run", grow_dataset=True, **(LONG | {"synthetic": 12})),
             runs.store_of(undisturbed),
         )
@@ -200,7 +200,7 @@ def test_without_the_flag_more_data_is_refused_and_the_flag_named(undisturbed: R
 
 def test_workers_whose_plan_knows_nothing_of_the_growth_are_refused(undisturbed: RunConfig) -> None:
     """A checkpoint carries which datasets its examples came from."""
-    run = prepare(undisturbed, runs.store_of(undisturbed))
+    run = open_run(undisturbed, runs.store_of(undisturbed))
     order = dataclasses.replace(run.order, lineage=Lineage(ends=(14,)))
     (error,) = in_workers(1, work, dataclasses.replace(run, order=order))
     assert isinstance(error, DataError)
@@ -216,16 +216,16 @@ def test_workers_whose_plan_knows_nothing_of_the_growth_are_refused(undisturbed:
 def test_a_complete_run_that_is_asked_for_less_is_complete(undisturbed: RunConfig) -> None:
     folder = Path(undisturbed.storage)
     for less in (SHORT | {"synthetic": 16}, {"synthetic": 16, "steps": 3}):
-        run = prepare(tiny(folder, "run", **less), runs.store_of(undisturbed))
+        run = open_run(tiny(folder, "run", **less), runs.store_of(undisturbed))
         (outcome,) = in_workers(1, work, run)
         assert outcome.already_complete
-    prepare(undisturbed, runs.store_of(undisturbed))
+    open_run(undisturbed, runs.store_of(undisturbed))
 
 
 def test_a_run_of_steps_can_be_made_longer_by_steps_after_any_end(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path), "run")
     drive(1, tiny(tmp_path, "run", **SHORT))
-    longer = prepare(tiny(tmp_path, "run", synthetic=10, steps=6), store).order
+    longer = open_run(tiny(tmp_path, "run", synthetic=10, steps=6), store).order
     assert (longer.total_examples, longer.total_steps, longer.lineage.ends) == (22, 6, (14,))
 
 
@@ -246,9 +246,9 @@ def test_the_default_virtual_epoch_stays_as_long_as_the_dataset_was_at_the_begin
 ) -> None:
     plain: dict[str, Any] = {"epoch_examples": None, "epochs": 1.5}
     store = Store.open(str(tmp_path), "run")
-    assert prepare(tiny(tmp_path, "run", synthetic=10, **plain), store).order.total_examples == 15
+    assert open_run(tiny(tmp_path, "run", synthetic=10, **plain), store).order.total_examples == 15
     config = tiny(tmp_path, "run", synthetic=30, grow_dataset=True, **plain)
-    order = prepare(config, store).order
+    order = open_run(config, store).order
     assert (order.pairs, order.total_examples) == (30, 15)
     assert trainer.Schedule.of(config, order).epoch_examples == 10
 
@@ -289,12 +289,12 @@ def dataset(tmp_path: Path) -> Path:
 
 def test_what_was_added_is_told_and_new_files_are_not_seen_without_the_flag(dataset: Path) -> None:
     store = Store.open(str(dataset), "run")
-    first = prepare(files(dataset), store)
+    first = open_run(files(dataset), store)
     add(dataset, "train", "a", "c", "e", "g")
     add(dataset, "valid", "u")
-    resumed = prepare(files(dataset), store)
+    resumed = open_run(files(dataset), store)
     assert (resumed.order, resumed.listing_digest) == (first.order, first.listing_digest)
-    grown = prepare(files(dataset, grow_dataset=True), store)
+    grown = open_run(files(dataset, grow_dataset=True), store)
     assert [change.line for change in grown.changes] == [
         "the dataset has grown: 3 pairs + 4 (a, c, e, ...), 3 backgrounds + 4 (a, c, e, ...), 1 validation pairs + 1 (u), "
         "1 validation backgrounds + 1 (u); from example 0 on; validations after step 0 cannot be compared with those before"
@@ -303,34 +303,34 @@ def test_what_was_added_is_told_and_new_files_are_not_seen_without_the_flag(data
     assert grown.source.open().name_of(3) == "a"
     assert not grown.config.data.grow_dataset
     # Once taken it stays, and taking it again finds nothing.
-    assert prepare(files(dataset), store).order == grown.order
-    again = prepare(files(dataset, grow_dataset=True), store)
+    assert open_run(files(dataset), store).order == grown.order
+    again = open_run(files(dataset, grow_dataset=True), store)
     assert (again.order, again.listing_digest) == (grown.order, grown.listing_digest)
     assert [change.line for change in again.changes] == ["nothing was added to the dataset"]
 
 
 def test_a_dataset_may_move_where_the_flag_says_so(dataset: Path) -> None:
     store = Store.open(str(dataset), "run")
-    first = prepare(files(dataset), store)
+    first = open_run(files(dataset), store)
     (dataset / "data").rename(dataset / "moved")
     moved = {"dataset": f"{dataset}/moved"}
     with pytest.raises(ConfigError, match=r"--dataset was .*/data, is .*/moved; .*--grow-dataset"):
-        prepare(files(dataset, **moved), store)
-    found = prepare(files(dataset, grow_dataset=True, **moved), store)
+        open_run(files(dataset, **moved), store)
+    found = open_run(files(dataset, grow_dataset=True, **moved), store)
     assert (found.order, found.listing_digest) == (first.order, first.listing_digest)
-    assert prepare(files(dataset, **moved), store).order == first.order
+    assert open_run(files(dataset, **moved), store).order == first.order
 
 
 def test_files_that_are_gone_leave_the_run_as_it_was(dataset: Path) -> None:
     store = Store.open(str(dataset), "run")
-    first = prepare(files(dataset), store)
+    first = open_run(files(dataset), store)
     add(dataset, "train", "a")
     (dataset / "walls/train/d.jpg").write_bytes(b"another wall")
     with pytest.raises(DataError, match=r"gone are 0 files, changed 1 files \(train/d.jpg\)"):
-        prepare(files(dataset, grow_dataset=True), store)
+        open_run(files(dataset, grow_dataset=True), store)
     with pytest.raises(ConfigError, match=r"cannot change from one to the other"):
-        prepare(build("base", {"name": "run", "synthetic": 3, "storage": str(dataset), "grow_dataset": True}), store)  # fmt: skip
-    assert prepare(files(dataset), store).order == first.order
+        open_run(build("base", {"name": "run", "synthetic": 3, "storage": str(dataset), "grow_dataset": True}), store)  # fmt: skip
+    assert open_run(files(dataset), store).order == first.order
 
 
 def prepare_and_die(world: World, config: RunConfig, after: str) -> None:
@@ -343,7 +343,7 @@ def prepare_and_die(world: World, config: RunConfig, after: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Store.write = kill  # type: ignore[method-assign]
-    prepare(config, runs.store_of(config))
+    open_run(config, runs.store_of(config))
 
 
 @pytest.mark.parametrize(("after", "taken"), [("listing-", False), ("run.json", True)])
@@ -351,36 +351,38 @@ def test_a_driver_killed_while_it_takes_new_data_leaves_a_run_that_goes_on(
     dataset: Path, after: str, taken: bool
 ) -> None:
     store = Store.open(str(dataset), "run")
-    first = prepare(files(dataset), store)
+    first = open_run(files(dataset), store)
     add(dataset, "train", "a")
     with pytest.raises(WorkerError, match="rank 0 died"):
         in_workers(1, prepare_and_die, files(dataset, grow_dataset=True), after)
-    resumed = prepare(files(dataset), store)
+    resumed = open_run(files(dataset), store)
     assert resumed.order.pairs == (4 if taken else 3)
     assert (resumed.order == first.order) is not taken
-    grown = prepare(files(dataset, grow_dataset=True), store)
+    grown = open_run(files(dataset, grow_dataset=True), store)
     assert (grown.order.pairs, grown.order.lineage.start) == (4, 0)
 
 
 def test_an_older_raymat_refuses_a_run_with_a_past(dataset: Path) -> None:
     """It would train on by another order: `run.json` says a format that it does not know."""
     store = Store.open(str(dataset), "run")
-    prepare(files(dataset), store)
+    open_run(files(dataset), store)
     assert json.loads(store.read("run.json"))["format"] == 1
     add(dataset, "train", "a")
-    prepare(files(dataset, grow_dataset=True), store)
+    open_run(files(dataset, grow_dataset=True), store)
     described = json.loads(store.read("run.json"))
     assert (described["format"], described["past"]["eras"][0]["end"]) == (2, 0)
     store.write("run.json", json.dumps(described | {"format": 3}).encode())
     with pytest.raises(StorageError, match="format 3, expected 2"):
-        prepare(files(dataset), store)
+        open_run(files(dataset), store)
 
 
 def test_before_a_run_is_made_longer_or_grows_nobody_else_may_commit(dataset: Path) -> None:
     store = Store.open(str(dataset), "run")
     asked: list[str] = []
     for options in ({}, {}, {"epochs": 9}, {"epochs": 9}, {"epochs": 9, "grow_dataset": True}):
-        prepare(
-            files(dataset, **options), store, lambda options=options: asked.append(str(options))
+        open_run(
+            files(dataset, **options),
+            store,
+            wait_for_others=lambda options=options: asked.append(str(options)),
         )  # type: ignore[misc]
     assert asked == ["{'epochs': 9}", "{'epochs': 9, 'grow_dataset': True}"]

@@ -21,7 +21,7 @@ trains on: attempts never write the same objects, so nothing can be damaged. It 
 its next renewal a holder with a larger name: a successor's term is always above those that it succeeds, and the last
 one's object stays behind as `released` to count on from. And since a driver may sleep while its workers do not, rank 0
 looks itself every 3 s (`LeaseWatch`) whether its driver's object is still there: a successor removes it, and trains 6 s
-later at the earliest (`settle`); also after a driver that certainly died, whose workers Ray ends only some seconds later.
+later at the earliest (`wait_until_alone`); also after a driver that certainly died, whose workers Ray ends only some seconds later.
 Rank 0 then ends the attempt without a further commit (what is being uploaded at that instant may still arrive). This is
 looked up beside training and not before each commit, because it must also end an attempt that is far from its next one. A
 worker group that starts looks too.
@@ -79,11 +79,11 @@ class Lease:
         self._store, self._entry, self._proved = store, entry, proved
         self._pace, self._say = pace, say
         self._told_late = False
-        self._settled = 0.0
+        self._alone_at = 0.0
         self._asked: Notice | None = None
         self._lost: LeaseLostError | None = None
-        self._tell: Callable[[Notice], None] | None = None
-        self._telling = threading.Lock()
+        self._on_leave: Callable[[Notice], None] | None = None
+        self._calling = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="lease", daemon=True)
         self._thread.start()
@@ -114,7 +114,7 @@ class Lease:
             raise
         lease = cls(impatient(store, pace), entry, proved, pace, say)
         if left_behind:
-            lease._settled = time.monotonic() + 2 * pace.watch
+            lease._alone_at = time.monotonic() + 2 * pace.watch
         return lease
 
     @property
@@ -127,20 +127,20 @@ class Lease:
         """What happened, once another driver has become holder."""
         return self._lost
 
-    def settle(self) -> None:
+    def wait_until_alone(self) -> None:
         """Return when workers of a holder that did not release, if any still train, have found out that it was succeeded."""
-        time.sleep(max(0.0, self._settled - time.monotonic()))
+        time.sleep(max(0.0, self._alone_at - time.monotonic()))
 
     @contextmanager
-    def telling(self, tell: Callable[[Notice], None]) -> Iterator[None]:
-        """Inside, `tell` is called from a thread, perhaps repeatedly, once the workers are to commit and leave."""
-        with self._telling:
-            self._tell = tell
+    def calling(self, on_leave: Callable[[Notice], None]) -> Iterator[None]:
+        """Inside, `on_leave` is called from a thread, perhaps repeatedly, once the workers are to commit and leave."""
+        with self._calling:
+            self._on_leave = on_leave
         try:
             yield
         finally:
-            with self._telling:
-                self._tell = None
+            with self._calling:
+                self._on_leave = None
 
     def release(self) -> None:
         """Let others have the run; to be called when its workers have ended. A failing storage is only logged."""
@@ -216,9 +216,9 @@ class Lease:
             self._tell_now(self._asked)
 
     def _tell_now(self, notice: Notice) -> None:
-        with self._telling:
-            if self._tell is not None:
-                self._tell(notice)
+        with self._calling:
+            if self._on_leave is not None:
+                self._on_leave(notice)
 
     def _warn_once(self, error: StorageError) -> None:
         silent = boottime() - self._proved

@@ -1,0 +1,95 @@
+"""The trainer that a driver hands to Ray Train: a run's workers, policies, datasets and storage."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import fsspec
+import pyarrow.fs
+import ray
+import ray.train
+
+from raymat.cluster.blackboard import Blackboard
+from raymat.cluster.controller.failure_log import FailureLog
+from raymat.cluster.controller.failure_policy import RaymatFailurePolicy
+from raymat.cluster.controller.prestart import worker_environment
+from raymat.cluster.controller.scaling_policy import RaymatScalingPolicy
+from raymat.cluster.driver.cluster_setup import worker_resources
+from raymat.cluster.ray_train_internals import PolicyTrainer, WorkerTorchConfig
+from raymat.cluster.worker.datasource import StreamPlan, dataset_factory
+from raymat.cluster.worker.notice_listener import handle_sigterm
+from raymat.cluster.worker.worker import WorkerSpec, train_worker
+from raymat.config.run import RunConfig
+from raymat.storage.store import Store
+from raymat.train.run.open_run import OpenedRun
+from raymat.train.run.run_status import read_committed_step
+
+COLLECTIVE_TIMEOUT_SECONDS = 600
+LEDGER = "checkpoints/checkpoint_manager_snapshot.json"
+
+
+def build_trainer(run: OpenedRun, board: Blackboard, lease: str) -> PolicyTrainer:
+    """Make the trainer of an opened run; `lease` names the driver's, without which workers must not train."""
+    workers = run.config.workers
+    # Ray's ledger of an earlier start, damaged, foreign or naming what is gone, would stop the controller.
+    run.store.delete([LEDGER])
+    per_worker = worker_resources(run.config, ray.cluster_resources())
+    plan = StreamPlan(run.source, run.order, run.geometry)
+    scaling = _scaling(run.config, per_worker)
+    failures = ray.train.FailureConfig(max_failures=workers.max_failures)
+    newest_step = functools.partial(read_committed_step, run.store)
+    return PolicyTrainer(
+        train_worker,
+        train_loop_config={"spec": WorkerSpec(run, board, lease, per_worker)},
+        torch_config=WorkerTorchConfig(
+            backend="nccl" if workers.device == "cuda" else "gloo",
+            timeout_s=COLLECTIVE_TIMEOUT_SECONDS,
+            setup=handle_sigterm,
+        ),
+        scaling_config=scaling,
+        run_config=_ray_run(run, board, failures),
+        datasets={"train": dataset_factory(plan, board, workers.decode_tasks)},
+        dataset_config=_data_config(),
+        failure_policy=RaymatFailurePolicy(failures, newest_step, board),
+        scaling_policy=RaymatScalingPolicy(scaling, board, workers.spares),
+    )
+
+
+def _scaling(config: RunConfig, per_worker: dict[str, float]) -> ray.train.ScalingConfig:
+    workers, cuda = config.workers.workers, config.workers.device == "cuda"
+    return ray.train.ScalingConfig(
+        num_workers=workers.low if workers.low == workers.high else (workers.low, workers.high),
+        use_gpu=cuda,
+        resources_per_worker=per_worker,
+        # Without GPUs, workers on one node would take the cores that its read tasks need.
+        placement_strategy="PACK" if cuda else "SPREAD",
+    )
+
+
+def _ray_run(
+    run: OpenedRun, board: Blackboard, failures: ray.train.FailureConfig
+) -> ray.train.RunConfig:
+    filesystem, path = ray_storage(run.store)
+    return ray.train.RunConfig(
+        name="checkpoints",
+        storage_path=path,
+        storage_filesystem=filesystem,
+        failure_config=failures,
+        callbacks=[FailureLog(run.config.storage, run.config.name, board)],
+        worker_runtime_env=worker_environment() if run.config.workers.spares else {},
+    )
+
+
+def _data_config() -> ray.train.DataConfig:
+    options = ray.data.ExecutionOptions(preserve_order=True)
+    # Locality would hand blocks to the nearest worker instead of the one whose share they are.
+    return ray.train.DataConfig(execution_options=options, enable_shard_locality=False)
+
+
+def ray_storage(store: Store) -> tuple[Any, str]:
+    """Return the run's folder as Ray wants it: a pyarrow filesystem and a path without a scheme."""
+    filesystem, path = fsspec.core.url_to_fs(store.url)
+    if "file" in filesystem.protocol:
+        return None, path
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
