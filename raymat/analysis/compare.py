@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raymat.analysis.layer_changes import LayerChange, by_layer, by_part
 from raymat.checkpoint.snapshot import Snapshot
+from raymat.checkpoint.state_dict import bits_of
 from raymat.console import columns
 from raymat.train.run.weights_reference import parse_reference, read_state, read_weights
 
@@ -218,18 +219,12 @@ def _compare_tensor(name: str, a: Tensor | None, b: Tensor | None) -> TensorDiff
     if a.dtype != b.dtype or a.shape != b.shape:
         kind: Kind = "dtype" if a.dtype != b.dtype else "shape"
         return TensorDifference(name, kind, f"{_describe(a)} -> {_describe(b)}")
-    unequal = (_bits(a) != _bits(b)).any(dim=-1)
+    unequal = (bits_of(a) != bits_of(b)).any(dim=-1)
     count = int(unequal.sum())
     if not count:
         return None
     absolute, relative = _distances(a.reshape(-1)[unequal], b.reshape(-1)[unequal])
     return TensorDifference(name, "values", _describe(a), count, absolute, relative)
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """uint8 (elements, bytes of one)."""
-    flat = tensor.contiguous().reshape(-1)
-    return flat.view(torch.uint8).reshape(flat.numel(), flat.element_size())
 
 
 def _distances(a: Tensor, b: Tensor) -> tuple[float, float]:

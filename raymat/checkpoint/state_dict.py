@@ -48,3 +48,9 @@ def require_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: s
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise CheckpointError(f"the checkpoint's {what} {told} {names[0]}{more}")
+
+
+def bits_of(tensor: Tensor) -> Tensor:
+    """View a tensor as uint8 (elements, bytes per element), in which equal NaNs are equal and 0.0 is not -0.0."""
+    flat = tensor.contiguous().reshape(-1)
+    return flat.view(torch.uint8).reshape(flat.numel(), flat.element_size())

@@ -1,31 +1,31 @@
-"""`raymat export`: a checkpoint's network as weights, TorchScript or ONNX, checked as it is made."""
+"""`raymat export`: a network as weights, TorchScript or ONNX, checked before the file appears."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
+from raymat.cli.inputs import print_note
 from raymat.config.sections import RefineMode
-from raymat.console import Url, parse_options
+from raymat.console import Url, columns, count, parse_options, size
 from raymat.errors import ConfigError
-from raymat.export.exporter import OVERRIDES, export_network
+from raymat.export.check import CheckOutcome
+from raymat.export.exporter import OVERRIDES, Exported, export_network
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Write a network as FILE, and what one must know to run it as FILE.json.
+    """Write a network to FILE, and a description of its inputs and outputs to FILE.json.
 
-    By FILE's ending: .pth, .pt, .ckpt, .bin (a plain state dict under the published names, also for
-    --init), .safetensors (the same), .ts (TorchScript), .onnx (needs the extra: pip install
-    'raymat[onnx]'). TorchScript and ONNX take any batch, and any height and width that are
-    multiples of 4; their outputs are compared with the network's at three sizes and on extreme
-    pictures. The file appears when it is whole and has passed. Exit code: 0; 1 if it failed its
-    check, and is not there; 2 if it could not be written.
+    FILE's ending decides the format: .pth, .pt, .ckpt, .bin (a plain state dict under the published names, also for
+    --init), .safetensors (the same), .ts (TorchScript), .onnx (needs pip install 'raymat[onnx]'). TorchScript and
+    ONNX take any batch, and any height and width that are multiples of 4; their outputs are compared with the
+    network's at three sizes and on extreme pictures. FILE appears once it is whole and has passed. Exit code: 0; 1 if
+    it failed the check and was removed; 2 if it could not be written.
     """
 
     url: Url
@@ -36,22 +36,22 @@ class Options:
     force: bool = False
     """Replace the file if it exists."""
     refine_mode: RefineMode | None = None
-    """Of the refiner: full, sampling or thresholding. Default, as for the three below: what the run has."""
+    """Refine mode: full, sampling or thresholding. Default here and for the next three: the run's."""
     backbone_scale: float | None = None
-    """The base network works at this scale of the picture, at most 0.5."""
+    """Scale of the picture at which the base network works, at most 0.5."""
     refine_sample_pixels: int | None = None
     """Pixels refined per picture when sampling."""
     refine_threshold: float | None = None
-    """Error from which a patch is refined when thresholding."""
+    """Predicted error above which a patch is refined when thresholding."""
     check_size: str | None = None
-    """HEIGHTxWIDTH of the largest pictures to check with. Default: 2160x3840 (base: 540x960) or what
-    half of the free memory takes."""
+    """HEIGHTxWIDTH of the largest pictures to check with. Default: 2160x3840 (base: 540x960), or the largest size that half
+    of the free memory takes."""
     tolerance: float | None = None
-    """Largest difference of an output that passes. Default: 1e-4 for ONNX, 1e-5 for TorchScript."""
+    """Largest output difference that passes. Default: 1e-4 for ONNX, 1e-5 for TorchScript."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """`raymat export URL -o FILE`; returns the exit code. Raises RaymatError if it is not written."""
+    """Run `raymat export URL -o FILE` and return the exit code. Raises RaymatError if nothing is written."""
     options = parse_options(Options, argv, "raymat export")
     overrides = {name: getattr(options, name) for name in OVERRIDES}
     notes: list[str] = []
@@ -64,15 +64,42 @@ def main(argv: Sequence[str]) -> int:
         check_size=None if options.check_size is None else parse_size(options.check_size),
         tolerance=options.tolerance,
     )
-    # Where nothing was left to take, the error says why.
+    # Printed afterwards: where nothing was left to export, the error alone says why.
     for reason in notes:
-        print(f"note: passed over: {reason}", file=sys.stderr)
-    print(found.text)
+        print_note(f"passed over: {reason}")
+    print(text(found))
     return 0
 
 
+def text(found: Exported) -> str:
+    """Format where the network is from, the file, and how it was checked."""
+    chosen, described = found.selected, found.sidecar
+    opset = f" opset {described['opset']}" if described["opset"] else ""
+    tensors = count(len(chosen.weights), "tensor")
+    lines = [
+        f"{chosen.what}: {chosen.checkpoint}" if chosen.checkpoint else chosen.what,
+        f"{found.path}: {size(found.size)}, {described['format']}{opset}, {tensors}",
+    ]
+    if not found.outcomes:
+        return "\n".join([*lines, "read back: equal to the bit"])
+    tolerance = f"largest difference allowed: {described['check']['tolerance']:g}"
+    return "\n".join([*lines, _table(found.outcomes), tolerance])
+
+
+def _table(outcomes: Sequence[CheckOutcome]) -> str:
+    names = tuple(outcomes[0].differences)
+    rows: list[tuple[str, ...]] = [
+        ("checked on", "size", *names, "other patches", "network", "export")
+    ]
+    for one in outcomes:
+        differences = (f"{one.differences[name]:.1e}" for name in names)
+        seconds = (f"{1000 * s:.0f} ms" for s in (one.eager_seconds, one.export_seconds))
+        rows.append((one.case.kind, one.case.size, *differences, str(one.others), *seconds))
+    return columns(rows)
+
+
 def parse_size(text: str) -> tuple[int, int]:
-    """HEIGHTxWIDTH, both positive multiples of 4; else a ConfigError."""
+    """Parse HEIGHTxWIDTH, both positive multiples of 4. Raises ConfigError."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     found = (int(match[1]), int(match[2])) if match else (0, 0)
     if min(found) < 4 or found[0] % 4 or found[1] % 4:

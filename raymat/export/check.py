@@ -1,9 +1,9 @@
-"""Whether an exported network does what the network does: outputs side by side, at several sizes and in the corners.
+"""Checks that an exported network does what the network does: compares outputs at several sizes and on extreme pictures.
 
-A runtime adds in another order, so errors that are almost equal may come out in another order, and sampling then
-refines another patch, rightly so. Such a patch is no difference but must have been a tie: its error lies within the
-tolerance of where the network drew the line, and the full resolution is compared with the network refining the patches
-that the export chose.
+A runtime adds in another order, so predicted errors that are almost equal may rank in another order, and sampling then
+refines another patch. That is no fault as long as the patch was a tie: its error must lie within the tolerance of where
+the network drew the line. The full resolution is then compared with the network refining the patches that the export
+chose.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raymat.console import columns
 from raymat.errors import ExportError
 from raymat.export.formats import Run, outputs_of
 from raymat.model.matting import MattingBase, MattingRefine
@@ -32,12 +31,12 @@ LARGE = ((2160, 3840), (1440, 2560), (1080, 1920), (720, 1280), (540, 960))
 """From 4K downwards, for the refiner; a base network sees a quarter of such a picture."""
 LARGE_BASE = LARGE[-1:]
 ROUNDS = 3
-"""Latency is the shortest of so many; at the largest size it is the one run that is compared."""
+"""Runs per case, of which the shortest gives the latency; at the largest size there is only the one that is compared."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Pictures to compare on."""
+    """A pair of pictures to compare on."""
 
     kind: str
     """picture, all foreground, all background, or equal."""
@@ -53,19 +52,19 @@ class Case:
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """What a case showed."""
+    """The comparison on one case."""
 
     case: Case
     differences: dict[str, float]
-    """The largest of each output. Of outputs that may exceed 1, in parts of the largest value."""
+    """Largest difference of each output; of outputs that may exceed 1, relative to the largest value."""
     others: int
-    """Patches that one side refined and the other did not."""
+    """Patches that only one side refined."""
     eager_seconds: float
     export_seconds: float
 
 
 def cases(network: MattingBase, large: tuple[int, int]) -> list[Case]:
-    """What an export is checked on: three sizes, and three extremes at the middle one."""
+    """Return the cases to check on: three sizes, and three extremes at the middle one."""
     extremes = ("all foreground", "all background", "equal")
     return [
         Case("picture", 1, *SMALL),
@@ -76,7 +75,7 @@ def cases(network: MattingBase, large: tuple[int, int]) -> list[Case]:
 
 
 def pictures(case: Case) -> tuple[Tensor, Tensor]:
-    """src and bgr of a case, (n, 3, H, W) in 0..1: a soft disc before something smooth with a little noise, always the same."""
+    """Make src and bgr of a case, (n, 3, H, W) in 0..1: a soft disc before a smooth background with noise, always the same."""
     generator = torch.Generator().manual_seed(1)
 
     def smooth() -> Tensor:
@@ -103,7 +102,7 @@ def pictures(case: Case) -> tuple[Tensor, Tensor]:
 def check(
     network: MattingBase, run: Run, what: Sequence[Case], tolerance: float
 ) -> tuple[CheckOutcome, ...]:
-    """Compare on each case.
+    """Compare the network and its export on each case.
 
     Raises:
         ExportError: an output differs by more than `tolerance`, or the network itself gives none that is finite.
@@ -122,7 +121,7 @@ def check(
 
 
 def compare(network: MattingBase, run: Run, case: Case, tolerance: float) -> CheckOutcome:
-    """Run both on a case. A difference is infinite where shapes differ or a value is not a number."""
+    """Compare both on one case. A difference is infinite where shapes differ or a value is not a number."""
     src, bgr = pictures(case)
     names = outputs_of(network)
     rounds = 1 if case.height * case.width > ODD[0] * ODD[1] else ROUNDS
@@ -151,21 +150,10 @@ def compare(network: MattingBase, run: Run, case: Case, tolerance: float) -> Che
     return CheckOutcome(case, differences, others, eager_seconds, export_seconds)
 
 
-def table(outcomes: Sequence[CheckOutcome]) -> str:
-    """The outcomes for a terminal: a line for each case."""
-    names = tuple(outcomes[0].differences)
-    rows = [("checked on", "size", *names, "other patches", "network", "export")]
-    for one in outcomes:
-        differences = (f"{one.differences[name]:.1e}" for name in names)
-        seconds = (f"{1000 * s:.0f} ms" for s in (one.eager_seconds, one.export_seconds))
-        rows.append((one.case.kind, one.case.size, *differences, str(one.others), *seconds))
-    return columns(rows)
-
-
 def _timed(
     run: Run | MattingBase, src: Tensor, bgr: Tensor, rounds: int
 ) -> tuple[tuple[Tensor, ...], float]:
-    """The last answer, since TorchScript optimises after the first, and the shortest time that one took."""
+    """Return the last answer, since TorchScript optimises after the first, and the shortest time in seconds."""
     answer, shortest = None, math.inf
     for _ in range(rounds):
         began = time.perf_counter()
@@ -176,7 +164,7 @@ def _timed(
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:
-    """The largest, in parts of the largest expected value where that is over 1; infinite if any is not a number."""
+    """Return the largest difference, relative to the largest value if that is over 1; infinite if any is not a number."""
     if found.dtype != expected.dtype or not found.isfinite().all():
         return math.inf
     largest = max(1.0, float(expected.abs().max()))
@@ -200,7 +188,10 @@ def _refining(network: MattingRefine, ref: Tensor) -> Iterator[None]:
 def _other_patches(
     network: MattingRefine, expected: tuple[Tensor, ...], ref: Tensor, tolerance: float
 ) -> tuple[int, float]:
-    """How many patches only one side refined, and how far the error of any of them lies from the line; inf if too few or many."""
+    """Count the patches that only one side refined; also returns how far their error lies from the line, at most.
+
+    The distance is infinite if the export refined too few patches, or too many.
+    """
     mine = expected[-1]
     if bool((ref == mine).all()):
         return 0, 0.0
@@ -218,7 +209,7 @@ def _other_patches(
         if bool(((number > count) | (number < least)).any()):
             return int(other.sum()), math.inf
         line = err.topk(count, dim=1).values[:, -1:]
-        # Those of no error at all are left out, which is the other line.
+        # Patches without any error are not refined, which is the other line.
         gap = torch.minimum((err - line).abs(), err)
     return int(other.sum()), float(gap[other].max())
 
@@ -226,25 +217,25 @@ def _other_patches(
 # What fits into memory.
 
 BYTES = {"base": 1600, "full": 1000, "sampling": 700, "thresholding": 2500}
-"""Estimated from above: peak bytes for each pixel of a picture, with every patch over the threshold. What it really is
-prints benchmarks/export_check.py --memory."""
+"""Upper estimates of peak bytes per pixel, with every patch over the threshold; benchmarks/export_check.py --memory
+measures them."""
 
 
 def bytes_needed(network: MattingBase, height: int, width: int) -> int:
-    """An estimate of what checking at this size takes, beside the weights."""
+    """Estimate the bytes that checking at this size takes, beside the weights."""
     kind = network.refiner.mode if isinstance(network, MattingRefine) else "base"
     return BYTES[kind] * height * width
 
 
 def largest(network: MattingBase, available: float) -> tuple[int, int]:
-    """The largest size that is checked: 4K for a refine network, its quarter for a base network, or what half the memory takes."""
+    """Choose the largest size to check: 4K (a base network: a quarter of that), or less if half of `available` bytes is less."""
     sizes = LARGE if isinstance(network, MattingRefine) else LARGE_BASE
     fitting = [s for s in sizes if bytes_needed(network, *s) <= available / 2]
     return fitting[0] if fitting else sizes[-1]
 
 
 def available_memory() -> float:
-    """Bytes that this machine, and this container if it is one, can still give."""
+    """Return the bytes that this machine, and the container around this process, can still give."""
     return min(_free_of_machine(), _free_of_container())
 
 
@@ -257,7 +248,7 @@ def _free_of_machine() -> float:
 
 
 def _free_of_container() -> float:
-    """By control groups, version 2; infinite where none limits it."""
+    """Read the limit of control groups, version 2; infinite without one."""
     try:
         most, now = (_read(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
         return math.inf if most.strip() == "max" else int(most) - int(now)

@@ -1,20 +1,19 @@
-"""Exports a checkpoint's network as weights, TorchScript or ONNX, checked as it is made."""
+"""Exports a network as weights, TorchScript or ONNX, and checks the file before it appears."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.state_dict import bits_of
 from raymat.config.sections import ModelConfig
-from raymat.console import count, size
 from raymat.errors import ConfigError, ExportError
 from raymat.export import check, formats, sidecar
 from raymat.export.check import CheckOutcome
@@ -23,42 +22,22 @@ from raymat.model.matting import MattingBase, MattingRefine
 from raymat.model.pretrained import read_file
 from raymat.storage.faults import classify
 from raymat.storage.output_files import check_new_files, write_file
-from raymat.train.run.weights_reference import Selected, build_network, read_weights
+from raymat.train.run.weights_reference import OnSkip, Selected, build_network, read_weights
 
 OVERRIDES = ("refine_mode", "backbone_scale", "refine_sample_pixels", "refine_threshold")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """An exported network."""
 
     selected: Selected
     path: str
     size: int
-    """Bytes of the file."""
+    """Of the file, in bytes."""
     sidecar: dict[str, Any]
-    outcomes: tuple[CheckOutcome, ...] = field(default=())
-
-    @property
-    def text(self) -> str:
-        """For a terminal: where from, where to, and how it was checked."""
-        chosen, form = self.selected, self.sidecar["format"]
-        lines = [
-            chosen.what if chosen.checkpoint is None else f"{chosen.what}: {chosen.checkpoint}"
-        ]
-        opset = self.sidecar["opset"]
-        lines.append(
-            f"{self.path}: {size(self.size)}, {form}{f' opset {opset}' if opset else ''}, "
-            f"{count(len(chosen.weights), 'tensor')}"
-        )
-        if self.outcomes:
-            lines += [
-                check.table(self.outcomes),
-                f"largest difference allowed: {self.sidecar['check']['tolerance']:g}",
-            ]
-        else:
-            lines.append("read back: equal to the bit")
-        return "\n".join(lines)
+    outcomes: tuple[CheckOutcome, ...] = ()
+    """Of the comparison with the network; none for weights, which are compared to the bit."""
 
 
 def export_network(
@@ -66,52 +45,46 @@ def export_network(
     path: str,
     *,
     force: bool = False,
-    on_skip: Callable[[CheckpointId, str], None] = lambda checkpoint, reason: None,
-    options: Mapping[str, Any] | None = None,
+    on_skip: OnSkip = lambda checkpoint, reason: None,
     overrides: Mapping[str, Any] | None = None,
     check_size: tuple[int, int] | None = None,
     tolerance: float | None = None,
 ) -> Exported:
-    """Write the network that `url` selects to the file `path`, and `path`.json; both whole and checked, or neither.
+    """Write the network that `url` refers to and its description, `path`.json; both whole and checked, or neither.
 
-    `force`: replace files. `on_skip`, `options`: as for `read_weights`. `overrides`: options of the
-    refiner by their names in `ModelConfig`. `check_size`: height and width of the largest pictures
-    to check with. `tolerance`: of the check, instead of the format's own.
+    `force`: replace files. `on_skip`: as for `read_weights`. `overrides`: options of the refiner by their names in
+    `ModelConfig`. `check_size`: height and width of the largest pictures to check with, multiples of 4; default: what
+    half of the free memory takes. `tolerance`: of the check; default: the format's.
 
     Raises:
-        ConfigError: `path` cannot be written to, an override cannot be used, or a package is
-        missing. WeightsError: there are no such weights, or not a whole network's. StorageError:
-        storage cannot be read or the file not be written. ExportError: it failed its check.
+        ConfigError: `path` cannot be written to, an override cannot be used, or a package is missing. WeightsError:
+        there are no such weights, or not a whole network's. StorageError: storage cannot be read or the file not be
+        written. ExportError: it failed its check.
     """
     target, form = _target(path, force), format_of(path)
     if tolerance is not None and form.tolerance is not None:
         form = replace(form, tolerance=tolerance)
-    selected = read_weights(url, on_skip=on_skip, options=options)
-    model = _options(selected, overrides or {})
-    with _drafts(os.path.dirname(target)) as temporary:
-        draft = os.path.join(temporary, f"draft{form.ending[0]}")
+    selected = read_weights(url, on_skip=on_skip)
+    model = _model_of(selected, overrides or {})
+    outcomes: tuple[CheckOutcome, ...] = ()
+    with _drafts(os.path.dirname(target)) as folder:
+        draft = os.path.join(folder, f"draft{form.ending[0]}")
         if form.tolerance is None:
-            content = formats.weights_bytes(selected.weights, form)
-            write_file(draft, [content])
-            outcomes: tuple[CheckOutcome, ...] = ()
-            _same_weights(selected.weights, draft)
+            content = _write_weights(draft, form, selected)
         else:
             network = configured(selected, model)
-            content = _encode(network, form, selected)
-            write_file(draft, [content])
-            run = (formats.run_onnx if form.name == "onnx" else formats.run_torchscript)(draft)
-            large = check_size or check.largest(network, check.available_memory())
-            cases = check.cases(network, large)
-            outcomes = check.check(network, run, cases, form.tolerance)
-        told = sidecar.describe(os.path.basename(target), content, form, selected, model, outcomes)
-        _target(path, force)  # all this took a while
-        write_file(target + sidecar.SUFFIX, [sidecar.text(told)])
+            content = _write_network(draft, form, network, selected)
+            outcomes = _check_network(draft, form, network, check_size)
+        name = os.path.basename(target)
+        described = sidecar.describe(name, content, form, selected, model, outcomes)
+        _target(path, force)  # again: all this took a while
+        write_file(target + sidecar.SUFFIX, [sidecar.text(described)])
         _move(draft, target)
-    return Exported(selected, path, len(content), told, outcomes)
+    return Exported(selected, path, len(content), described, outcomes)
 
 
 def configured(selected: Selected, model: ModelConfig) -> MattingBase:
-    """The network, in evaluation mode and without gradients, refining as `model` says."""
+    """Build the network in evaluation mode, without gradients, refining as `model` says."""
     network = build_network(selected).requires_grad_(False)
     if isinstance(network, MattingRefine):
         network.backbone_scale = model.backbone_scale
@@ -121,8 +94,8 @@ def configured(selected: Selected, model: ModelConfig) -> MattingBase:
     return network
 
 
-def _options(selected: Selected, overrides: Mapping[str, Any]) -> ModelConfig:
-    """How the network is to refine; a ConfigError where an override has no meaning or a wrong value."""
+def _model_of(selected: Selected, overrides: Mapping[str, Any]) -> ModelConfig:
+    """Return how the network is to refine; a ConfigError where an override has no meaning or a wrong value."""
     if overrides and selected.stage == "base":
         flags = ", ".join("--" + name.replace("_", "-") for name in overrides)
         raise ConfigError(
@@ -132,21 +105,41 @@ def _options(selected: Selected, overrides: Mapping[str, Any]) -> ModelConfig:
     return replace(model, **overrides)
 
 
-def _encode(network: MattingBase, form: Format, selected: Selected) -> bytes:
+def _write_weights(path: str, form: Format, selected: Selected) -> bytes:
+    """Write the weights to a file and read them back; returns its content."""
+    content = formats.weights_bytes(selected.weights, form)
+    write_file(path, [content])
+    _require_equal(read_file(path), selected.weights)
+    return content
+
+
+def _write_network(path: str, form: Format, network: MattingBase, selected: Selected) -> bytes:
+    """Write the network to a file; returns its content."""
     if form.name == "torchscript":
-        return formats.torchscript_bytes(network)
-    origin = {
-        name: str(value) for name, value in sidecar.origin(selected).items() if value is not None
-    }
-    return formats.onnx_bytes(network, origin)
+        content = formats.torchscript_bytes(network)
+    else:
+        known = {n: str(v) for n, v in sidecar.origin(selected).items() if v is not None}
+        content = formats.onnx_bytes(network, known)
+    write_file(path, [content])
+    return content
 
 
-def _same_weights(weights: Mapping[str, Tensor], path: str) -> None:
-    """ExportError unless the file holds these tensors to the bit."""
-    found = read_file(path)
+def _check_network(
+    path: str, form: Format, network: MattingBase, check_size: tuple[int, int] | None
+) -> tuple[CheckOutcome, ...]:
+    """Compare the outputs of an exported file with the network's."""
+    assert form.tolerance is not None
+    run = (formats.run_onnx if form.name == "onnx" else formats.run_torchscript)(path)
+    large = check_size or check.largest(network, check.available_memory())
+    return check.check(network, run, check.cases(network, large), form.tolerance)
+
+
+def _require_equal(found: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Raise an ExportError unless both hold the same tensors to the bit."""
     for name, tensor in weights.items():
         other = found.get(name)
-        if other is None or other.dtype != tensor.dtype or not torch.equal(*_bits(other, tensor)):
+        equal = other is not None and other.dtype == tensor.dtype
+        if other is None or not equal or not torch.equal(bits_of(other), bits_of(tensor)):
             raise ExportError(f"the file does not hold {name} as it is: it was removed")
     if len(found) != len(weights):
         raise ExportError(
@@ -154,14 +147,9 @@ def _same_weights(weights: Mapping[str, Tensor], path: str) -> None:
         )
 
 
-def _bits(*tensors: Tensor) -> list[Tensor]:
-    """As bytes, so that equal NaNs are equal."""
-    return [t.contiguous().reshape(-1).view(torch.uint8) for t in tensors]
-
-
 @contextmanager
 def _drafts(folder: str) -> Iterator[str]:
-    """A folder beside the file, for what has not passed its check."""
+    """Make a folder beside the file for what has not passed its check; a rename out of it is atomic."""
     try:
         made = tempfile.TemporaryDirectory(prefix=".raymat-", dir=folder)
     except OSError as error:
@@ -171,7 +159,7 @@ def _drafts(folder: str) -> Iterator[str]:
 
 
 def _target(path: str, force: bool) -> str:
-    """The absolute path of the file that will be written, links followed; a ConfigError if it cannot be."""
+    """Return the absolute path of the file to write, links followed; a ConfigError if it cannot be written."""
     format_of(path)
     target = os.path.realpath(path)
     check_new_files(path, {target: path, target + sidecar.SUFFIX: path + sidecar.SUFFIX}, force)

@@ -81,12 +81,15 @@ def outputs_of(network: MattingBase) -> tuple[str, ...]:
     return REFINE_OUTPUTS if isinstance(network, MattingRefine) else BASE_OUTPUTS
 
 
-def weights_bytes(weights: Mapping[str, Tensor], form: Format) -> bytes:
-    """A state dict as a .pth or .safetensors file."""
+def weights_bytes(
+    weights: Mapping[str, Tensor], form: Format, metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Encode a state dict as .pth or .safetensors; `metadata` goes into the header of the latter."""
     if form is SAFETENSORS:
         import safetensors.torch
 
-        return safetensors.torch.save(dict(weights), metadata={"format": "pt"})
+        whole = {name: tensor.contiguous() for name, tensor in weights.items()}
+        return safetensors.torch.save(whole, dict(metadata or {"format": "pt"}))
     content = io.BytesIO()
     torch.save(dict(weights), content)
     return content.getvalue()
