@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 
 import pytest
 
-from raymat.cli.prune import Options
-from raymat.console import ProgressBar, age, parse_options, size
-from raymat.errors import ConfigError
+from raymat.console import Display, ProgressBar, age, size
 
 
 class _Terminal(io.StringIO):
@@ -82,6 +79,22 @@ def test_nothing_to_do_is_not_shown() -> None:
 
 
 @pytest.mark.parametrize(
+    ("stream", "drawn"),
+    [
+        (_Terminal(), "\r\x1b[2K1 of 2\r\x1b[2Klost a node\n\r\x1b[2K1 of 2\r\x1b[2K2 of 2\n"),
+        (io.StringIO(), "1 of 2\nlost a node\n2 of 2\n"),
+    ],
+)  # fmt: skip
+def test_the_line_gives_way_to_news_that_stay(stream: io.StringIO, drawn: str) -> None:
+    display = Display(stream)
+    display.show("1 of 2")
+    display.print("lost a node")
+    display.show("1 of 2")
+    display.show("2 of 2", last=True)
+    assert stream.getvalue() == drawn
+
+
+@pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB"),
      (483_300_000, "483.3 MB"), (2_400_000_000, "2.4 GB"), (3.5e15, "3500.0 TB")],
@@ -96,32 +109,3 @@ def test_sizes_are_decimal(count: float, text: str) -> None:
 )  # fmt: skip
 def test_ages_have_one_unit(seconds: float, text: str) -> None:
     assert age(seconds) == text
-
-
-@pytest.mark.parametrize("command", ["checkpoints", "evaluate", "verify", "export", "prune"])
-def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from raymat.cli.main import main
-
-    with pytest.raises(SystemExit) as caught:
-        main([command, "--help"])
-    shown = capsys.readouterr().out
-    assert caught.value.code == 0
-    assert shown.startswith(f"usage: raymat {command} ")
-    assert "Exit code: 0" in shown
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-@pytest.mark.parametrize(
-    ("argv", "line"),
-    [
-        ([], "Missing from raymat prune: URL --keep N (raymat prune --help)"),
-        (["u", "--keep", "3", "--keeps", "4"], "Unrecognized options: --keeps, 4 (raymat prune --help)"),
-        (["u", "--keep"], "Missing value for argument '--keep'. Expected 1 values. (raymat prune --help)"),
-        (["u", "--keep", "x"], "Error parsing --keep: invalid literal for int() with base 10: 'x' (raymat prune --help)"),
-    ],
-)  # fmt: skip
-def test_a_mistaken_command_line_is_one_line(argv: list[str], line: str, encoding: str) -> None:
-    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    with contextlib.redirect_stdout(terminal), pytest.raises(ConfigError) as caught:
-        parse_options(Options, argv, "raymat prune")
-    assert caught.value.line == line

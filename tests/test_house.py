@@ -48,8 +48,8 @@ MOST_FILES = 15
 WINGS = {wing for floor in FLOORS for wing in floor}
 WITHOUT_RAY = WINGS - {"cluster", "jobs"}
 BELOW_CLUSTER = WITHOUT_RAY - {"cli"}
-READS_ARGUMENTS = {"raymat/config/command_line.py", "raymat/console.py"}
-"""Below the commands, the only files that know of command lines."""
+READS_ARGUMENTS = {"raymat/config/command_line.py"}
+"""Below the commands, the only file that knows of command lines."""
 
 DISTRIBUTIONS = {
     "PIL": "pillow",

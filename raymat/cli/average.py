@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import tyro
-
 from raymat.analysis.averaging.averager import DATA, Average, OnSkip, Recipe
 from raymat.analysis.averaging.averager import average as average_networks
 from raymat.cli.inputs import device_of, print_note
+from raymat.config.command_line import parse_options
+from raymat.config.options import OptionGroup, Spelling, at_least
 from raymat.config.sections import Device
-from raymat.console import columns, count, parse_options, size
+from raymat.console import columns, count, size
 from raymat.errors import ConfigError
 from raymat.export.weights_file import check_path, write_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(OptionGroup):
     """Average the weights of several networks into one weights file.
 
     WHAT is a weights file or a run's checkpoint: FILE.pth, STORAGE/NAME (newest), STORAGE/NAME@1200,
@@ -31,9 +31,9 @@ class Options:
     or 2 if nothing was written.
     """
 
-    what: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="WHAT...")]
+    what: Annotated[tuple[str, ...], Spelling("WHAT...", positional=True)]
     """Networks to average."""
-    output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
+    output: Annotated[str, Spelling("FILE", short="-o")]
     """The file to write, .pth or .safetensors, in a folder of this machine that exists."""
     force: bool = False
     """Replace the file if it exists."""
@@ -42,7 +42,7 @@ class Options:
     (the greedy soup of Wortsman et al., 2022)."""
     metric: Literal["loss", "sad", "mse", "grad", "conn"] = "loss"
     """Validation metric of --greedy; the lowest value is the best."""
-    examples: int = 256
+    examples: Annotated[int, at_least(1)] = 256
     """Training examples for the statistics, the first of the run's order, rounded up to whole batches."""
     dataset: str | None = None
     """Folder (any fsspec URL) with train/ and valid/, each with fgr/ and pha/. Default: the run's."""
@@ -62,10 +62,9 @@ class Options:
     """auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.what:
             raise ConfigError("expected what to average: raymat average A B ... -o FILE")
-        if self.examples < 1:
-            raise ConfigError(f"--examples must be at least 1, got {self.examples}")
 
     @property
     def recipe(self) -> Recipe:

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from raymat.analysis.checkpoint_table import CheckpointRow, CheckpointTable, tabulate
-from raymat.console import Url, age, columns, count, parse_options, size
+from raymat.config.command_line import parse_options
+from raymat.config.options import Url
+from raymat.console import age, columns, count, size
 from raymat.train.run.run_url import open_run_url
 
 

@@ -12,19 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, TextIO
 
-import tyro
-
 from raymat.analysis.change_plot import draw_changes
 from raymat.analysis.compare import diff
-from raymat.console import parse_options
-from raymat.errors import ConfigError, RaymatError
+from raymat.config.command_line import parse_options
+from raymat.config.options import NOT_NEGATIVE, OptionGroup, Spelling
+from raymat.errors import RaymatError
 from raymat.storage.output_files import check_output, write_output
 
 EQUAL, DIFFERENT, FAILED = 0, 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(OptionGroup):
     """Compare two checkpoints tensor by tensor and value by value.
 
     A and B are STORAGE/NAME (the newest checkpoint that verifies), STORAGE/NAME@1200, STORAGE/NAME@best or
@@ -34,18 +33,14 @@ class Options:
     compared.
     """
 
-    a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
+    a: Annotated[str, Spelling("A", positional=True)]
     """One side."""
-    b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
+    b: Annotated[str, Spelling("B", positional=True)]
     """The other."""
-    limit: int = 20
+    limit: Annotated[int, NOT_NEGATIVE] = 20
     """So many tensors and so many values are shown, those that differ most first."""
-    picture: Annotated[str | None, tyro.conf.arg(metavar="FILE.png")] = None
+    picture: Annotated[str | None, Spelling("FILE.png")] = None
     """Draw the relative change of each layer's weights into this file, any fsspec URL."""
-
-    def __post_init__(self) -> None:
-        if self.limit < 0:
-            raise ConfigError(f"--limit must not be negative, got {self.limit}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -58,7 +53,7 @@ def report(
     a_url: str,
     b_url: str,
     *,
-    limit: int = 20,
+    limit: Annotated[int, NOT_NEGATIVE] = 20,
     picture: str | None = None,
     out: TextIO | None = None,
 ) -> int:

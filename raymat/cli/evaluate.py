@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-import tyro
 
 from raymat.analysis.evaluation import Candidate, Measured, measure
 from raymat.analysis.examples import ExampleRequest, Examples
@@ -15,9 +14,11 @@ from raymat.analysis.run_pictures import Split
 from raymat.analysis.scores import ScoreReport, SeenExample, rows_of
 from raymat.analysis.worst_examples import Worst
 from raymat.cli.inputs import device_of, print_note
+from raymat.config.command_line import parse_options
+from raymat.config.options import MULTIPLE_OF_4, OptionGroup, Spelling, at_least
 from raymat.config.run import RunConfig
 from raymat.config.sections import DataConfig, Device, Precision
-from raymat.console import ProgressBar, parse_options
+from raymat.console import ProgressBar
 from raymat.errors import ConfigError
 from raymat.storage.output_files import check_output, write_output
 from raymat.train.optim.mixed_precision import settled
@@ -27,12 +28,11 @@ _REPLACED_SHOWN = 10
 
 Metric = Literal["loss", "sad", "mse", "grad", "conn", "fgr_mse"]
 
-_Number = Annotated[int | None, tyro.conf.arg(metavar="N")]
-_Folder = Annotated[str | None, tyro.conf.arg(metavar="URL")]
+_Folder = Annotated[str | None, Spelling("URL")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(OptionGroup):
     """Measure networks as validation does, all on the same examples: SAD, MSE, Grad and Conn of alpha, MSE of the foreground.
 
     WHAT is a weights file or a run's checkpoint: FILE.pth, STORAGE/NAME (newest), STORAGE/NAME@1200, STORAGE/NAME@best,
@@ -41,22 +41,22 @@ class Options:
     not be read or written.
     """
 
-    what: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="WHAT...")]
+    what: Annotated[tuple[str, ...], Spelling("WHAT...", positional=True)]
     """Networks to measure, one row each."""
     dataset: _Folder = None
     """Folder (any fsspec URL) with valid/ or train/, each with fgr/ and pha/. Default: the run's."""
     backgrounds: _Folder = None
     """Folder (any fsspec URL) with valid/ or train/. Default: the run's."""
-    synthetic: _Number = None
+    synthetic: int | None = None
     """Make N procedural examples instead."""
     split: Split = "valid"
     """Split of the dataset to measure on."""
-    examples: _Number = None
+    examples: Annotated[int | None, at_least(1)] = None
     """Number of examples, spread evenly over the split. Default: each pair once. With the run's own --valid-examples, the
     run's validation is reproduced, to the bit on the same kind of device."""
-    resolution: _Number = None
+    resolution: Annotated[int | None, MULTIPLE_OF_4] = None
     """Side of the square in pixels, a multiple of 4. Default: the run's."""
-    seed: _Number = None
+    seed: int | None = None
     """Seed of backgrounds and warps. Default: the run's."""
     ensemble: bool = False
     """Add a row for the mean of all predictions."""
@@ -64,13 +64,13 @@ class Options:
     """auto, cpu or cuda."""
     precision: Precision | None = None
     """fp16, bf16, fp32 or fp64. Default: the run's, if it ran on this kind of device."""
-    threads: _Number = None
+    threads: Annotated[int | None, at_least(1)] = None
     """CPU threads for computing. Default: the run's; other numbers round differently."""
-    csv: Annotated[str | None, tyro.conf.arg(metavar="FILE.csv")] = None
+    csv: Annotated[str | None, Spelling("FILE.csv")] = None
     """Write every example and the means to this file, any fsspec URL."""
-    json: Annotated[str | None, tyro.conf.arg(metavar="FILE.json")] = None
+    json: Annotated[str | None, Spelling("FILE.json")] = None
     """Write the same as JSON, with all that is known of each row."""
-    worst: Annotated[str | None, tyro.conf.arg(metavar="FILE.png")] = None
+    worst: Annotated[str | None, Spelling("FILE.png")] = None
     """Write a picture of the 8 worst examples of the best row, any fsspec URL."""
     worst_by: Metric = "sad"
     """Metric that decides which row is best and which examples are worst."""
@@ -182,12 +182,6 @@ def _check(options: Options) -> None:
         raise ConfigError("name what to evaluate: weights files or runs (raymat evaluate --help)")
     if options.ensemble and len(options.what) < 2:
         raise ConfigError("--ensemble is a mean of several predictions: name at least two")
-    for flag, value in (("--examples", options.examples), ("--threads", options.threads)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{flag} must be at least 1, got {value}")
-    resolution = options.resolution
-    if resolution is not None and (resolution < 4 or resolution % 4):
-        raise ConfigError(f"--resolution must be a positive multiple of 4, got {resolution}")
     _ = options.request
     if options.worst_by == "loss" and options.ensemble:
         raise ConfigError("--worst-by loss: an ensemble has no loss, use another metric")

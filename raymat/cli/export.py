@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
-
 from raymat.cli.inputs import print_note
+from raymat.config.command_line import parse_options
+from raymat.config.options import Spelling, Url
 from raymat.config.sections import RefineMode
-from raymat.console import Url, columns, count, parse_options, size
+from raymat.console import columns, count, size
 from raymat.errors import ConfigError
 from raymat.export.check import CheckOutcome
 from raymat.export.exporter import OVERRIDES, Exported, export_network
@@ -31,7 +31,7 @@ class Options:
     url: Url
     """STORAGE/NAME of a run (its newest verified checkpoint), with @STEP, @best or @ema after it,
     STORAGE/NAME/checkpoints/step-... of a checkpoint, or a weights file; any fsspec URL."""
-    output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE")]
+    output: Annotated[str, Spelling("FILE", short="-o")]
     """The file to write, in a folder of this machine that exists."""
     force: bool = False
     """Replace the file if it exists."""
@@ -43,7 +43,7 @@ class Options:
     """Pixels refined per picture when sampling."""
     refine_threshold: float | None = None
     """Predicted error above which a patch is refined when thresholding."""
-    check_size: str | None = None
+    check_size: Annotated[str | None, Spelling("HEIGHTxWIDTH")] = None
     """HEIGHTxWIDTH of the largest pictures to check with. Default: 2160x3840 (base: 540x960), or the largest size that half
     of the free memory takes."""
     tolerance: float | None = None

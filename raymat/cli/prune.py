@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
-
 from raymat.analysis.pruning import Pruning, plan_pruning
 from raymat.checkpoint.retention import RetentionPolicy
-from raymat.console import ProgressBar, Url, columns, count, parse_options, size
+from raymat.config.command_line import parse_options
+from raymat.config.options import Spelling, Url
+from raymat.console import ProgressBar, columns, count, size
 from raymat.errors import ConfigError
 from raymat.train.run.run_url import open_run_url
 
@@ -31,17 +31,15 @@ class Options:
 
     url: Url
     """The run: STORAGE/NAME, any fsspec URL."""
-    keep: Annotated[int, tyro.conf.arg(metavar="N")]
+    keep: int
     """Keep the newest N."""
-    keep_best: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    keep_best: int = 1
     """Keep the N with the lowest validation loss; 0 for none."""
-    every: Annotated[int | None, tyro.conf.arg(metavar="STEPS", help_behavior_hint="")] = None
+    every: Annotated[int | None, Spelling("STEPS")] = None
     """Keep those whose step is a multiple of this."""
     keep_epochs: bool = False
     """Keep those at the end of a virtual epoch."""
-    loss_thresholds: Annotated[
-        str | None, tyro.conf.arg(metavar="LOSS,LOSS,...", help_behavior_hint="")
-    ] = None
+    loss_thresholds: Annotated[str | None, Spelling("LOSS,LOSS,...")] = None
     """Keep the first whose validation loss is at or below each of these."""
     yes: bool = False
     """Delete."""

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from raymat.analysis.restart_phases import Restart, restarts
-from raymat.console import Url, columns, count, parse_options
+from raymat.config.command_line import parse_options
+from raymat.config.options import Url
+from raymat.console import columns, count
 from raymat.errors import StorageError
 from raymat.train.observability.events import read_events
 from raymat.train.run.run_url import open_run_url

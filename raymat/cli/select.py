@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import tyro
-
 from raymat.analysis.plateau import THRESHOLD
 from raymat.analysis.selection import Choice, read_curve
-from raymat.console import Url, columns, parse_options
+from raymat.config.command_line import parse_options
+from raymat.config.options import FACTOR, OptionGroup, Spelling, Url, at_least
+from raymat.console import columns
 from raymat.errors import ConfigError
 from raymat.train.run.run_url import open_run_url
 
@@ -19,7 +19,7 @@ FOUND, NOTHING = 0, 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(OptionGroup):
     """Name the checkpoints of a run that are best by a validation metric, best first.
 
     With --before-plateau, name the one to fine-tune from: the newest at or before the point where the curve flattens.
@@ -38,24 +38,19 @@ class Options:
     training rows since the previous checkpoint. Default: the run's --best-metric."""
     mode: Literal["min", "max"] | None = None
     """Whether the lowest or the highest value is best. Default: the run's --best-mode for its own metric, else min."""
-    top: int = 1
+    top: Annotated[int, at_least(1)] = 1
     """Maximum checkpoints to name."""
     before_plateau: bool = False
     """Name the checkpoint before the curve flattens instead of the best."""
-    window: int | None = None
+    window: Annotated[int | None, at_least(1)] = None
     """Examples over which --before-plateau looks for an improvement. Default: a fifth of the curve."""
-    threshold: float = THRESHOLD
+    threshold: Annotated[float, FACTOR] = THRESHOLD
     """Relative improvement per window below which --before-plateau calls the curve flat."""
-    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    quiet: Annotated[bool, Spelling(short="-q")] = False
     """Print only URL@STEP, one a line, as --init and `raymat average` take it."""
 
     def __post_init__(self) -> None:
-        if self.top < 1:
-            raise ConfigError(f"--top must be at least 1, got {self.top}")
-        if self.window is not None and self.window < 1:
-            raise ConfigError(f"--window must be at least 1, got {self.window}")
-        if not 0 < self.threshold < 1:
-            raise ConfigError(f"--threshold must be between 0 and 1, got {self.threshold}")
+        super().__post_init__()
         if self.before_plateau and self.top != 1:
             raise ConfigError("--top and --before-plateau exclude each other")
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymat.checkpoint.integrity import Verdict, verify_checkpoints
-from raymat.console import ProgressBar, Url, columns, parse_options, size
+from raymat.config.command_line import parse_options
+from raymat.config.options import Url
+from raymat.console import ProgressBar, columns, size
 from raymat.errors import StorageError
 from raymat.storage.store import Store
 from raymat.train.run.run_file import RUN_FILE, read_run

@@ -20,7 +20,7 @@ _METAVARS = {int: "N", float: "X", str: "TEXT", Range: "N|MIN:MAX", Duration: "T
 
 
 Groups = Mapping[str, Mapping[str, Option]]
-"""Options by name, by the heading under which `--help` lists them."""
+"""Options by name, by the heading under which `--help` lists them; "" is argparse's own."""
 
 
 def parse_options(kind: type[T], argv: Sequence[str], prog: str) -> T:
@@ -30,7 +30,7 @@ def parse_options(kind: type[T], argv: Sequence[str], prog: str) -> T:
         ConfigError: what is wrong with the command line, in one line.
     """
     options = options_of(kind)
-    groups = {"options": options}
+    groups = {"": options}
     named = named_options(argv, prog, inspect.getdoc(kind) or "", groups, switch="store_true")
     missing = [
         _written(option)
@@ -90,9 +90,9 @@ def _parser(prog: str, description: str, groups: Groups, switch: Any) -> _Parser
         allow_abbrev=False,
     )
     for heading, options in groups.items():
-        group = parser.add_argument_group(heading)
+        group = parser.add_argument_group(heading) if heading else parser
         for option in options.values():
-            _add(parser if option.spelling.positional else group, option, switch)
+            _add(group, option, switch)
     return parser
 
 

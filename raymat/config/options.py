@@ -59,8 +59,11 @@ def matches(pattern: str, words: str) -> Check:
 
 MORE_THAN_0 = Check(lambda value: value > 0, "must be more than 0")
 NOT_NEGATIVE = Check(lambda value: value >= 0, "must not be negative")
+MULTIPLE_OF_4 = Check(
+    lambda value: value > 0 and value % 4 == 0, "must be a positive multiple of 4"
+)
 FRACTION = Check(lambda value: 0 <= value < 1, "must be in [0, 1)")
-FACTOR = Check(lambda value: 0 < value < 1, "must be in (0, 1)")
+FACTOR = Check(lambda value: 0 < value < 1, "must be between 0 and 1 (exclusive)")
 
 
 @dataclass(frozen=True)

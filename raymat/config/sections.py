@@ -14,6 +14,7 @@ from raymat.config.options import (
     GROWABLE,
     LENGTH,
     MORE_THAN_0,
+    MULTIPLE_OF_4,
     NOT_NEGATIVE,
     Check,
     OptionGroup,
@@ -50,9 +51,7 @@ class DataConfig(OptionGroup):
     """Folder (any fsspec URL) with train/ and valid/."""
     synthetic: Annotated[int | None, GROWABLE, at_least(1)] = None
     """Make N procedural pairs and backgrounds instead of reading --dataset and --backgrounds."""
-    resolution: Annotated[
-        int, FIXED, Check(lambda n: n > 0 and n % 4 == 0, "must be a multiple of 4")
-    ] = 512
+    resolution: Annotated[int, FIXED, MULTIPLE_OF_4] = 512
     """Side in pixels of the square that samples are warped to."""
     crop: Annotated[
         Range, FIXED, Check(lambda r: r.low % 4 == r.high % 4 == 0, "must be multiples of 4")
@@ -158,11 +157,7 @@ class OptimConfig(OptionGroup):
     cuda, fp32 on cpu."""
     max_bad_steps: Annotated[int, FREE, at_least(1)] = 10
     """Consecutive steps with a non-finite loss or gradient to skip before training stops."""
-    ema_decay: Annotated[
-        float | None,
-        ADDABLE,
-        Check(lambda decay: 0 < decay < 1, "must be between 0 and 1, as in 0.999"),
-    ] = None
+    ema_decay: Annotated[float | None, ADDABLE, FACTOR] = None
     """Keep an exponential moving average of the weights with this decay per step (0.999), warmed up
     as min(it, (1 + t) / (10 + t)) over t steps. Default: none."""
     clip_norm: Annotated[float | None, FIXED, MORE_THAN_0] = None

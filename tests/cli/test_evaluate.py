@@ -312,7 +312,7 @@ def test_what_has_only_the_half_that_is_looked_at_is_enough(
         (["W", "--synthetic", "2", "--json", "no://x"], "--json no://x: Protocol not known: no"),
         (["W", "--dataset", "/no/where", "--backgrounds", "/no/where"], "no such folder: /no/where/valid/fgr"),
         (["/no/where"], "/no/where is neither a weights file (.pth, .pt, .ckpt, .bin, .safetensors) nor a run with a checkpoint"),
-        (["W", "--split", "test"], "invalid choice 'test' for argument '--split'"),
+        (["W", "--split", "test"], "--split: expected one of valid, train, got 'test'"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(

@@ -165,7 +165,7 @@ def test_a_run_of_torn_ones_alone_is_left_alone(local: Any, raymat: Any) -> None
         ("--keep 1 --every 0", "--every must be at least 1, got 0"),
         ("--keep 1 --loss-thresholds 0.5,low", "--loss-thresholds: expected numbers like 0.5,0.4, got '0.5,low'"),
         ("--keep 1 --loss-thresholds nan", "--loss-thresholds: expected numbers like 0.5,0.4, got 'nan'"),
-        ("--keep 1 --yess", "Unrecognized options: --yess (raymat prune --help)"),
+        ("--keep 1 --yess", "unknown flag --yess: did you mean --yes?"),
     ],
 )  # fmt: skip
 def test_a_mistaken_option_is_one_line(local: Any, raymat: Any, options: str, line: str) -> None:

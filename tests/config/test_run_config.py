@@ -82,7 +82,7 @@ def test_steps_replace_the_default_epochs() -> None:
         ({"synthetic": 0}, "--synthetic"),
         ({"crop": "254:512"}, "--crop must be multiples of 4"),
         ({"crop": "256:1024"}, "larger than --resolution"),
-        ({"resolution": 510}, "--resolution must be a multiple of 4"),
+        ({"resolution": 510}, "--resolution must be a positive multiple of 4"),
         ({"batch_size": 0}, "--batch-size"),
         ({"seed": -1}, "--seed"),
         ({"backbone_scale": 0.6}, "--backbone-scale"),

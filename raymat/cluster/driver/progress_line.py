@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from types import TracebackType
@@ -11,10 +10,10 @@ from typing import TextIO
 from ray.exceptions import RayError
 
 from raymat.cluster.blackboard import Blackboard
+from raymat.console import Display
 from raymat.train.observability.progress import Progress
 
 POLL_SECONDS = 1.0
-LOG_SECONDS = 10.0  # between lines where there is no terminal to overwrite one on
 
 
 def clock(seconds: float) -> str:
@@ -44,17 +43,14 @@ def progress_line(progress: Progress, now: float) -> str:
 
 
 class ProgressLine:
-    """Prints the line while a block runs: rewritten in place on a terminal, every ten seconds in a
-    job log."""
+    """Shows how the run goes, and prints its news, while a block runs."""
 
     def __init__(self, board: Blackboard, stream: TextIO | None = None) -> None:
         self._board = board
-        self._stream = stream or sys.stderr
+        self._display = Display(stream)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="raymat-progress", daemon=True)
         self._said = 0
-        self._printed = ""
-        self._printed_at = 0.0
 
     def __enter__(self) -> ProgressLine:
         self._thread.start()
@@ -78,20 +74,9 @@ class ProgressLine:
         try:
             progress, lines = self._board.news(self._said)
         except RayError:
-            return  # the blackboard restarts by itself; a line less is no harm
+            return  # the blackboard restarts by itself; a missed poll does no harm
         self._said += len(lines)
         for line in lines:
-            self._stream.write(("\r\x1b[2K" if self._stream.isatty() else "") + line + "\n")
-        if progress is not None:
-            self._print(progress, last)
-
-    def _print(self, progress: Progress, last: bool) -> None:
-        now = time.time()
-        line = progress_line(progress, now)
-        if self._stream.isatty():
-            self._stream.write("\r\x1b[2K" + line + ("\n" if last else ""))
-        elif last or (line != self._printed and now - self._printed_at >= LOG_SECONDS):
-            self._stream.write(line + "\n")
-            self._printed_at = now
-        self._printed = line
-        self._stream.flush()
+            self._display.print(line)
+        if progress is not None and (last or self._display.due):
+            self._display.show(progress_line(progress, time.time()), last)

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, NoReturn
 from urllib.parse import urlsplit
 
-import tyro
-
 from raymat.cluster.spot.drain import Drain, drain_by_process
 from raymat.cluster.spot.metadata import (
     LINK_LOCAL,
@@ -31,7 +29,8 @@ from raymat.cluster.spot.metadata import (
     MetadataError,
     utc,
 )
-from raymat.console import parse_options
+from raymat.config.command_line import parse_options
+from raymat.config.options import MORE_THAN_0, OptionGroup, Spelling
 from raymat.errors import ClusterError, ConfigError
 
 
@@ -108,7 +107,7 @@ class SpotWatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(OptionGroup):
     """Turn the cloud's notice that this machine will be taken into Ray's drain of its node.
 
     Runs beside Ray on each node until SIGTERM. Needs neither root nor a key.
@@ -116,23 +115,21 @@ class Options:
 
     cloud: Literal["auto", "aws", "gcp", "azure"] = "auto"
     """Whose metadata service to ask; auto: whichever answers."""
-    endpoint: Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")] = None
+    endpoint: Annotated[str | None, Spelling("URL")] = None
     """Another address of that service; AWS_EC2_METADATA_SERVICE_ENDPOINT counts for AWS."""
-    interval: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 2.0
+    interval: Annotated[float, Spelling("SECONDS"), MORE_THAN_0] = 2.0
     """Between two questions."""
     rebalance: bool = False
     """Drain on AWS's rebalance recommendation already, which may come long before a notice, or alone."""
-    address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = None
+    address: Annotated[str | None, Spelling("HOST:PORT")] = None
     """Ray's head; default RAY_ADDRESS, or the one of the node on this machine."""
-    node_id: Annotated[str | None, tyro.conf.arg(metavar="HEX", help_behavior_hint="")] = None
+    node_id: Annotated[str | None, Spelling("HEX")] = None
     """The node to drain; default the one on this machine."""
 
 
 def main(argv: Sequence[str]) -> int:
     """`raymat spot-watch`; ends by SIGTERM with exit code 0. Raises ConfigError."""
     options = parse_options(Options, argv, "raymat spot-watch")
-    if not (math.isfinite(options.interval) and options.interval > 0):
-        raise ConfigError(f"--interval must be above 0, got {options.interval}")
     cloud = cloud_of(options, os.environ)
     drain = drain_by_process(address_of(options, os.environ), _node_id(options.node_id))
     watch = SpotWatch(cloud, drain, _say)
