@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
 import re
 import subprocess
@@ -72,6 +73,7 @@ def part_of(module: Path) -> str:
     return "" if first[1] == "__init__.py" else first[1].removesuffix(".py")
 
 
+@functools.cache
 def tree_of(module: Path) -> ast.Module:
     return ast.parse(module.read_text(encoding="utf-8"), str(module))
 
@@ -189,6 +191,7 @@ def test_read_tasks_need_no_torch() -> None:
     assert importers <= on_the_device
 
 
+@functools.cache
 def roots_of(module: Path) -> set[str]:
     return {imported.split(".")[0] for imported in imports_of(module)}
 
