@@ -23,7 +23,8 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.checkpoint.shards import read_contents, write_share
+from raymat.checkpoint.reader import read_contents
+from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.config.sections import ModelConfig
 from raymat.distributed.collectives import Group

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from raymat.checkpoint.layout import CHECKPOINTS
 from raymat.checkpoint.manifest import STATE, CheckpointId
-from raymat.checkpoint.shards import (
+from raymat.checkpoint.reader import (
     MAX_BYTES,
     MAX_STATE_BYTES,
     read_checkpoint,

@@ -17,7 +17,7 @@ from typing import Literal
 from raymat.checkpoint.catalog import Status
 from raymat.checkpoint.layout import CHECKPOINTS
 from raymat.checkpoint.manifest import CheckpointId, FileEntry, parse_manifest_name, share_names
-from raymat.checkpoint.shards import list_files, read_manifests
+from raymat.checkpoint.reader import list_files, read_manifests
 from raymat.console import ProgressBar
 from raymat.errors import CheckpointError
 from raymat.storage.digest import matches

@@ -14,10 +14,11 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from torch import Tensor
 
-from raymat.checkpoint.async_writer import AsyncWriter, Decision, Load, WriterEvents, decide
+from raymat.checkpoint.async_writer import AsyncWriter, WriterEvents
 from raymat.checkpoint.catalog import newest, scan
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.checkpoint.shards import read_checkpoint
+from raymat.checkpoint.reader import read_checkpoint
+from raymat.checkpoint.save_decision import Decision, Load, decide
 from raymat.distributed.world import World
 from raymat.errors import StorageError
 from raymat.storage.retry import RetryPolicy
@@ -196,26 +197,26 @@ def test_the_age_counts_from_the_first_save_that_is_not_committed(
     storage: Store, faulty: Any, make_writer: Any
 ) -> None:
     writer = make_writer(storage)
-    assert writer.age() == 0.0
+    assert writer.load().age == 0.0
     writer.save(1, _state(1), {})
     assert writer.drain(timeout=10)
-    assert writer.age() > 0.0
+    assert writer.load().age > 0.0
     gate = Gate(faulty)
     began = time.monotonic()
     writer.save(2, _state(2), {})
     assert [c.checkpoint.step for c in writer.confirm(writer.load().durable)] == [1]
     writer.save(3, _state(3), {}, SKIP)
     time.sleep(0.05)
-    assert 0.05 <= writer.age() <= time.monotonic() - began
+    assert 0.05 <= writer.load().age <= time.monotonic() - began
     gate.open.set()
     assert writer.drain(timeout=10)
     writer.confirm(writer.load().durable)
     # Step 3 was due and left out: it is what storage owes now.
-    assert 0.0 < writer.age() < time.monotonic() - began
+    assert 0.0 < writer.load().age < time.monotonic() - began
     writer.save(4, _state(4), {})
     assert writer.drain(timeout=10)
     writer.confirm(writer.load().durable)
-    assert writer.age() == 0.0
+    assert writer.load().age == 0.0
 
 
 def test_what_lasts_may_be_changed_after_settling_and_the_rest_at_once(
@@ -247,7 +248,7 @@ def test_what_belongs_before_a_commit_is_written_first_and_tried_again_with_it(
             raise StorageError("not yet")
 
     writer = make_writer(storage)
-    writer.save(1, _state(1), {}, first=first)
+    writer.save(1, _state(1), {}, before_write=first)
     assert writer.drain(timeout=10)
     assert calls == [False, False, False]
     assert [s.state for s in scan(storage)] == ["committed"]
@@ -281,24 +282,24 @@ def test_storage_that_stays_away_ends_nothing_until_the_age_is_too_great(
 
     finals: list[int] = []
     events = WriterEvents(on_failure=lambda c, e, final: finals.append(c.step) if final else None)
-    writer = make_writer(storage, events=events, max_checkpoint_age=1.0)
-    writer.require_fresh()
+    writer = make_writer(storage, events=events)
+    writer.require_fresh(1.0)
     faulty.before_write = staticmethod(full)
     for step in (1, 2):
         writer.save(step, _state(step), {})
     assert not writer.drain(timeout=10)
     assert finals == [1, 2]
     assert writer.counts.given_up == 2
-    time.sleep(max(0.0, 1.01 - writer.age()))
+    time.sleep(max(0.0, 1.01 - writer.load().age))
     with pytest.raises(StorageError, match=r"no checkpoint could be committed to faulty://runs/run for .*"
                        r"--max-checkpoint-age; the last error: cannot write .* no space left"):  # fmt: skip
-        writer.require_fresh()
-    writer.require_fresh(age=0.1)
+        writer.require_fresh(1.0)
+    writer.require_fresh(1.0, age=0.1)
     faulty.before_write = staticmethod(lambda path: None)
     writer.save(3, _state(3), {})
     assert writer.drain(timeout=10)
     writer.confirm(writer.load().durable)
-    writer.require_fresh()
+    writer.require_fresh(1.0)
     assert newest(storage, "r")[0].step == 3  # type: ignore[index]
 
 
@@ -323,8 +324,8 @@ def test_memory_is_two_buffers_however_many_saves(storage: Store, make_writer: A
     places = set()
     for step in range(30):
         writer.save(step, _state(step), {})
-        with writer._changed:
-            places |= {job.share["t0"].data_ptr() for job in writer._jobs}
+        with writer._queue.changed:
+            places |= {job.share["t0"].data_ptr() for job in writer._queue.jobs}
     assert writer.drain(timeout=10)
     assert 1 <= len(places) <= 2
 

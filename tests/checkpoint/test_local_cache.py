@@ -23,7 +23,8 @@ from raymat.checkpoint.async_writer import AsyncWriter
 from raymat.checkpoint.catalog import scan
 from raymat.checkpoint.local_cache import LocalCache, assign_copies, cache_folder
 from raymat.checkpoint.manifest import CheckpointId, FileEntry
-from raymat.checkpoint.shards import read_contents, write_share
+from raymat.checkpoint.reader import read_contents
+from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.config.flags import parse_run
 from raymat.config.run import RunConfig

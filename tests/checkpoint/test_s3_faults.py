@@ -17,10 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from raymat.checkpoint.async_writer import AsyncWriter, Decision, Load, WriterEvents, decide
+from raymat.checkpoint.async_writer import AsyncWriter, WriterEvents
 from raymat.checkpoint.catalog import newest, scan
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.checkpoint.shards import read_checkpoint
+from raymat.checkpoint.reader import read_checkpoint
+from raymat.checkpoint.save_decision import Decision, Load, decide
 from raymat.config.run import RunConfig
 from raymat.data.batch import MicroBatch
 from raymat.distributed.world import World

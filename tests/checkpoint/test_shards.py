@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from raymat.checkpoint.manifest import CheckpointId, FileEntry, Manifest
-from raymat.checkpoint.shards import assign, list_files, read_checkpoint, share_of, write_share
+from raymat.checkpoint.reader import list_files, read_checkpoint
+from raymat.checkpoint.shards import assign, share_of, write_share
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.distributed.world import World
 from raymat.errors import CheckpointError, StorageError

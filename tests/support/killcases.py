@@ -22,8 +22,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 
 from raymat.checkpoint.catalog import newest, scan
 from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.reader import read_checkpoint
 from raymat.checkpoint.retention import RetentionPolicy, plan
-from raymat.checkpoint.shards import read_checkpoint
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.storage.store import Store
 from raymat.train.observability.events import read_events

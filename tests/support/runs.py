@@ -13,7 +13,7 @@ import torch
 
 from raymat.checkpoint.catalog import scan
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.checkpoint.shards import read_checkpoint
+from raymat.checkpoint.reader import read_checkpoint
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.config.run import RunConfig, build
 from raymat.data.batch import Geometry, MicroBatch

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raymat.checkpoint.async_writer import AsyncWriter, Counts, Decision, Load, WriterEvents, decide
+from raymat.checkpoint.async_writer import AsyncWriter, Counts, WriterEvents
 from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.save_decision import Decision, Load, decide
 from raymat.distributed.collectives import Group
 from raymat.errors import StorageError
 from raymat.storage.store import Store
@@ -75,13 +76,13 @@ class AsyncSaver:
         """
         self._group, self._host, self._events = group, host, events
         self._attempt, self._promise, self._loggers = attempt, promise, loggers
+        self._max_age = promise.config.checkpoint.max_checkpoint_age.seconds
         self._writer = AsyncWriter(
             store,
             group.world,
             run_id,
             attempt,
             events=WriterEvents(on_failure=self._tell_failure),
-            max_checkpoint_age=promise.config.checkpoint.max_checkpoint_age.seconds,
             local_cache=local_cache,
         )
         self._taken: dict[CheckpointId, Saved] = {}
@@ -127,7 +128,7 @@ class AsyncSaver:
             extra,
             decision,
             lasting=lasting(step),
-            first=lambda at=record.step: self._flush(at),  # type: ignore[misc]
+            before_write=lambda at=record.step: self._flush(at),  # type: ignore[misc]
         )
         if decision is not Decision.SKIP:
             size = sum(t.numel() * t.element_size() for t in tensors.values())
@@ -227,7 +228,7 @@ class AsyncSaver:
             self._host.committed(self._unreported.checkpoint, self._unreported.metrics)
             self._unreported = None
         if not saved:
-            self._writer.require_fresh(load.age)
+            self._writer.require_fresh(self._max_age, load.age)
         return load, saved
 
     def _tell_host(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from raymat.checkpoint.catalog import scan
 from raymat.checkpoint.local_cache import LocalCache, assign_copies
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.checkpoint.shards import CheckpointReader, Contents, read_contents
+from raymat.checkpoint.reader import CheckpointReader, Contents, read_contents
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.distributed.collectives import Group
 from raymat.errors import CheckpointError, RaymatError

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.checkpoint.shards import Contents, read_contents
+from raymat.checkpoint.reader import Contents, read_contents
 from raymat.config.run import RunConfig
 from raymat.data.feed import Feed
 from raymat.distributed.collectives import Group

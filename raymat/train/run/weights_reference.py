@@ -22,7 +22,7 @@ from torch import Tensor
 from raymat.checkpoint.catalog import Status, newest_extra, scan
 from raymat.checkpoint.layout import CHECKPOINTS, split_run_url
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.checkpoint.shards import read_checkpoint
+from raymat.checkpoint.reader import read_checkpoint
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.checkpoint.state_dict import EMA, MODEL
 from raymat.config.run import RunConfig, from_dict

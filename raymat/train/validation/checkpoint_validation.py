@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raymat.checkpoint.shards import read_checkpoint
+from raymat.checkpoint.reader import read_checkpoint
 from raymat.checkpoint.state_dict import EMA, MODEL, below, copy_same, require_format
 from raymat.config.run import RunConfig
 from raymat.data.batch import MicroBatch, Replacement

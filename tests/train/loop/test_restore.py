@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.checkpoint.shards import read_contents, write_share
+from raymat.checkpoint.reader import read_contents
+from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.distributed.collectives import Group
 from raymat.distributed.world import World

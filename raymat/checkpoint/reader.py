@@ -1,0 +1,308 @@
+"""Reading a checkpoint: its manifests, then its bytes, every digest checked, whatever number of workers wrote it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from raymat.checkpoint import safetensors_io
+from raymat.checkpoint.layout import CHECKPOINTS
+from raymat.checkpoint.local_cache import LocalCache
+from raymat.checkpoint.manifest import (
+    FORMAT,
+    MAX_MANIFEST_BYTES,
+    STATE,
+    CheckpointId,
+    FileEntry,
+    Manifest,
+    manifest_name,
+    parse_manifest_name,
+    shard_name,
+)
+from raymat.checkpoint.shards import assign, path_of
+from raymat.checkpoint.snapshot import Snapshot
+from raymat.errors import CheckpointError
+from raymat.storage.digest import matches
+from raymat.storage.faults import MissingFileError
+from raymat.storage.store import Store
+
+MAX_BYTES = 64 * 2**30
+"""A checkpoint that claims more than this is refused before any of it is read."""
+
+MAX_STATE_BYTES = 2**28
+
+_READERS = 8
+"""Requests at the same time; each holds up to `_RANGE` bytes beside the checkpoint itself."""
+
+_RANGE = 16 * 2**20
+
+_LEAST_RANGE = 2**16
+"""Below this a request costs more than its bytes."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint's manifests vouch for, held against its listing; nothing of it is read yet."""
+
+    checkpoint: CheckpointId
+    files: tuple[FileEntry, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.size for entry in self.files)
+
+    def only(self, names: Collection[str]) -> Contents:
+        """The files with these names."""
+        return Contents(self.checkpoint, tuple(e for e in self.files if e.name in names))
+
+    def chunks(self, readers: int = 1) -> list[list[Chunk]]:
+        """All bytes in pieces of one request each: those of each of `readers`, who get about equally many bytes."""
+        smallest = _RANGE if readers == 1 else -(-self.bytes // (4 * readers))
+        size = max(_LEAST_RANGE, min(_RANGE, smallest))
+        chunks = {
+            f"{entry.name} {start:015d}": Chunk(entry.name, start, min(size, entry.size - start))
+            for entry in self.files
+            for start in range(0, entry.size, size)
+        }
+        parts = assign({key: chunk.size for key, chunk in chunks.items()}, readers)
+        return [[chunks[key] for key in part] for part in parts]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The bytes start..start+size-1 of a file."""
+
+    name: str
+    start: int
+    size: int
+
+
+class CheckpointReader:
+    """A checkpoint on its way into memory: one buffer for each file, filled in chunks by whoever reads them."""
+
+    def __init__(self, contents: Contents) -> None:
+        self.contents = contents
+        self._data = {e.name: torch.empty(e.size, dtype=torch.uint8) for e in contents.files}
+        self._verified: set[str] = set()
+
+    def place(self, chunk: Chunk) -> Tensor:
+        """Where the chunk's bytes belong: uint8 (size,), a view."""
+        return self._data[chunk.name][chunk.start : chunk.start + chunk.size]
+
+    def read(self, store: Store, chunks: Sequence[Chunk]) -> None:
+        """Read chunks, several at the same time. Raises CheckpointError if a file is missing or short, StorageError."""
+        checkpoint = self.contents.checkpoint
+
+        def read(chunk: Chunk) -> None:
+            view = safetensors_io.memory_of(self.place(chunk))
+            try:
+                store.read_into(path_of(checkpoint, chunk.name), chunk.start, view)
+            except MissingFileError as error:
+                raise CheckpointError(
+                    f"{checkpoint} is torn: {chunk.name} is missing or short"
+                ) from error
+
+        _parallel(read, chunks)
+
+    def read_cached(self, local_cache: LocalCache, files: Sequence[FileEntry]) -> frozenset[str]:
+        """Read whole files from this machine's disk; the names of those whose digest is right."""
+
+        def read(entry: FileEntry) -> bool:
+            return local_cache.read(entry, safetensors_io.memory_of(self._data[entry.name]))
+
+        good = _parallel(read, files)
+        self._verified |= {entry.name for entry, right in zip(files, good, strict=True) if right}
+        return frozenset(self._verified)
+
+    def finish(self) -> Snapshot:
+        """The state, once every digest is right. Raises CheckpointError, naming the file that is damaged."""
+        checkpoint, files = self.contents.checkpoint, self.contents.files
+
+        def verify(entry: FileEntry) -> bool:
+            return entry.name in self._verified or matches(
+                entry.digest, [safetensors_io.memory_of(self._data[entry.name])]
+            )
+
+        for entry, good in zip(files, _parallel(verify, files), strict=True):
+            if not good:
+                raise CheckpointError(
+                    f"{checkpoint} is damaged: {entry.name} has another digest than its manifest"
+                )
+        extra = _decode_state(checkpoint, self._data[STATE])
+        shards = {name: data for name, data in self._data.items() if name != STATE}
+        return Snapshot(checkpoint.step, _merge(checkpoint, shards), extra)
+
+
+def read_checkpoint(
+    store: Store,
+    checkpoint: CheckpointId,
+    run: str | None = None,
+    *,
+    files: Mapping[str, int] | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Snapshot:
+    """The state in `checkpoint`, whatever world wrote it, every digest checked first.
+
+    The arguments and errors are `read_contents`'s. The tensors are views of one buffer per shard:
+    what is alive is one copy of the checkpoint.
+    """
+    contents = read_contents(store, checkpoint, run, files=files, max_bytes=max_bytes)
+    reading = CheckpointReader(contents)
+    reading.read(store, *contents.chunks())
+    return reading.finish()
+
+
+def read_contents(
+    store: Store,
+    checkpoint: CheckpointId,
+    run: str | None = None,
+    *,
+    files: Mapping[str, int] | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Contents:
+    """What to read of `checkpoint`: one request for each rank that wrote it.
+
+    `run`: the run id that its manifests must carry (default: any one). `files`: its file names and
+    sizes, where a listing is at hand. Raises CheckpointError if it is torn, foreign or larger than
+    `max_bytes`, naming the file; StorageError if the storage fails.
+    """
+    sizes = list_files(store, checkpoint) if files is None else files
+    manifests = read_manifests(store, checkpoint, sizes, run)
+    contents = Contents(checkpoint, tuple(entry for m in manifests for entry in m.files))
+    if contents.bytes > max_bytes:
+        raise CheckpointError(
+            f"{checkpoint} claims {contents.bytes} bytes, more than the {max_bytes} that are allowed"
+        )
+    return contents
+
+
+def list_files(store: Store, checkpoint: CheckpointId) -> dict[str, int]:
+    """The names and sizes of a checkpoint's files: one request."""
+    folder = f"{CHECKPOINTS}/{checkpoint}"
+    return {info.path[len(folder) + 1 :]: info.size for info in store.list(folder)}
+
+
+def world_of(checkpoint: CheckpointId, files: Mapping[str, int]) -> int:
+    """The world that wrote it, if a listing shows all its files; else a CheckpointError says why."""
+    worlds = {found[1] for found in map(parse_manifest_name, files) if found is not None}
+    if len(worlds) != 1:
+        what = "no manifest" if not worlds else "manifests of more than one world"
+        raise CheckpointError(f"{checkpoint} is torn: {what}")
+    world = worlds.pop()
+    for name in _expected(world):
+        if not files.get(name):
+            what = "is empty" if name in files else "is missing"
+            raise CheckpointError(f"{checkpoint} is torn: {name} {what}")
+    return world
+
+
+def read_manifests(
+    store: Store, checkpoint: CheckpointId, files: Mapping[str, int], run: str | None = None
+) -> list[Manifest]:
+    """Every rank's manifest, in rank order: of one run, true to the sizes in `files`.
+
+    One request each. Raises CheckpointError.
+    """
+    world = world_of(checkpoint, files)
+    names = [manifest_name(rank, world) for rank in range(world)]
+    for name in names:
+        if files[name] > MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"{checkpoint} is damaged: {name} has {files[name]} bytes")
+    data = _parallel(lambda name: _read_small(store, checkpoint, name), names)
+    manifests = [_parse(checkpoint, name, text) for name, text in zip(names, data, strict=True)]
+    for rank, manifest in enumerate(manifests):
+        if (manifest.id, manifest.rank, manifest.world) != (checkpoint, rank, world):
+            raise CheckpointError(
+                f"{checkpoint} is damaged: {names[rank]} belongs to another checkpoint or rank"
+            )
+    _check_run(checkpoint, {manifest.run for manifest in manifests}, run)
+    for entry in (entry for manifest in manifests for entry in manifest.files):
+        if files[entry.name] != entry.size:
+            raise CheckpointError(
+                f"{checkpoint} is damaged: {entry.name} has {files[entry.name]} bytes, expected {entry.size}"
+            )
+    return manifests
+
+
+def _check_run(checkpoint: CheckpointId, found: set[str], run: str | None) -> None:
+    if len(found) > 1:
+        raise CheckpointError(f"{checkpoint} is damaged: its manifests are of different runs")
+    if run is not None and found != {run}:
+        raise CheckpointError(
+            f"{checkpoint} is foreign: it is of run {found.pop()[:80]!r}, expected {run!r}"
+        )
+
+
+def _expected(world: int) -> Iterable[str]:
+    yield STATE
+    for rank in range(world):
+        yield manifest_name(rank, world)
+        yield shard_name(rank, world)
+
+
+def _read_small(store: Store, checkpoint: CheckpointId, name: str) -> bytes:
+    try:
+        return store.read(path_of(checkpoint, name))
+    except MissingFileError as error:
+        raise CheckpointError(f"{checkpoint} is torn: {name} is missing") from error
+
+
+def _parse(checkpoint: CheckpointId, name: str, data: bytes) -> Manifest:
+    try:
+        return Manifest.from_json(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint} is damaged: {name}: {error}") from error
+
+
+def _merge(checkpoint: CheckpointId, shards: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of all shards together, by name."""
+    merged: dict[str, Tensor] = {}
+    for name, data in shards.items():
+        try:
+            tensors = safetensors_io.decode(data)
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint} is damaged: {name}: {error}") from error
+        twice = merged.keys() & tensors.keys()
+        if twice:
+            raise CheckpointError(
+                f"{checkpoint} is damaged: tensor {min(twice)!r} is in more than one shard"
+            )
+        merged |= tensors
+    return dict(sorted(merged.items()))
+
+
+def _decode_state(checkpoint: CheckpointId, data: Tensor) -> dict[str, Any]:
+    if len(data) > MAX_STATE_BYTES:
+        raise CheckpointError(f"{checkpoint} is refused: {STATE} has {len(data)} bytes")
+    try:
+        content = json.loads(bytes(safetensors_io.memory_of(data)))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{checkpoint} is damaged: {STATE} is not JSON") from error
+    extra = content.get("extra") if isinstance(content, dict) else None
+    if not isinstance(extra, dict) or content.get("step") != checkpoint.step:
+        raise CheckpointError(f"{checkpoint} is damaged: {STATE} is of another step or form")
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{checkpoint} has {STATE} of format {content.get('format')!r}, this version reads {FORMAT}"
+        )
+    return extra
+
+
+def _parallel(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """`work` of each item, in order; after the first failure nothing new begins."""
+    if len(items) < 2:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(max_workers=min(_READERS, len(items))) as pool:
+        try:
+            return list(pool.map(work, items))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
