@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from raymat.config.run import build
 from raymat.data.batch import Geometry, MicroBatch
+from raymat.data.dataset.source import SourceSpec
 from raymat.data.feed import LocalFeed
 from raymat.data.sample_order import SampleOrder
-from raymat.data.source import SourceSpec
 from raymat.distributed.world import World
 from raymat.model import matting
 from raymat.train.loop.train_step import TrainStep

@@ -22,9 +22,9 @@ from raymat.analysis.run_pictures import RunPictures
 from raymat.cli.average import Options, average
 from raymat.config.run import RunConfig, build
 from raymat.data.batch import Geometry
+from raymat.data.dataset.source import SourceSpec
 from raymat.data.feed import LocalFeed
 from raymat.data.sample_order import SampleOrder
-from raymat.data.source import SourceSpec
 from raymat.distributed.world import World
 from raymat.model.matting import MattingBase
 from raymat.storage.store import Store

@@ -33,9 +33,10 @@ from typing import Any
 import torch
 
 from raymat.config.run import RunConfig, build
-from raymat.data.batch import Geometry, make_train_batch
+from raymat.data.batch import Geometry
+from raymat.data.batch_maker import make_train_batch
+from raymat.data.dataset.source import SourceSpec
 from raymat.data.sample_order import Cursor, SampleOrder
-from raymat.data.source import SourceSpec
 from raymat.distributed.collectives import Group
 from raymat.distributed.world import World
 from raymat.model import matting

@@ -25,8 +25,8 @@ from raymat.cli import average, select
 from raymat.cli.evaluate import evaluate
 from raymat.config.run import RunConfig, build
 from raymat.data.batch import Geometry
+from raymat.data.dataset.source import SourceSpec
 from raymat.data.feed import LocalFeed
-from raymat.data.source import SourceSpec
 from raymat.distributed.world import World
 from raymat.storage.store import Store
 from raymat.train.loop.interfaces import NullHost

@@ -25,10 +25,12 @@ from PIL import Image, ImageOps
 
 from raymat.config.sections import Stage
 from raymat.config.values import Range
-from raymat.data.batch import Geometry, make_train_batch
-from raymat.data.listing import Files, Listing, Split, build_listing
+from raymat.data.batch import Geometry
+from raymat.data.batch_maker import make_train_batch
+from raymat.data.dataset.discovery import build_listing
+from raymat.data.dataset.listing import Files, Listing, Split
+from raymat.data.dataset.source import FolderSource
 from raymat.data.sample_order import Example, SampleOrder
-from raymat.data.source import FolderSource
 from raymat.data.warp import Warp, draw_background_warp, draw_pair_warp
 
 Pixels = NDArray[np.uint8]

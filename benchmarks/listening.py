@@ -22,9 +22,10 @@ import torch
 from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.worker.notice_listener import NoticeListener
 from raymat.config.run import build
-from raymat.data.batch import Geometry, make_train_batch
+from raymat.data.batch import Geometry
+from raymat.data.batch_maker import make_train_batch
+from raymat.data.dataset.source import SourceSpec
 from raymat.data.sample_order import SampleOrder
-from raymat.data.source import SourceSpec
 from raymat.distributed.world import World
 from raymat.model import matting
 from raymat.train.loop.train_step import TrainStep

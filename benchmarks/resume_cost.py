@@ -21,8 +21,8 @@ from raymat.cluster.worker.datasource import StreamPlan, dataset_factory
 from raymat.cluster.worker.ray_feed import RayFeed
 from raymat.config.values import Range
 from raymat.data.batch import Geometry
+from raymat.data.dataset.source import SourceSpec
 from raymat.data.sample_order import SampleOrder
-from raymat.data.source import SourceSpec
 from raymat.distributed.world import World
 
 PAIRS = 240_000

@@ -9,11 +9,11 @@ from raymat.analysis.run_pictures import Split, kept_source, open_source
 from raymat.config.run import STAGE_DEFAULTS
 from raymat.config.sections import DataConfig
 from raymat.data.batch import Geometry, MicroBatch
+from raymat.data.dataset.run_dataset import validation_order
+from raymat.data.dataset.source import Source
 from raymat.data.decode import OpenImage
 from raymat.data.feed import LocalFeed
-from raymat.data.run_dataset import validation_order
 from raymat.data.sample_order import Example
-from raymat.data.source import Source
 from raymat.errors import ConfigError, DataError
 from raymat.storage.urls import redact
 from raymat.train.run.weights_reference import Selected

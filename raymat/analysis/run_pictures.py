@@ -12,9 +12,10 @@ import torch
 from raymat.config.run import RunConfig
 from raymat.config.sections import DataConfig
 from raymat.data.composite import Composed
+from raymat.data.dataset.discovery import build_listing
+from raymat.data.dataset.run_dataset import geometry_of, sample_order, source_of
+from raymat.data.dataset.source import FolderSource, Source, SourceSpec
 from raymat.data.feed import LocalFeed
-from raymat.data.run_dataset import geometry_of, sample_order, source_of
-from raymat.data.source import FolderSource, Source, SourceSpec, build_listing
 from raymat.model.matting import MattingBase
 from raymat.train.optim.forward import compose
 from raymat.train.run.run_file import read_run

@@ -20,7 +20,7 @@ from raymat.analysis.contact_sheet import prediction, source_and_truth, trained_
 from raymat.cluster.driver.launch import fit
 from raymat.cluster.ray_internals import apply_settings
 from raymat.config.run import RunConfig, build, from_dict
-from raymat.data.batch import make_valid_batch
+from raymat.data.batch_maker import make_valid_batch
 from raymat.errors import ConfigError
 from raymat.storage.store import Store
 from raymat.train.observability.events import read_events

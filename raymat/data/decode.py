@@ -24,7 +24,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from raymat.data.image_folder import UnreadableImage
+from raymat.data.dataset.image_folder import UnreadableImage
 from raymat.errors import first_line
 
 Pixels: TypeAlias = NDArray[np.uint8]

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-from raymat.data.batch import Geometry, MicroBatch, make_train_batch, make_valid_batch
+from raymat.data.batch import Geometry, MicroBatch
+from raymat.data.batch_maker import make_train_batch, make_valid_batch
+from raymat.data.dataset.source import Source
 from raymat.data.sample_order import SampleOrder
-from raymat.data.source import Source
 from raymat.distributed.world import World
 
 

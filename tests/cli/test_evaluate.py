@@ -25,7 +25,7 @@ from raymat.analysis.examples import spread
 from raymat.config.run import RunConfig, to_dict
 from raymat.config.sections import ModelConfig
 from raymat.data.batch import Geometry
-from raymat.data.source import SourceSpec
+from raymat.data.dataset.source import SourceSpec
 from raymat.distributed.world import World
 from raymat.model.matting import build
 from raymat.train.observability.metrics_log import read_metrics

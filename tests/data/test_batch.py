@@ -15,17 +15,12 @@ import pyarrow as pa
 import pytest
 
 from raymat.config.values import Range
-from raymat.data.batch import (
-    Geometry,
-    MicroBatch,
-    Replacement,
-    _candidates,
-    make_train_batch,
-    make_valid_batch,
-)
+from raymat.data.batch import Geometry, MicroBatch, Replacement, _candidates
+from raymat.data.batch_maker import make_train_batch, make_valid_batch
+from raymat.data.dataset.discovery import build_listing
+from raymat.data.dataset.source import FolderSource, Source
 from raymat.data.decode import OpenImage
 from raymat.data.sample_order import Example, SampleOrder
-from raymat.data.source import FolderSource, Source, build_listing
 from raymat.data.warp import crop_map, draw_background_warp, draw_pair_warp, warp_into
 from raymat.distributed.world import World
 from raymat.errors import DataError

@@ -11,8 +11,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
+from raymat.data.dataset.image_folder import UnreadableImage
 from raymat.data.decode import EncodedImage, RawImage, Scale, shrink, use_one_thread
-from raymat.data.image_folder import UnreadableImage
 from tests.support.datakit import Pixels, disc, encode, photo
 
 

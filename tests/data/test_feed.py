@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from raymat.config.values import Range
-from raymat.data.batch import Geometry, make_train_batch
+from raymat.data.batch import Geometry
+from raymat.data.batch_maker import make_train_batch
 from raymat.data.decode import OpenImage
 from raymat.data.feed import LocalFeed
 from raymat.data.sample_order import SampleOrder

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from raymat.config.values import Range
-from raymat.data.batch import Geometry, make_train_batch
-from raymat.data.growth import grow
+from raymat.data.batch import Geometry
+from raymat.data.batch_maker import make_train_batch
+from raymat.data.dataset.discovery import build_listing
+from raymat.data.dataset.growth import grow
+from raymat.data.dataset.listing import Listing
+from raymat.data.dataset.source import FolderSource
 from raymat.data.lineage import DatasetSpan, Lineage
-from raymat.data.listing import Listing, build_listing
 from raymat.data.sample_order import SampleOrder
-from raymat.data.source import FolderSource
 from raymat.errors import DataError
 from raymat.storage.retry import RetryPolicy
 from tests.support.datakit import write_dataset

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from raymat.data.image_folder import READ_RETRY, Folder, UnreadableImage
-from raymat.data.listing import Files, Listing, Split, build_listing
-from raymat.data.source import FolderSource, SourceSpec, load_listing
+from raymat.data.dataset.discovery import build_listing
+from raymat.data.dataset.image_folder import READ_RETRY, Folder, UnreadableImage
+from raymat.data.dataset.listing import Files, Listing, Split
+from raymat.data.dataset.source import FolderSource, SourceSpec, load_listing
 from raymat.errors import DataError
 from raymat.storage.retry import RetryPolicy
 from tests.support.datakit import disc, encode, photo, write, write_dataset

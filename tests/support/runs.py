@@ -17,9 +17,9 @@ from raymat.checkpoint.reader import read_checkpoint
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.config.run import RunConfig, build
 from raymat.data.batch import Geometry, MicroBatch
+from raymat.data.dataset.source import SourceSpec
 from raymat.data.feed import LocalFeed
 from raymat.data.sample_order import SampleOrder
-from raymat.data.source import SourceSpec
 from raymat.distributed.world import World
 from raymat.storage.store import Store
 from raymat.train.loop.interfaces import Host, NullHost

@@ -22,9 +22,9 @@ from ray.data import DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from raymat.cluster.blackboard import Blackboard, Window
-from raymat.data.batch import Geometry, MicroBatch, make_train_batch, make_valid_batch
+from raymat.data.batch import Geometry, MicroBatch
+from raymat.data.batch_maker import make_train_batch, make_valid_batch
 from raymat.data.sample_order import SampleOrder
-from raymat.data.source import SourceSpec
 from raymat.distributed.world import World
 
 TASK_SECONDS = 1.5  # a read task should last this long: the scheduler wakes every 0.1 s at worst

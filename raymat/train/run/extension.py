@@ -10,8 +10,8 @@ from raymat.checkpoint.catalog import Status, read_extra
 from raymat.checkpoint.state_dict import require_format
 from raymat.config.fixed_options import DATASET, LENGTH
 from raymat.config.run import RunConfig, from_dict, to_dict
+from raymat.data.dataset.run_dataset import Grown, grow_dataset, source_of
 from raymat.data.lineage import NO_LINEAGE, DatasetSpan, Lineage, Steps
-from raymat.data.run_dataset import Grown, grow_dataset, source_of
 from raymat.data.sample_order import Cursor
 from raymat.errors import CheckpointError
 from raymat.storage.store import Store

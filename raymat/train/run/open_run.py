@@ -16,10 +16,10 @@ from raymat.checkpoint.catalog import scan
 from raymat.config.fixed_options import DATASET, refuse_changes
 from raymat.config.run import RunConfig, from_dict
 from raymat.data.batch import Geometry
+from raymat.data.dataset.run_dataset import geometry_of, sample_order, source_of
+from raymat.data.dataset.source import SourceSpec
 from raymat.data.lineage import Lineage
-from raymat.data.run_dataset import geometry_of, sample_order, source_of
 from raymat.data.sample_order import SampleOrder
-from raymat.data.source import SourceSpec
 from raymat.errors import DataError
 from raymat.storage.store import Store
 from raymat.storage.urls import redact

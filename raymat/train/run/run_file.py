@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from raymat.config.run import RunConfig, to_dict
-from raymat.data.run_dataset import list_dataset
+from raymat.data.dataset.run_dataset import list_dataset
 from raymat.errors import StorageError
 from raymat.storage.store import Store
 from raymat.version import __version__

@@ -12,8 +12,8 @@ from typing import Literal, Protocol
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.config.run import RunConfig
 from raymat.data.batch import Geometry
+from raymat.data.dataset.source import SourceSpec
 from raymat.data.sample_order import SampleOrder
-from raymat.data.source import SourceSpec
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from raymat.cluster.worker.datasource import StreamPlan, make_row, rows_per_task
 from raymat.config.run import RunConfig
 from raymat.config.values import Range
 from raymat.data.batch import Geometry
+from raymat.data.dataset.source import SourceSpec
 from raymat.data.sample_order import SampleOrder
-from raymat.data.source import SourceSpec
 from raymat.distributed.world import World
 from raymat.errors import CheckpointError, ConfigError, DataError, StorageError
 from raymat.storage.store import Store

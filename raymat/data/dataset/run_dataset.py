@@ -8,11 +8,12 @@ from typing import Any
 from raymat.config.run import RunConfig
 from raymat.config.values import Range
 from raymat.data.batch import Geometry
-from raymat.data.growth import Added, grow
+from raymat.data.dataset.discovery import build_listing
+from raymat.data.dataset.growth import Added, grow
+from raymat.data.dataset.listing import Listing
+from raymat.data.dataset.source import Source, SourceSpec, load_listing
 from raymat.data.lineage import NO_LINEAGE, Lineage
-from raymat.data.listing import Listing
 from raymat.data.sample_order import SampleOrder
-from raymat.data.source import Source, SourceSpec, build_listing, load_listing
 from raymat.errors import ConfigError, DataError
 from raymat.storage.store import Store
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raymat.data.image_folder import UNKNOWN_SIZE
-from raymat.data.listing import Files, Listing, Split
+from raymat.data.dataset.image_folder import UNKNOWN_SIZE
+from raymat.data.dataset.listing import Files, Listing, Split
 from raymat.errors import DataError
 from raymat.storage.urls import redact
 

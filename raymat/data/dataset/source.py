@@ -10,26 +10,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
+from raymat.data.dataset.image_folder import READ_RETRY, Folder, UnreadableImage
+from raymat.data.dataset.listing import FileRow, Listing, Split
 from raymat.data.decode import EncodedImage, OpenImage, Pixels, RawImage
-from raymat.data.image_folder import READ_RETRY, Folder, UnreadableImage
-from raymat.data.listing import FileRow, Listing, PairRow, Split, build_listing
 from raymat.data.synthetic.pictures import synthetic_background, synthetic_pair
 from raymat.errors import DataError
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.urls import redact
-
-__all__ = [
-    "FileRow",
-    "FolderSource",
-    "Listing",
-    "OpenImage",
-    "PairRow",
-    "Source",
-    "SourceSpec",
-    "SyntheticSource",
-    "UnreadableImage",
-    "build_listing",
-]
 
 FIRST_VALID_SYNTHETIC = (
     2**40

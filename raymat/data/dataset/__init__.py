@@ -1,0 +1,1 @@
+"""The dataset: which files it has, how they are read, and how it may grow."""
