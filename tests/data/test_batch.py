@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 
 from raymat.config.values import Range
-from raymat.data.batch import Geometry, MicroBatch, Replacement, _candidates
-from raymat.data.batch_maker import make_train_batch, make_valid_batch
+from raymat.data.batch import Geometry, MicroBatch, Replacement
+from raymat.data.batch_maker import _candidates, make_train_batch, make_valid_batch
 from raymat.data.dataset.discovery import build_listing
 from raymat.data.dataset.source import FolderSource, Source
 from raymat.data.decode import OpenImage
