@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from raymat.checkpoint.catalog import newest
 from raymat.config.run import RunConfig
 from raymat.data.batch import MicroBatch
-from raymat.data.composite import composite
+from raymat.data.composite import Composed, composite
 from raymat.errors import CheckpointError
 from raymat.model.matting import MattingBase, build
 from raymat.storage.store import Store
@@ -48,18 +48,18 @@ def trained_model(store: Store, config: RunConfig) -> MattingBase:
     return model.float().eval()
 
 
-def source_and_truth(batch: MicroBatch, config: RunConfig) -> tuple[Column, Column]:
+def source_and_truth(batch: MicroBatch) -> tuple[Column, Column]:
     """The composited sources and the true alphas of a validation batch."""
-    composed = _composed(batch, config)
+    composed = _composed(batch)
     return (
         Column("source", images(composed.src)),
         Column("true alpha", images(composed.pha)),
     )
 
 
-def prediction(batch: MicroBatch, config: RunConfig, model: MattingBase, caption: str) -> Column:
+def prediction(batch: MicroBatch, model: MattingBase, caption: str) -> Column:
     """The alphas that `model` predicts for a validation batch."""
-    composed = _composed(batch, config)
+    composed = _composed(batch)
     with torch.no_grad():
         pha = model(composed.src, composed.bgr)[0]
     return Column(caption, images(pha))
@@ -82,14 +82,9 @@ def png(columns: list[Column], side: int) -> bytes:
     return encoded.tobytes()
 
 
-def _composed(batch: MicroBatch, config: RunConfig):  # type: ignore[no-untyped-def]
-    return composite(
-        *(torch.from_numpy(np.array(a)) for a in (batch.fgr, batch.pha, batch.bgr)),
-        seed=config.data.seed,
-        numbers=[example.number for example in batch.examples],
-        resolution=config.data.resolution,
-        train=False,
-    )
+def _composed(batch: MicroBatch) -> Composed:
+    fgr, pha, bgr = (torch.from_numpy(np.array(a)) for a in (batch.fgr, batch.pha, batch.bgr))
+    return composite(fgr, pha, bgr, augmentation=None)
 
 
 def images(batch: torch.Tensor) -> list[NDArray[np.uint8]]:

@@ -148,9 +148,9 @@ def _picture(configs: list[RunConfig]) -> None:
     refine = configs[-1]
     run = open_run(refine, Store.open(refine.storage, refine.name))
     batch = make_valid_batch(run.source.open(), run.order, run.geometry, 0, range(PICTURE_EXAMPLES))
-    columns = list(source_and_truth(batch, refine))
+    columns = list(source_and_truth(batch))
     for config in configs:
         model = trained_model(Store.open(config.storage, config.name), config)
-        columns.append(prediction(batch, refine, model, f"{config.stage} alpha"))
+        columns.append(prediction(batch, model, f"{config.stage} alpha"))
     Path(FOLDER).mkdir(exist_ok=True)
     write_picture(f"{FOLDER}/matting.png", columns, PICTURE_SIDE)

@@ -181,48 +181,58 @@ def _draw_captured_affine(u: Iterator[float]) -> Affine | None:
     return affine if chosen else None
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """Key of a training batch's augmentation: what each example's parameters are drawn from."""
+
+    seed: int
+    """The run's."""
+    numbers: Sequence[int]
+    """The example's number in the run, for each of the n examples."""
+    resolution: int
+    """Side in pixels of the square that radii and kernels are drawn for; they are scaled by max(h, w) / `resolution`."""
+
+
 @torch.no_grad()
 def composite(
     fgr: Tensor,
     pha: Tensor,
     bgr: Tensor,
-    *,
-    seed: int,
-    numbers: Sequence[int],
-    resolution: int,
-    train: bool,
+    augmentation: Augmentation | None,
     dtype: torch.dtype = torch.float32,
 ) -> Composed:
     """Compose a micro-batch on the device that its pixels are on. They are not changed; n may be 0.
 
-    `fgr` and `bgr` are uint8 (n, h, w, 3) RGB, `pha` is uint8 (n, h, w). `numbers` are the n example numbers of a run with
-    `seed`. Radii and kernels are drawn in pixels of a `resolution` square and scaled by max(h, w) / `resolution`; translations
-    are fractions of the crop's own sides. With `train` off nothing is random: src = fgr * pha + bgr * (1 - pha).
-    Shapes that do not go together are a ValueError.
+    `fgr` and `bgr` are uint8 (n, h, w, 3) RGB, `pha` is uint8 (n, h, w). Without `augmentation` nothing is random:
+    src = fgr * pha + bgr * (1 - pha). Translations are fractions of the crop's own sides.
+
+    Raises:
+        ValueError: the shapes do not go together, or the numbers are not n.
     """
-    _check(fgr, pha, bgr, numbers)
+    _check(fgr, pha, bgr, augmentation)
     n, height, width = pha.shape
     batch = Composed(
         *(pha.new_empty((n, c, height, width), dtype=dtype) for c in (3, 3, 3, 1)),
     )
-    for i, number in enumerate(numbers):
+    for i in range(n):
         example = Composed(*(whole[i] for whole in batch))
         _fill_(example.fgr, fgr[i].permute(2, 0, 1))
         _fill_(example.pha, pha[i])
         _fill_(example.bgr, bgr[i].permute(2, 0, 1))
-        if train:
-            apply_(example, draw_photometric(seed, number), max(height, width) / resolution)
-        else:
+        if augmentation is None:
             _compose_(example, shadow=None)
+        else:
+            parameters = draw_photometric(augmentation.seed, augmentation.numbers[i])
+            apply_(example, parameters, max(height, width) / augmentation.resolution)
     return batch
 
 
-def _check(fgr: Tensor, pha: Tensor, bgr: Tensor, numbers: Sequence[int]) -> None:
-    expected = (*pha.shape, 3)
-    if pha.ndim != 3 or fgr.shape != expected or bgr.shape != expected or len(numbers) != len(pha):
+def _check(fgr: Tensor, pha: Tensor, bgr: Tensor, augmentation: Augmentation | None) -> None:
+    expected, count = (*pha.shape, 3), len(augmentation.numbers if augmentation else pha)
+    if pha.ndim != 3 or fgr.shape != expected or bgr.shape != expected or count != len(pha):
         raise ValueError(
             "expected fgr and bgr (n, h, w, 3), pha (n, h, w) and n numbers, got "
-            f"{tuple(fgr.shape)}, {tuple(bgr.shape)}, {tuple(pha.shape)} and {len(numbers)} numbers"
+            f"{tuple(fgr.shape)}, {tuple(bgr.shape)}, {tuple(pha.shape)} and {count} numbers"
         )
 
 

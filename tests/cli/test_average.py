@@ -17,7 +17,7 @@ from raymat.checkpoint.snapshot import Snapshot
 from raymat.cli.average import Options, average, text
 from raymat.config.run import to_dict
 from raymat.config.sections import ModelConfig
-from raymat.data.composite import composite
+from raymat.data.composite import Augmentation, composite
 from raymat.distributed.world import World
 from raymat.errors import ConfigError, WeightsError
 from raymat.model.matting import build
@@ -68,10 +68,7 @@ def training_batches(folder: Path) -> list[tuple[Tensor, Tensor]]:
     for batch in runs.Feed(config, World(), {}).train(0, EXAMPLES // 4):
         made = composite(
             *(torch.tensor(array) for array in (batch.fgr, batch.pha, batch.bgr)),
-            seed=config.data.seed,
-            numbers=[example.number for example in batch.examples],
-            resolution=config.data.resolution,
-            train=True,
+            Augmentation(config.data.seed, batch.numbers, config.data.resolution),
         )
         found.append((made.src, made.bgr))
     return found
@@ -178,10 +175,7 @@ def mean_alpha(folder: Path) -> float:
     for batch in runs.Feed(config, World(), {}).valid():
         made = composite(
             *(torch.tensor(array) for array in (batch.fgr, batch.pha, batch.bgr)),
-            seed=config.data.seed,
-            numbers=[example.number for example in batch.examples],
-            resolution=config.data.resolution,
-            train=False,
+            None,
         )
         means += made.pha.double().mean((1, 2, 3)).tolist()
     return sum(means) / len(means)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from raymat.data import composite as module
 from raymat.data.composite import (
+    Augmentation,
     Composed,
     Noise,
     Photometric,
@@ -45,8 +46,14 @@ def images(
 
 
 def train(pictures: tuple[Tensor, Tensor, Tensor], numbers, **options) -> Composed:
-    options = {"seed": 42, "resolution": 64, "train": True} | options
-    return composite(*pictures, numbers=numbers, **options)
+    key = {"seed": 42, "resolution": 64} | {k: v for k, v in options.items() if k != "dtype"}
+    return composite(
+        *pictures, Augmentation(numbers=numbers, **key), options.get("dtype", torch.float32)
+    )
+
+
+def validated(pictures: tuple[Tensor, Tensor, Tensor]) -> Composed:
+    return composite(*pictures, None)
 
 
 def pick(pictures: tuple[Tensor, Tensor, Tensor], places: list[int]) -> tuple[Tensor, ...]:
@@ -159,7 +166,7 @@ def test_values_shapes_and_types() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_no_examples_make_an_empty_batch(training: bool) -> None:
-    found = train(images(0), [], train=training)
+    found = train(images(0), []) if training else validated(images(0))
     assert [tuple(x.shape) for x in found] == [(0, 3, 40, 56)] * 3 + [(0, 1, 40, 56)]
 
 
@@ -181,7 +188,7 @@ def test_validation_composes_and_nothing_else() -> None:
     fgr = torch.tensor([[[[255, 0, 51]]]], dtype=torch.uint8)
     bgr = torch.tensor([[[[0, 255, 102]]]], dtype=torch.uint8)
     pha = torch.tensor([[[51]]], dtype=torch.uint8)  # a fifth
-    found = train((fgr, pha, bgr), [0], train=False)
+    found = validated((fgr, pha, bgr))
     assert found.fgr.flatten().tolist() == pytest.approx([1, 0, 0.2])
     assert found.bgr.flatten().tolist() == pytest.approx([0, 1, 0.4])
     assert found.pha.item() == pytest.approx(0.2)
@@ -190,9 +197,9 @@ def test_validation_composes_and_nothing_else() -> None:
 
 def test_validation_has_no_randomness() -> None:
     pictures = images(5)
-    first = train(pictures, range(5), train=False)
-    assert same(train(pictures, range(90, 95), seed=7, train=False), first)
-    singles = [train(pick(pictures, [i]), [i], train=False) for i in range(5)]
+    first = validated(pictures)
+    assert same(validated(pictures), first)
+    singles = [validated(pick(pictures, [i])) for i in range(5)]
     assert same(Composed(*(torch.cat(xs) for xs in zip(*singles, strict=True))), first)
 
 

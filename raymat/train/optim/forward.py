@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raymat.config.sections import Stage
 from raymat.data.batch import MicroBatch
-from raymat.data.composite import Composed, composite
+from raymat.data.composite import Augmentation, Composed, composite
 from raymat.train.optim.losses import base_loss, refine_loss
 
 Loss = Callable[[tuple[Tensor, ...], Composed], Tensor]
@@ -28,15 +28,9 @@ def compose(
     channels_last: bool,
 ) -> Composed:
     """The pictures of `batch` on `device`; `seed` and `resolution` are the run's."""
-    pixels = [_to_device(array, device) for array in (batch.fgr, batch.pha, batch.bgr)]
-    composed = composite(
-        *pixels,
-        seed=seed,
-        numbers=[example.number for example in batch.examples],
-        resolution=resolution,
-        train=batch.train,
-        dtype=dtype,
-    )
+    fgr, pha, bgr = (_to_device(array, device) for array in (batch.fgr, batch.pha, batch.bgr))
+    augmentation = Augmentation(seed, batch.numbers, resolution) if batch.train else None
+    composed = composite(fgr, pha, bgr, augmentation, dtype)
     memory = torch.channels_last if channels_last else torch.contiguous_format
     src, bgr = (x.contiguous(memory_format=memory) for x in (composed.src, composed.bgr))
     return composed._replace(src=src, bgr=bgr)
