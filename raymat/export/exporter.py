@@ -19,7 +19,7 @@ from raymat.export import check, formats, sidecar
 from raymat.export.check import CheckOutcome
 from raymat.export.formats import Format, format_of
 from raymat.model.matting import MattingBase, MattingRefine
-from raymat.model.pretrained import read_file
+from raymat.model.weights_reader import read_file
 from raymat.storage.faults import classify
 from raymat.storage.output_files import check_new_files, write_file
 from raymat.train.run.weights_reference import OnSkip, Selected, build_network, read_weights

@@ -6,23 +6,17 @@ before the network is touched.
 
 from __future__ import annotations
 
-import io
-import pickle
 import re
-import struct
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import torch
 from torch import Tensor
 
-from raymat.errors import WeightsError, one_line
+from raymat.errors import WeightsError
 from raymat.model.matting import MattingBase
-from raymat.storage.faults import backend_errors, reason
+from raymat.model.weights_reader import read_file
 from raymat.storage.urls import redact
 
 FIRST_CONVOLUTIONS = ("backbone.conv1.weight", "backbone.features.0.0.weight")
@@ -34,23 +28,6 @@ _SIGNATURES: dict[str, tuple[str, ...]] = {
     "resnet50": ("backbone.layer4.2.conv1.weight",),
 }
 """Names by which a backbone is known; the first that fits is it."""
-
-_BROKEN = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    AssertionError,
-    OverflowError,
-    ImportError,
-    MemoryError,
-)
-"""What torch.load raises for bytes that are no weights file, by where in it the fault lies."""
 
 
 @dataclass(frozen=True)
@@ -171,80 +148,6 @@ def backbone_of(names: Mapping[str, object]) -> str | None:
         if all(name in names for name in signature):
             return backbone
     return None
-
-
-def read_file(url: str) -> Any:
-    """What a weights file holds: tensors (on the CPU), numbers, strings and containers only."""
-    data = _fetch(url)
-    if url.endswith(".safetensors"):
-        return _read_safetensors(data, url)
-    # Scores of numpy's types lie beside the weights in DeepLabV3 checkpoints; they are passed over,
-    # not rebuilt.
-    passed_over: list[Any] = [
-        (_Ignored, f"{module}.{name}")
-        for module, name in (
-            ("numpy", "dtype"),
-            ("numpy.core.multiarray", "scalar"),
-            ("numpy._core.multiarray", "scalar"),
-        )
-    ]
-    try:
-        with torch.serialization.safe_globals(passed_over), warnings.catch_warnings():
-            # It warns of odd pickle protocols, which is what damaged files have.
-            warnings.simplefilter("ignore")
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except _BROKEN as error:
-        message = f"cannot read weights from {redact(url)}: {_fault_of(data, error)}"
-        raise WeightsError(message) from error
-
-
-def _read_safetensors(data: bytes, url: str) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        found: dict[str, Tensor] = load(data)
-        return found
-    except (SafetensorError, KeyError, ValueError) as error:
-        why = f"the file is damaged or no safetensors file ({one_line(error)})"
-        raise WeightsError(f"cannot read weights from {redact(url)}: {why}") from error
-
-
-class _Ignored:
-    """Stands in for an object that is not wanted: takes any arguments and state, keeps nothing."""
-
-    def __init__(self, *arguments: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-def _fetch(url: str) -> bytes:
-    try:
-        with fsspec.open(url, "rb") as file:
-            return bytes(file.read())
-    except FileNotFoundError as error:
-        raise WeightsError(
-            f"no such weights file: {redact(url)}; give a .pth file, or a run or checkpoint of raymat"
-        ) from error
-    except backend_errors(ValueError, ImportError) as error:
-        # ValueError: an unknown protocol. ImportError: the package for this protocol is missing.
-        raise WeightsError(f"cannot read weights from {redact(url)}: {reason(error)}") from error
-
-
-def _fault_of(data: bytes, error: BaseException) -> str:
-    text = one_line(error)
-    if "TorchScript" in text:
-        return "it is a TorchScript archive; give the PyTorch weights (a state dict) instead"
-    if not data.startswith((b"PK\x03\x04", b"\x80")):
-        return "it is not a PyTorch weights file"
-    if "Unsupported" in text or "Weights only load failed" in text:
-        return (
-            "it is damaged or holds objects other than weights, which are never run; "
-            "save only the state dict: torch.save(model.state_dict(), ...)"
-        )
-    return f"the file is damaged or incomplete ({type(error).__name__}); fetch it again"
 
 
 def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:

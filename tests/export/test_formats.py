@@ -22,7 +22,7 @@ from raymat.export import check, formats
 from raymat.export.check import Case
 from raymat.export.formats import Run
 from raymat.model.matting import MattingBase, MattingRefine, build
-from raymat.model.pretrained import read_file
+from raymat.model.weights_reader import read_file
 from tests.support import runs
 from tests.support.paths import ROOT, SUPPORT
 from tests.support.run_exported import pictures

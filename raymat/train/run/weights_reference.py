@@ -29,7 +29,8 @@ from raymat.config.run import RunConfig, from_dict
 from raymat.config.sections import ModelConfig, Stage
 from raymat.errors import CheckpointError, ConfigError, WeightsError
 from raymat.model.matting import MattingBase, build
-from raymat.model.pretrained import backbone_of, load_matching, read_file, tensors_in
+from raymat.model.pretrained import backbone_of, load_matching, tensors_in
+from raymat.model.weights_reader import read_file
 from raymat.storage.store import Store
 from raymat.storage.urls import redact
 from raymat.train.run.run_file import RUN_FILE
