@@ -24,6 +24,7 @@ from ray.data.block import BlockMetadata
 from raymat.cluster.blackboard import Blackboard, Window
 from raymat.data.batch import Geometry, MicroBatch
 from raymat.data.batch_maker import make_train_batch, make_valid_batch
+from raymat.data.dataset.source import SourceSpec
 from raymat.data.sample_order import SampleOrder
 from raymat.distributed.world import World
 
