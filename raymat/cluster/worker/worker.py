@@ -28,7 +28,7 @@ from raymat.train.loop import trainer
 from raymat.train.loop.watchdog import Activity, Heartbeat
 from raymat.train.observability.event_kinds import parse_event
 from raymat.train.observability.progress import Progress
-from raymat.train.run.lease.lease import LeaseWatch, require
+from raymat.train.run.lease.lease_watch import LeaseWatch, require_holder
 from raymat.train.run.notice import Notice
 from raymat.train.run.open_run import OpenedRun
 from raymat.train.validation.interface import Job
@@ -130,7 +130,7 @@ class RayHost:
     def notice(self) -> Notice | None:
         """Return the drain of this worker's node, or the driver's request to leave. Raises LeaseLostError."""
         if self._lease is not None:
-            self._lease.check()
+            self._lease.raise_if_lost()
         return self._listener.notice()
 
     def progress(self, progress: Progress) -> None:
@@ -169,7 +169,7 @@ def train_worker(config: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(run.config.workers.threads)
     store = Store.open(run.config.storage, run.config.name)
-    require(store, spec.lease)
+    require_holder(store, spec.lease)
     plan = StreamPlan(run.source, run.order, run.geometry)
     shard = ray.train.get_dataset_shard("train")
     lease = LeaseWatch(store, spec.lease) if world.rank == 0 else None

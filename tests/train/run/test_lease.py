@@ -29,7 +29,8 @@ from raymat.storage.store import Store
 from raymat.train.observability.events import highest_attempt
 from raymat.train.run.lease import acquire
 from raymat.train.run.lease.entries import FOLDER, Entry, Pace, term_of
-from raymat.train.run.lease.lease import Lease, LeaseWatch, require
+from raymat.train.run.lease.lease import Lease
+from raymat.train.run.lease.lease_watch import LeaseWatch, require_holder
 from raymat.train.run.lease.process import Owner
 from raymat.train.run.notice import LeavingError, Notice
 from tests.support.paths import ROOT, SUPPORT
@@ -468,15 +469,15 @@ def test_a_suspended_holder_and_its_workers_find_out_that_another_has_the_run(
     pace = Pace(renew=0.1, ttl=1.0, look=0.05, watch=0.2)
     with holder(local, "elsewhere", 1.0) as sleeper:
         watch = LeaseWatch(local, sleeper.name, pace)
-        require(local, sleeper.name)
+        require_holder(local, sleeper.name)
         sleeper.signal(signal.SIGSTOP)
         with Lease.acquire(local, pace=pace, say=lambda line: None) as lease:
             lease.wait_until_alone()
             # When the newcomer begins, the workers of the one that sleeps know it already.
             with pytest.raises(LeaseLostError, match=f"pid {os.getpid()} of .* drives it"):
-                watch.check()
+                watch.raise_if_lost()
             with pytest.raises(LeaseLostError):
-                require(local, sleeper.name)
+                require_holder(local, sleeper.name)
             sleeper.signal(signal.SIGCONT)
             lost = sleeper.line()
             assert lost.startswith(f"lost this driver has lost the lease on {local.url}: ")
@@ -558,9 +559,9 @@ def test_what_a_former_holder_wrote_late_is_removed(local: Store) -> None:
 
 def test_workers_do_not_begin_for_a_driver_that_has_ended(local: Store) -> None:
     with Lease.acquire(local, say=no_line) as lease:
-        require(local, lease.name)
+        require_holder(local, lease.name)
     with pytest.raises(LeaseLostError):
-        require(local, lease.name)
+        require_holder(local, lease.name)
 
 
 # What it costs, and touches.
@@ -570,12 +571,12 @@ def test_a_renewal_is_a_write_and_a_listing_and_a_look_one_read(local: Store) ->
     asked: list[str] = []
     count = wrapped(local, lambda kind, data: asked.append(kind))
     lease = Lease.acquire(local, pace=dataclasses.replace(QUICK, renew=60.0), say=no_line)
-    lease._store = count
+    lease._renewal.own.store = count
     for _ in range(3):
-        lease._renew()
+        lease._renewal.renew()
     assert asked == ["write", "written", "list", "listed"] * 3
     asked.clear()
-    require(count, lease.name)
+    require_holder(count, lease.name)
     assert asked == ["read"]
     lease.release()
 

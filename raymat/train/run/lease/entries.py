@@ -1,13 +1,14 @@
-"""What contenders for a run write into storage to have its lease, and how it is read. The rules are in `lease.py`."""
+"""The objects that contenders for a run's lease write into its storage. The rules are in docs/guarantees.md."""
 
 from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 import time
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.store import FileInfo, Store
@@ -19,20 +20,21 @@ _NAME = re.compile(rf"{FOLDER}/(?P<name>(?P<term>\d{{6,}})-[0-9a-f]{{8}})\.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How often things are looked at, in seconds."""
+    """Intervals and limits of the lease, in seconds."""
 
     renew: float = 5.0
-    """A holder renews its object so often."""
+    """Between two renewals of a holder's object."""
     ttl: float = 20.0
-    """Who was watched for so long and did not renew is dead."""
+    """A contender that was watched for this long and did not renew its object is dead."""
     stale: float = 300.0
-    """So much older by the storage's clock: dead at once. Storages whose machines' clocks differ by more do not work."""
+    """An object that is older than this by the storage's clock is a dead contender's. Storages whose machines' clocks differ
+    by more do not work."""
     look: float = 1.0
-    """A contender looks so often."""
+    """Between two looks of a contender."""
     watch: float = 3.0
-    """Rank 0 looks so often."""
+    """Between two looks of rank 0."""
     patience: float = 600.0
-    """A holder that was asked to leave may take so long for its last commit."""
+    """The longest that a holder which was asked to leave may take for its last commit."""
 
 
 PACE = Pace()
@@ -46,28 +48,28 @@ class Entry:
     state: Literal["candidate", "holder", "released"]
     owner: Owner
     since: float
-    """Unix seconds, by its own clock, for people only."""
+    """Unix seconds by the owner's clock, for people only."""
     renewals: int = 0
     replaces: str | None = None
-    """The holder that it asks to leave."""
+    """The name of the holder that it asks to leave."""
 
     @property
     def path(self) -> str:
-        """Where it lies in the run's folder."""
+        """Its path in the run's folder."""
         return path_of(self.name)
 
     @property
     def term(self) -> tuple[int, str]:
-        """Orders all contenders of a run."""
+        """What orders all contenders of a run."""
         return term_of(self.name)
 
     def encode(self) -> bytes:
-        """The object's bytes: other ones after each renewal."""
+        """Return the object's bytes; each renewal changes them."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def try_decode(cls, data: bytes) -> Entry | None:
-        """None for what is no entry."""
+        """Read an object; None for what is no entry."""
         try:
             values = json.loads(data)
             return cls(**values | {"owner": Owner(**values["owner"])})
@@ -77,45 +79,73 @@ class Entry:
 
 @dataclass(frozen=True)
 class Seen:
-    """Another's object, at one look."""
+    """Another contender's object, as one look found it."""
 
     entry: Entry
     data: bytes
     modified: float
-    """Unix seconds by the storage's clock; 0: it does not say."""
+    """Unix seconds by the storage's clock; 0 if it does not say."""
+
+
+class OwnEntry:
+    """This process's object, and the newest proof by it that the process is alive."""
+
+    def __init__(
+        self, store: Store, entry: Entry, ttl: float, *, proved: float = -math.inf
+    ) -> None:
+        self.store, self.entry, self._ttl = store, entry, ttl
+        self.proved = proved
+        """When the newest write began that took no longer than `ttl` seconds, on the clock of `boottime`."""
+
+    def write(self, **changes: Any) -> None:
+        """Write the object with these fields changed. Raises StorageError."""
+        self.entry = replace(self.entry, **changes)
+        began = boottime()
+        self.store.write(self.entry.path, self.entry.encode())
+        # A slower write proves nothing: others may have watched it fail to come.
+        if boottime() - began <= self._ttl:
+            self.proved = began
+
+    def renew(self) -> None:
+        """Write the object with other bytes than before. Raises StorageError."""
+        self.write(renewals=self.entry.renewals + 1)
+
+    def silence(self) -> float:
+        """Return the seconds since the newest proof."""
+        return boottime() - self.proved
 
 
 def path_of(name: str) -> str:
-    """The path of a contender's object in the run's folder."""
+    """Return the path of a contender's object in the run's folder."""
     return f"{FOLDER}/{name}.json"
 
 
 def term_of(name: str) -> tuple[int, str]:
-    """What orders the names of contenders."""
+    """Return what orders the names of contenders."""
     number, _, word = name.partition("-")
     return int(number), word
 
 
 def boottime() -> float:
-    """Seconds, on a clock that goes on while the machine is suspended."""
+    """Return seconds on a clock that goes on while the machine is suspended."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def impatient(store: Store, pace: Pace) -> Store:
-    """The same store, which gives up before a renewal is due again."""
+    """Return the same store, which gives up before a renewal is due again."""
     hasty = copy.copy(store)
     hasty.retry = RetryPolicy(total=pace.renew)
     return hasty
 
 
 def list_entries(store: Store) -> dict[str, FileInfo]:
-    """The objects of all contenders, by name."""
+    """List the objects of all contenders, by name."""
     found = ((_NAME.fullmatch(info.path), info) for info in store.list(FOLDER))
     return {match["name"]: info for match, info in found if match}
 
 
 def read_entries(store: Store, listed: dict[str, FileInfo]) -> list[Seen]:
-    """What lies in them; without those that were removed meanwhile, and what is no entry."""
+    """Read the listed objects, without those that were removed meanwhile, and without what is no entry."""
     found = []
     for info in listed.values():
         data = store.try_read(info.path)
@@ -126,6 +156,6 @@ def read_entries(store: Store, listed: dict[str, FileInfo]) -> list[Seen]:
 
 
 def successors_of(store: Store, name: str, listed: dict[str, FileInfo]) -> list[Entry]:
-    """Who became holder after `name`, or was it."""
+    """Return who became holder after `name`, or was it."""
     later = {other: info for other, info in listed.items() if term_of(other) > term_of(name)}
     return [seen.entry for seen in read_entries(store, later) if seen.entry.state != "candidate"]
