@@ -1,7 +1,7 @@
-"""A drain of this machine's node: how Ray is told that it will be taken.
+"""The drain of this machine's node, which tells Ray that the machine will be taken.
 
-Ray's client ends its whole process if the head stays away for a minute, and a call may hang: so each attempt is a process of
-its own, `python -m raymat.cluster.spot.drain`, and what asks for it needs no Ray.
+Ray's client ends its whole process if the head stays away for a minute, and a call may hang. So each attempt is a process
+of its own, `python -m raymat.cluster.spot.drain`, and the process that asks for it imports no Ray.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from raymat.cluster.spot.metadata import Interruption
 from raymat.errors import ClusterError
 
 DRAIN_SECONDS = 10.0
-"""For one attempt, with the start of its process (about a second) and a head that is slow to answer."""
+"""Limit of one attempt, with the start of its process (about a second) and a head that is slow to answer."""
 CONNECT_SECONDS = 2.0
 
 Drain = Callable[[Interruption], str]
-"""Has Ray drain this node; returns the node's id in hex. Raises ClusterError if it was not accepted."""
+"""Has Ray drain this node, and returns the node's id in hex. Raises ClusterError if Ray did not accept."""
 
 
 def drain_by_process(address: str | None, node: str | None) -> Drain:
-    """A drain by a process of its own for each attempt.
+    """Return a drain that starts a process for each attempt.
 
     Args:
-        address: of Ray's head as HOST:PORT; None for the one of this machine's node.
-        node: id in hex; None for this machine's only node.
+        address: Ray's head as HOST:PORT; None for the head of this machine's node.
+        node: the node's id in hex; None for this machine's only node.
     """
 
     def drain(notice: Interruption) -> str:
@@ -55,7 +55,7 @@ def drain_by_process(address: str | None, node: str | None) -> Drain:
 
 
 def _drain_once(address: str | None, node: str | None, reason: str, deadline_ms: int) -> str:
-    """Drain a node; returns its id in hex. deadline_ms: Unix milliseconds, 0 for none. Raises ClusterError."""
+    """Drain a node, and return its id in hex. `deadline_ms`: Unix milliseconds, 0 for none. Raises ClusterError."""
     from raymat.cluster.ray_internals import drain_node
 
     client = _client(address)
@@ -67,7 +67,7 @@ def _drain_once(address: str | None, node: str | None, reason: str, deadline_ms:
 
 
 def _client(address: str | None) -> Any:
-    """Ray's client of the head. Raises ClusterError if this machine has no node, or several of different heads."""
+    """Connect to the head. Raises ClusterError if this machine has no node, or several of different heads."""
     from raymat.cluster.ray_internals import gcs_client, local_heads, resolve_address
 
     if address is None:
@@ -83,7 +83,7 @@ def _client(address: str | None) -> Any:
 
 
 def _knock(address: str) -> None:
-    """Raise ClusterError if nobody listens at HOST:PORT: Ray's client would wait for a minute without a word."""
+    """Raise ClusterError if nothing listens at HOST:PORT: Ray's client would wait for a minute without a word."""
     host = urlsplit(f"//{address}")
     try:
         socket.create_connection((host.hostname, host.port), CONNECT_SECONDS).close()
@@ -92,9 +92,9 @@ def _knock(address: str) -> None:
 
 
 def _node(client: Any, wanted: str | None) -> str:
-    """Id in hex of the node to drain: `wanted`, or the one that runs on this machine.
+    """Return the id in hex of the node to drain: `wanted`, or the one that runs on this machine.
 
-    Raises ClusterError if it is not alive, which Ray would not mind, or if there is none here, or several.
+    Raises ClusterError if it is not alive, which Ray would accept, or if this machine runs none, or several.
     """
     from raymat.cluster.ray_internals import alive_nodes, local_nodes
 
@@ -110,7 +110,7 @@ def _node(client: Any, wanted: str | None) -> str:
 
 
 def _attempt(order: str) -> int:
-    """What the process of one attempt does; returns its exit code."""
+    """Make one attempt, in a process of its own; return the exit code."""
     from ray.exceptions import RayError
 
     address, node, reason, deadline_ms = json.loads(order)

@@ -1,6 +1,6 @@
-"""What a cloud says of the end of a spot machine, through the metadata service that each of its machines can ask: AWS, GCP, Azure.
+"""Interruption notices of spot machines, from the metadata services of AWS, GCP and Azure.
 
-None is ever answered: an acknowledgement (Azure's StartRequests) would only bring the end forward.
+None is ever acknowledged: that (Azure's StartRequests) would only bring the end forward.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any, Protocol
 from raymat.errors import ClusterError
 
 LINK_LOCAL = "http://169.254.169.254"
-"""Where all three clouds answer; by number, since a name would need a resolver that works."""
+"""Where all three clouds answer; as a number, since a name would need a resolver that works."""
 ANSWER_SECONDS = 2.0
 """A metadata service answers within milliseconds or not at all."""
 ANSWER_BYTES = 1 << 20
 TOKEN_SECONDS = 21600
-"""The longest that AWS grants."""
+"""The longest life of a token that AWS grants."""
 TOKEN_MARGIN_SECONDS = 300
 GCP_SECONDS = 30.0
 """From the notice to the end: https://cloud.google.com/compute/docs/instances/preemptible#preemption-process"""
@@ -32,7 +32,7 @@ GCP_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Interruption:
-    """A notice that this machine will be taken: why, and when in Unix seconds (None: the cloud gives no time)."""
+    """A notice that this machine will be taken: why, and when in Unix seconds (None if the cloud gives no time)."""
 
     reason: str
     deadline: float | None = None
@@ -42,21 +42,21 @@ class Interruption:
 
 
 class MetadataError(ClusterError):
-    """The metadata service did not answer, or not what its documents say."""
+    """The metadata service did not answer, or not as its documents say."""
 
 
 class Cloud(Protocol):
-    """A cloud's word on the end of this machine."""
+    """A cloud that can be asked whether it takes this machine."""
 
     def poll(self) -> Interruption | None:
-        """What is announced now. Raises MetadataError; asking again may help."""
+        """Return what is announced now. Raises MetadataError; asking again may help."""
 
 
-# What the clouds answer.
+# The answers of the clouds.
 
 
 def aws_action(text: str) -> Interruption:
-    """A spot interruption notice: {"action": "terminate", "time": "2017-09-18T08:22:00Z"}.
+    """Parse a spot interruption notice: {"action": "terminate", "time": "2017-09-18T08:22:00Z"}.
 
     https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
     Raises MetadataError for anything else.
@@ -69,7 +69,7 @@ def aws_action(text: str) -> Interruption:
 
 
 def aws_rebalance(text: str) -> Interruption:
-    """A rebalance recommendation: {"noticeTime": "2020-10-27T08:22:00Z"}, when it was given. No deadline.
+    """Parse a rebalance recommendation, which has no deadline: {"noticeTime": "2020-10-27T08:22:00Z"}.
 
     https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/rebalance-recommendations.html
     Raises MetadataError for anything else.
@@ -80,7 +80,7 @@ def aws_rebalance(text: str) -> Interruption:
 
 
 def gcp_preempted(text: str, now: float) -> Interruption | None:
-    """TRUE from the moment at which 30 seconds are left, FALSE before; `now` in Unix seconds.
+    """Parse TRUE, from the moment at which 30 seconds are left, or FALSE before; `now` in Unix seconds.
 
     https://cloud.google.com/compute/docs/instances/create-use-spot#detect-preemption
     Raises MetadataError for anything else.
@@ -92,10 +92,10 @@ def gcp_preempted(text: str, now: float) -> Interruption | None:
 
 
 def azure_preemption(text: str, machine: str, now: float) -> Interruption | None:
-    """The earliest scheduled event that takes this machine; `now` in Unix seconds.
+    """Find the earliest scheduled event that takes this machine; `now` in Unix seconds.
 
-    All machines of a scale set hear of each other's events, so only those that name `machine` count ("" if its name is
-    not known: all do). NotBefore is empty once an event has started.
+    All machines of a scale set hear of each other's events, so only those that name `machine` count (all of
+    them if it is "", a name that is not known). NotBefore is empty once an event has started.
     https://learn.microsoft.com/azure/virtual-machines/linux/scheduled-events
     Raises MetadataError for what is no list of events.
     """
@@ -130,9 +130,9 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _iso_time(text: str) -> float:
-    """Unix seconds of an ISO 8601 time in UTC."""
+    """Return the Unix seconds of an ISO 8601 time in UTC."""
     try:
-        # Python 3.10 knows no Z.
+        # Python 3.10 does not parse a Z.
         when = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
         return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
     except (ValueError, OverflowError):
@@ -140,7 +140,7 @@ def _iso_time(text: str) -> float:
 
 
 def _http_time(text: object) -> float | None:
-    """Unix seconds of an RFC 1123 time as in "Mon, 19 Sep 2016 18:29:47 GMT"; None if it is empty."""
+    """Return the Unix seconds of an RFC 1123 time like "Mon, 19 Sep 2016 18:29:47 GMT"; None if it is empty."""
     if text == "":
         return None
     try:
@@ -154,15 +154,15 @@ def _excerpt(text: str) -> str:
 
 
 def utc(seconds: float) -> str:
-    """A time in Unix seconds as people read it: 2026-01-31T08:22:00Z."""
+    """Format a time in Unix seconds for people: 2026-01-31T08:22:00Z."""
     return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
 
 
-# How they are asked.
+# The questions to them.
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A metadata service redirects nobody; what does is something else, and gets no token."""
+    """Refuses redirects: a metadata service sends none, and what does must get no token."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
@@ -173,7 +173,7 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedire
 
 
 def ask(url: str, headers: Mapping[str, str], method: str = "GET") -> tuple[int, str]:
-    """The status and text of an answer, whatever the status. Raises MetadataError if there is none."""
+    """Return the status and text of an answer, whatever the status. Raises MetadataError if there is none."""
     request = urllib.request.Request(url, headers=dict(headers), method=method)
     try:
         with _OPENER.open(request, timeout=ANSWER_SECONDS) as response:
@@ -196,7 +196,7 @@ def _ask_ok(url: str, headers: Mapping[str, str], method: str = "GET") -> str:
 
 @dataclass
 class Aws:
-    """EC2, by IMDSv2: each question carries a token, which expires."""
+    """EC2 by IMDSv2, where each question carries a token that expires."""
 
     endpoint: str = LINK_LOCAL
     rebalance: bool = False
@@ -206,7 +206,7 @@ class Aws:
     _renew: float = 0.0
 
     def poll(self) -> Interruption | None:
-        """The notice, or else the recommendation if it counts."""
+        """Return the notice, or else the recommendation if it counts as one."""
         text = self._get("spot/instance-action")
         if text is not None:
             return aws_action(text)
@@ -214,10 +214,10 @@ class Aws:
         return None if text is None else aws_rebalance(text)
 
     def _get(self, path: str) -> str | None:
-        """What the service has at a path, None if it has nothing there."""
+        """Return what the service has at a path, None if it has nothing there."""
         url = f"{self.endpoint}/latest/meta-data/{path}"
         status, text = ask(url, self._headers())
-        if status == 401:  # the token is not known any more, for instance after a stop and start
+        if status == 401:  # the token expired, for instance while the machine was stopped
             self._token = ""
             status, text = ask(url, self._headers())
         if status not in (200, 404):
@@ -246,7 +246,7 @@ class Gcp:
     clock: Callable[[], float] = time.time
 
     def poll(self) -> Interruption | None:
-        """The preemption, with a deadline that counts from now."""
+        """Return the preemption, with a deadline that counts from now."""
         url = f"{self.endpoint}/computeMetadata/v1/instance/preempted"
         return gcp_preempted(_ask_ok(url, {"Metadata-Flavor": "Google"}), self.clock())
 
@@ -260,7 +260,7 @@ class Azure:
     _machine: str | None = None
 
     def poll(self) -> Interruption | None:
-        """The eviction of this machine."""
+        """Return the eviction of this machine."""
         url = f"{self.endpoint}/metadata/scheduledevents?api-version=2020-07-01"
         text = _ask_ok(url, {"Metadata": "true"})
         if self._machine is None and azure_preemption(text, "", self.clock()):
@@ -268,7 +268,7 @@ class Azure:
         return azure_preemption(text, self._machine or "", self.clock())
 
     def _name(self) -> str:
-        """This machine's name, "" where the service does not tell it."""
+        """Return this machine's name, "" if the service does not tell it."""
         url = f"{self.endpoint}/metadata/instance/compute/name?api-version=2021-02-01&format=text"
         status, text = ask(url, {"Metadata": "true"})
         if status >= 500 or status == 429:
@@ -278,13 +278,13 @@ class Azure:
 
 @dataclass
 class Auto:
-    """Whichever cloud answers first as its documents say: this machine is there."""
+    """The first cloud that answers as its documents say: this machine runs there."""
 
     clouds: Sequence[Cloud]
     _found: Cloud | None = None
 
     def poll(self) -> Interruption | None:
-        """What the found one says. Raises MetadataError while none is found, and then what that one raises."""
+        """Ask the cloud that was found. Raises MetadataError while none is, and then what that one raises."""
         if self._found:
             return self._found.poll()
         for cloud in self.clouds:

@@ -1,8 +1,9 @@
-"""`raymat spot-watch`: on a machine that its cloud may take back, tells Ray when the cloud says so.
+"""`raymat spot-watch`: drains this machine's Ray node when its cloud announces that it takes the machine back.
 
-Each cloud announces the end of a spot machine to that machine alone, through its metadata service. This asks that service
-every few seconds and drains this very node in Ray, with the cloud's deadline, which every run on it hears. It needs
-neither root nor a key, outlives a silent metadata service and a head that restarts, and sends each notice once.
+Each cloud announces the end of a spot machine to that machine alone, through its metadata service. The watch
+asks that service every few seconds and drains this very node in Ray, with the cloud's deadline, which every run on it
+hears. It needs neither root nor a key, outlives a silent metadata service and a head that restarts, and drains once for
+each notice.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ from raymat.errors import ClusterError, ConfigError
 
 
 def says_more(new: Interruption, old: Interruption | None) -> bool:
-    """Whether Ray must hear `new` after `old`: the first one, and one that leaves less time.
+    """Return whether Ray must hear `new` after `old`: the first notice, and one that leaves less time.
 
-    A recommendation has no deadline, and a notice with one may follow. Those of GCP count from when they are heard, so
-    that each is a little later than the one before.
+    A recommendation has no deadline, and a notice with one may follow. GCP's count from when they are heard, so that each
+    is a little later than the one before.
     """
     if old is None:
         return True
@@ -46,7 +47,7 @@ def says_more(new: Interruption, old: Interruption | None) -> bool:
 
 
 class SpotWatch:
-    """Asks a cloud, drains once for each notice, and tells of every change."""
+    """The watch of one machine: polls its cloud, drains its node once for each notice, and prints each change."""
 
     def __init__(
         self,
@@ -55,54 +56,54 @@ class SpotWatch:
         say: Callable[[str], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`say` is given one line for each change; `clock` in Unix seconds."""
+        """`say` is called with one line for each change; `clock` returns Unix seconds."""
         self._cloud, self._drain, self._say, self._clock = cloud, drain, say, clock
         self._answers: bool | None = None
         self._notice: Interruption | None = None
-        self._settled = self._refused = self._withdrawn = False
+        self._done = self._refused = self._withdrawn = False
 
-    def step(self) -> None:
-        """Ask once; drain if there is a notice that Ray has not accepted yet, even if the cloud is silent now."""
+    def poll(self) -> None:
+        """Ask once; drain if Ray has not accepted a notice yet, even if the cloud is silent now."""
         try:
             seen = self._cloud.poll()
         except MetadataError as error:
             self._note_answer(False, f"no answer, asking on: {error.line}")
         else:
             self._note_answer(True, "the metadata service answers")
-            self._hear(seen)
-        if self._notice is not None and not self._settled:
-            self._try(self._notice)
+            self._note_notice(seen)
+        if self._notice is not None and not self._done:
+            self._drain_node(self._notice)
 
     def _note_answer(self, answers: bool, line: str) -> None:
         if answers != self._answers:
             self._answers = answers
             self._say(line)
 
-    def _hear(self, seen: Interruption | None) -> None:
+    def _note_notice(self, seen: Interruption | None) -> None:
         if seen is None:
             if self._notice is not None and not self._withdrawn:
                 self._withdrawn = True
-                self._say("the notice was withdrawn" + " (Ray drains on)" * self._settled)
-                # What Ray was told stays known, so that the same again is not told twice.
-                self._notice = self._notice if self._settled else None
+                self._say("the notice was withdrawn" + " (Ray drains on)" * self._done)
+                # A notice that Ray accepted stays known, so that the same again is not sent twice.
+                self._notice = self._notice if self._done else None
             return
         self._withdrawn = False
         if says_more(seen, self._notice):
-            self._notice, self._settled, self._refused = seen, False, False
+            self._notice, self._done, self._refused = seen, False, False
             self._say(f"notice: {seen}")
 
-    def _try(self, notice: Interruption) -> None:
+    def _drain_node(self, notice: Interruption) -> None:
         try:
             node = self._drain(notice)
         except ClusterError as error:
             if notice.deadline is not None and self._clock() >= notice.deadline:
-                self._settled = True
+                self._done = True
                 self._say(f"Ray accepted no drain before the deadline: {error.line}")
             elif not self._refused:
                 self._refused = True
                 self._say(f"Ray accepts no drain yet, trying on: {error.line}")
         else:
-            self._settled = True
+            self._done = True
             self._say(f"Ray drains node {node[:8]}")
 
 
@@ -128,19 +129,19 @@ class Options(OptionGroup):
 
 
 def main(argv: Sequence[str]) -> int:
-    """`raymat spot-watch`; ends by SIGTERM with exit code 0. Raises ConfigError."""
+    """Run `raymat spot-watch`, until SIGTERM ends it with exit code 0. Raises ConfigError."""
     options = parse_options(Options, argv, "raymat spot-watch")
     cloud = cloud_of(options, os.environ)
     drain = drain_by_process(address_of(options, os.environ), _node_id(options.node_id))
     watch = SpotWatch(cloud, drain, _say)
     signal.signal(signal.SIGTERM, _end)
     while True:
-        watch.step()
+        watch.poll()
         time.sleep(options.interval)
 
 
 def cloud_of(options: Options, environ: Mapping[str, str]) -> Cloud:
-    """The cloud to ask. Raises ConfigError for an address that cannot be one."""
+    """Return the cloud to ask. Raises ConfigError for an address that cannot be one."""
     given = options.endpoint
     aws = given or environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or LINK_LOCAL
     other = _endpoint(given or LINK_LOCAL)
@@ -153,11 +154,11 @@ def cloud_of(options: Options, environ: Mapping[str, str]) -> Cloud:
 
 
 def address_of(options: Options, environ: Mapping[str, str]) -> str | None:
-    """Where Ray's head is, None to find out from this machine's node. Raises ConfigError."""
+    """Return where Ray's head is, None to find out from this machine's node. Raises ConfigError."""
     if options.address and "://" in options.address:
         raise ConfigError(f"--address must be HOST:PORT, got {options.address}")
     address = options.address or environ.get("RAY_ADDRESS", "")
-    # Of a job server or a client's proxy, neither of which drains; or what asks to find out.
+    # The address of a job server or of a client's proxy, neither of which drains; or a word that means to find out.
     unusable = "://" in address or address in ("", "auto", "local")
     return None if unusable else address
 

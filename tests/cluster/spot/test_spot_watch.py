@@ -186,7 +186,7 @@ class Scene:
 
     def steps(self, count: int = 3, seconds: float = 2.0) -> Scene:
         for _ in range(count):
-            self.watch.step()
+            self.watch.poll()
             self.now += seconds
         return self
 
