@@ -1,10 +1,14 @@
-"""Two states, tensor by tensor, to the bit."""
+"""Compares two states tensor by tensor and value by value, to the bit.
+
+Values whose names say that they tell a time, an attempt or a place are left out (`is_circumstance`): an undisturbed run
+equals one that was killed ten times elsewhere.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,11 +18,10 @@ from torch import Tensor
 from raymat.analysis.layer_changes import LayerChange, by_layer, by_part
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.checkpoint.state_dict import bits_of
-from raymat.console import columns
 from raymat.train.run.weights_reference import parse_reference, read_state, read_weights
 
 TIMES = frozenset(
-    {
+    [
         "time",
         "times",
         "date",
@@ -29,48 +32,39 @@ TIMES = frozenset(
         "duration",
         "seconds",
         "age",
-    }
+    ]
 )
-
-
 ATTEMPTS = frozenset({"attempt", "attempts", "restart", "restarts", "run", "run_id", "pid"})
-
-
 PLACES = frozenset(
     {"url", "path", "folder", "file", "host", "hosts", "hostname", "node", "ip", "storage"}
     # Options that say where something lies; what lies there is in the digest of the listing and in
     # the weights.
     | {"config.name", "config.dataset", "config.backgrounds", "config.init"}
 )  # fmt: skip
-
-
 ENDINGS = ("_time", "_seconds", "_at", "_per_second", "_url", "_path", "_host", "_hosts")
-
 
 Kind = Literal["values", "dtype", "shape", "only in A", "only in B"]
 
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """One tensor that is not the same on both sides."""
+    """A tensor that is not the same on both sides."""
 
     name: str
     kind: Kind
     what: str
     """Its shape and dtype, on both sides where they differ."""
     elements: int = 0
-    """How many elements differ."""
+    """Number of elements that differ."""
     absolute: float = math.inf
-    """The largest |a - b|; infinite where one side is not a number, or where nothing can be
-    subtracted."""
+    """Largest |a - b|; infinite where one side is not a number, or where nothing can be subtracted."""
     relative: float = math.inf
-    """The largest |a - b| / max(|a|, |b|)."""
+    """Largest |a - b| / max(|a|, |b|)."""
 
 
 @dataclass(frozen=True)
 class ValueDifference:
-    """One value beside the tensors: its dotted name, and both sides as JSON ("-" where there is
-    none)."""
+    """A value beside the tensors that differs: its dotted name, and both sides as JSON ("-" for none)."""
 
     name: str
     a: str
@@ -79,52 +73,32 @@ class ValueDifference:
 
 @dataclass(frozen=True)
 class DiffResult:
-    """What `diff` found."""
+    """The differences between two states."""
 
     a: str
     b: str
     tensors: int
-    """How many names there are, on either side."""
+    """Number of names, on either side."""
     values: int
     different_tensors: tuple[TensorDifference, ...]
-    """Worst first."""
+    """Largest differences first."""
     different_values: tuple[ValueDifference, ...]
     parts: tuple[LayerChange, ...] = ()
     """In the network's order."""
     layers: tuple[LayerChange, ...] = ()
     notes: tuple[str, ...] = ()
-    """What else the reader should know: newer checkpoints that were passed over."""
+    """Other facts to show, such as newer checkpoints that were passed over."""
 
     @property
     def equal(self) -> bool:
         """Whether nothing differs."""
         return not self.different_tensors and not self.different_values
 
-    @property
-    def line(self) -> str:
-        """The result in one line."""
-        if self.equal:
-            return f"equal to the bit: {self.tensors} tensors, {self.values} values"
-        return (
-            f"different: {len(self.different_tensors)} of {self.tensors} tensors, "
-            f"{len(self.different_values)} of {self.values} values"
-        )
-
-    def text(self, limit: int = 20) -> str:
-        """For a terminal: both sides, what changed by part, up to `limit` differences of each kind, and the
-        result as the last line."""
-        lines = [f"A  {self.a}", f"B  {self.b}", *(f"note: {note}" for note in self.notes)]
-        if self.different_tensors:
-            lines += _part_table(self.parts)
-        lines += _tensor_table(self.different_tensors, limit)
-        lines += _value_table(self.different_values, limit)
-        return "\n".join([*lines, self.line])
-
 
 def diff(a_url: str, b_url: str, options: Mapping[str, Any] | None = None) -> DiffResult:
-    """Compare what two texts mean, as `raymat.train.run.weights_reference` reads them. `options` are those of `Store.open`.
+    """Compare two references (see `raymat.train.run.weights_reference`). `options`: as for `Store.open`.
 
-    Both are held in memory. Raises StorageError or WeightsError if one of them cannot be read.
+    Holds both in memory. Raises StorageError or WeightsError if one of them cannot be read.
     """
     notes: list[str] = []
     asked = [parse_reference(url) for url in (a_url, b_url)]
@@ -143,7 +117,7 @@ def compare(
     notes: tuple[str, ...] = (),
     values: bool = True,
 ) -> DiffResult:
-    """Compare two states that are at hand; without `values` their tensors alone."""
+    """Compare two states in memory; without `values` their tensors alone."""
     names = a.tensors.keys() | b.tensors.keys()
     tensors = (_compare_tensor(name, a.tensors.get(name), b.tensors.get(name)) for name in names)
     different = sorted(filter(None, tensors), key=lambda d: (-d.absolute, -d.relative, d.name))
@@ -171,15 +145,14 @@ def compare(
 
 
 def is_circumstance(name: str) -> bool:
-    """Whether a dotted name tells a time, an attempt or a place, in any of its parts."""
+    """Tell whether any part of a dotted name says a time, an attempt or a place."""
     known = TIMES | ATTEMPTS | PLACES
     parts = name.split(".")
     return name in known or any(part in known or part.endswith(ENDINGS) for part in parts)
 
 
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Every leaf of a JSON-able value as (dotted name, JSON); NaN equals NaN in it. Empty
-    containers are leaves."""
+    """Yield every leaf of a JSON-able value as (dotted name, JSON), in which NaN equals NaN. Empty containers are leaves."""
     items: Any = None
     if isinstance(value, dict):
         items = value.items()
@@ -195,7 +168,7 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 def _load(
     what: str, whole: bool, options: Mapping[str, Any] | None, notes: list[str]
 ) -> tuple[str, Snapshot]:
-    """What to call it, and its state; if not `whole`, its weights alone, under their published names."""
+    """Return a name for `what` and its state; if not `whole`, its weights alone, under their published names."""
     passed_over: list[str] = []
     on_skip = lambda _, reason: passed_over.append(reason)  # noqa: E731
     if whole:
@@ -211,7 +184,7 @@ def _load(
 
 
 def _compare_tensor(name: str, a: Tensor | None, b: Tensor | None) -> TensorDifference | None:
-    """None if both are there and equal to the bit, with the same shape and dtype."""
+    """Compare one tensor; None if both are there and equal to the bit, with the same shape and dtype."""
     if a is None or b is None:
         there = a if a is not None else b
         assert there is not None
@@ -228,14 +201,12 @@ def _compare_tensor(name: str, a: Tensor | None, b: Tensor | None) -> TensorDiff
 
 
 def _distances(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """The largest absolute and relative distance of elements that differ in a bit: 0 for 0.0 and
-    -0.0."""
+    """Return the largest absolute and relative distance of elements that differ in a bit: 0 for 0.0 and -0.0."""
     x, y = a.double(), b.double()
     gap = torch.where(x == y, 0.0, (x - y).abs())
     gap = gap.nan_to_num(nan=math.inf, posinf=math.inf)
     if a.dtype == torch.int64:
-        # Counters beyond 2**53 are told apart by bits, not by floating point: at least 1 apart they
-        # are.
+        # Beyond 2**53 floating point may not tell counters apart whose bits differ: they are at least 1 apart.
         gap = gap.clamp(min=1.0)
     scale = torch.maximum(x.abs(), y.abs()).nan_to_num(nan=math.inf)
     ratio = torch.where(
@@ -246,38 +217,3 @@ def _distances(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}[{','.join(map(str, tensor.shape))}]"
-
-
-def _part_table(parts: Sequence[LayerChange]) -> list[str]:
-    rows = [("part", "tensors", "differ", "|B - A|", "/ |A|", "cosine", "only in A", "only in B")]
-    for p in parts:
-        cosine = "-" if math.isnan(p.cosine) else f"{p.cosine:.6f}"
-        numbers = (f"{p.absolute:.3g}", f"{p.relative:.3g}", cosine)
-        counts = (str(p.tensors), str(p.differ))
-        rows.append((p.name, *counts, *numbers, str(p.only_a or "-"), str(p.only_b or "-")))
-    return ["", *columns(rows).splitlines()]
-
-
-def _tensor_table(differences: tuple[TensorDifference, ...], limit: int) -> list[str]:
-    if not differences:
-        return []
-    rows = [("tensor", "", "elements", "max abs", "max rel")]
-    for d in differences[:limit]:
-        numbers = (str(d.elements), f"{d.absolute:.3g}", f"{d.relative:.3g}")
-        rows.append((d.name, d.what, *(numbers if d.kind == "values" else (d.kind, "", ""))))
-    return ["", *columns(rows).splitlines(), *_more(len(differences), limit, "tensors"), ""]
-
-
-def _value_table(differences: tuple[ValueDifference, ...], limit: int) -> list[str]:
-    if not differences:
-        return []
-    rows = [("value", "A", "B")] + [(d.name, _short(d.a), _short(d.b)) for d in differences[:limit]]
-    return ["", *columns(rows).splitlines(), *_more(len(differences), limit, "values"), ""]
-
-
-def _more(count: int, limit: int, what: str) -> list[str]:
-    return [f"... and {count - limit} more {what}"] if count > limit else []
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."

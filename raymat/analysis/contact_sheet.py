@@ -1,77 +1,41 @@
-"""A picture of what a trained network makes of validation examples."""
+"""A contact sheet: small pictures in columns with captions, one row per example."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raymat.checkpoint.catalog import newest
-from raymat.config.run import RunConfig
-from raymat.data.batch import MicroBatch
-from raymat.data.composite import Composed, composite
-from raymat.errors import CheckpointError
-from raymat.model.matting import MattingBase, build
-from raymat.storage.store import Store
+from raymat.data.composite import Composed
+from raymat.model.matting import MattingBase
 
 CAPTION_PIXELS = 18
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the picture: its caption and images, each uint8 (H, W, 3) RGB."""
+    """One column of the sheet: its caption and images, each uint8 (H, W, 3) RGB."""
 
     caption: str
     images: list[NDArray[np.uint8]]
 
 
-def trained_model(store: Store, config: RunConfig) -> MattingBase:
-    """The network with the weights of the run's newest verified checkpoint, in eval mode, float32.
-
-    Raises:
-        CheckpointError: the run has no committed checkpoint.
-    """
-    found = newest(store)
-    if found is None:
-        raise CheckpointError(f"{store.url} has no committed checkpoint")
-    weights = {
-        name.removeprefix("model/"): tensor
-        for name, tensor in found[1].tensors.items()
-        if name.startswith("model/")
-    }
-    model = build(config.stage, config.model, config.data.seed)
-    model.load_state_dict(weights)
-    return model.float().eval()
+def source_and_truth(truth: Composed) -> list[Column]:
+    """Return columns of the composited sources and of the true alphas."""
+    return [Column("source", images(truth.src)), Column("true alpha", images(truth.pha))]
 
 
-def source_and_truth(batch: MicroBatch) -> tuple[Column, Column]:
-    """The composited sources and the true alphas of a validation batch."""
-    composed = _composed(batch)
-    return (
-        Column("source", images(composed.src)),
-        Column("true alpha", images(composed.pha)),
-    )
-
-
-def prediction(batch: MicroBatch, model: MattingBase, caption: str) -> Column:
-    """The alphas that `model` predicts for a validation batch."""
-    composed = _composed(batch)
-    with torch.no_grad():
-        pha = model(composed.src, composed.bgr)[0]
-    return Column(caption, images(pha))
-
-
-def write_picture(path: str, columns: list[Column], side: int) -> None:
-    """Write a PNG with one row per example; every image is shown `side` pixels square."""
-    Path(path).write_bytes(png(columns, side))
+@torch.no_grad()
+def prediction(network: MattingBase, truth: Composed, caption: str) -> Column:
+    """Return a column of the alphas that `network` predicts."""
+    return Column(caption, images(network(truth.src, truth.bgr)[0]))
 
 
 def png(columns: list[Column], side: int) -> bytes:
-    """A PNG with one row per example; every image is shown `side` pixels square."""
+    """Encode the sheet as PNG; every image is shown `side` pixels square."""
     drawn = [
         np.concatenate([caption(column.caption, side), *_resized(column, side)])
         for column in columns
@@ -82,13 +46,8 @@ def png(columns: list[Column], side: int) -> bytes:
     return encoded.tobytes()
 
 
-def _composed(batch: MicroBatch) -> Composed:
-    fgr, pha, bgr = (torch.from_numpy(np.array(a)) for a in (batch.fgr, batch.pha, batch.bgr))
-    return composite(fgr, pha, bgr, augmentation=None)
-
-
 def images(batch: torch.Tensor) -> list[NDArray[np.uint8]]:
-    """(n, 3 or 1, h, w) in 0..1, on any device, as n pictures, each uint8 (h, w, 3)."""
+    """Convert (n, 3 or 1, h, w) in 0..1, on any device, to n pictures, each uint8 (h, w, 3)."""
     pixels = (batch.float().clamp(0, 1) * 255).round().to(torch.uint8)
     if pixels.shape[1] == 1:
         pixels = pixels.repeat(1, 3, 1, 1)
@@ -103,7 +62,7 @@ def _resized(column: Column, side: int) -> list[NDArray[np.uint8]]:
 
 
 def caption(text: str, width: int) -> NDArray[np.uint8]:
-    """Text on a strip (CAPTION_PIXELS, width, 3) of white; what does not fit is cut off, and what is not ASCII a "?"."""
+    """Draw text on a white strip (CAPTION_PIXELS, width, 3); too long text is cut off, and what is not ASCII becomes "?"."""
     strip = np.full((CAPTION_PIXELS, width, 3), 255, np.uint8)
     cv2.putText(
         strip,

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ray
+import torch
 
-from raymat.analysis.contact_sheet import prediction, source_and_truth, trained_model, write_picture
+from raymat.analysis.contact_sheet import png, prediction, source_and_truth
 from raymat.cluster.driver.launch import fit
 from raymat.cluster.ray_internals import apply_settings
 from raymat.config.run import RunConfig, build, from_dict
@@ -25,8 +26,10 @@ from raymat.errors import ConfigError
 from raymat.storage.store import Store
 from raymat.train.observability.events import read_events
 from raymat.train.observability.metrics_log import read_metrics
+from raymat.train.optim.forward import compose
 from raymat.train.run.open_run import open_run
 from raymat.train.run.run_file import read_run
+from raymat.train.run.weights_reference import build_network, read_weights
 
 FOLDER = "demo"
 PICTURE_EXAMPLES = 4
@@ -148,9 +151,16 @@ def _picture(configs: list[RunConfig]) -> None:
     refine = configs[-1]
     run = open_run(refine, Store.open(refine.storage, refine.name))
     batch = make_valid_batch(run.source.open(), run.order, run.geometry, 0, range(PICTURE_EXAMPLES))
-    columns = list(source_and_truth(batch))
+    truth = compose(
+        batch,
+        seed=refine.data.seed,
+        resolution=refine.data.resolution,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        channels_last=False,
+    )
+    columns = source_and_truth(truth)
     for config in configs:
-        model = trained_model(Store.open(config.storage, config.name), config)
-        columns.append(prediction(batch, model, f"{config.stage} alpha"))
-    Path(FOLDER).mkdir(exist_ok=True)
-    write_picture(f"{FOLDER}/matting.png", columns, PICTURE_SIDE)
+        network = build_network(read_weights(f"{config.storage}/{config.name}"))
+        columns.append(prediction(network, truth, f"{config.stage} alpha"))
+    Path(f"{FOLDER}/matting.png").write_bytes(png(columns, PICTURE_SIDE))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from raymat.analysis.compare import diff
+from raymat.cli.diff import text
 from raymat.cluster.driver.launch import fit
 from raymat.config.flags import parse_run
 from raymat.storage.store import Store
@@ -61,7 +62,7 @@ def assert_undisturbed(store: Store, folder: Path, steps: int) -> None:
     assert rows(store) == rows(whole)
     assert [row[0] for row in rows(whole)] == list(range(1, steps + 1))
     found = diff(whole.url, store.url)
-    assert found.equal, found.text()
+    assert found.equal, text(found)
 
 
 @pytest.mark.chaos

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from raymat.analysis.compare import diff
+from raymat.cli.diff import text
 from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.driver.launch import fit
 from raymat.config.run import RunConfig
@@ -329,9 +330,9 @@ def equal_to_the_bit(
     broken, last = tormented(nodes, boards_made, config, seed, kinds)
     whole = without_ray(tiny(stage, storage, "undisturbed", steps=last, **options))
     found = diff(whole.url, broken.url)
-    assert not found.different_tensors, found.text()
+    assert not found.different_tensors, text(found)
     # Only where the run was to end.
-    assert [d.name for d in found.different_values] == ["config.steps"], found.text()
+    assert [d.name for d in found.different_values] == ["config.steps"], text(found)
     assert rows(broken) == rows(whole)
     assert [row[0] for row in rows(whole)] == list(range(1, last + 1))
 

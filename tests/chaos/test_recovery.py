@@ -20,6 +20,7 @@ import pytest
 
 from raymat.analysis.compare import diff
 from raymat.analysis.restart_phases import Restart, restarts
+from raymat.cli.diff import text
 from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.controller.prestart import DELAY_SECONDS, RAY_PROCESSES
 from raymat.cluster.driver.launch import fit
@@ -140,7 +141,7 @@ def test_workers_go_on_in_processes_that_were_kept_for_them_and_that_changes_no_
     fit(tiny("base", tmp_path, "undisturbed", steps=last, **options))
     whole = Store.open(config.storage, "undisturbed")
     found = diff(whole.url, store.url)
-    assert not found.different_tensors, found.text()
+    assert not found.different_tensors, text(found)
     assert rows(store) == rows(whole)
 
 

@@ -13,7 +13,7 @@ from raymat.analysis.compare import compare, diff, is_circumstance
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.cli.diff import main, report
+from raymat.cli.diff import main, report, summary, text
 from raymat.distributed.world import World
 from raymat.errors import ConfigError
 from raymat.storage.store import Store
@@ -98,7 +98,7 @@ def test_a_tensor_that_differs_is_measured(
     assert (found.name, found.kind, found.elements) == (name, "values", elements)
     assert found.absolute == absolute
     assert found.relative == pytest.approx(relative)
-    assert result.line == "different: 1 of 5 tensors, 0 of 6 values"
+    assert summary(result) == "different: 1 of 5 tensors, 0 of 6 values"
 
 
 def test_a_nan_equals_only_the_same_nan() -> None:
@@ -137,7 +137,7 @@ def test_values_are_compared_key_by_key(tmp_path: Path) -> None:
         ("more", "-", "{}"),
         ("step", "10", "11"),
     ]
-    assert "cursor.next_example  80  81" in result.text()
+    assert "cursor.next_example  80  81" in text(result)
 
 
 def test_times_attempts_and_places_do_not_count(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_the_change_of_each_part_is_measured() -> None:
 
 
 def test_the_summary_stands_before_the_tensors_and_the_last_line_stays() -> None:
-    lines = compare("a", Snapshot(1, A), "b", Snapshot(1, B)).text().splitlines()
+    lines = text(compare("a", Snapshot(1, A), "b", Snapshot(1, B))).splitlines()
     heading = "part tensors differ |B - A| / |A| cosine only in A only in B"
     assert " ".join(lines[3].split()) == heading
     assert lines[4].split() == [
@@ -291,7 +291,7 @@ def test_what_is_not_finite_has_no_norm_and_no_cosine() -> None:
     (part,) = compare("a", a, "b", b).parts
     assert math.isnan(part.relative)
     assert math.isnan(part.cosine)
-    assert "aspp" in compare("a", a, "b", b).text()
+    assert "aspp" in text(compare("a", a, "b", b))
 
 
 def test_layers_are_the_modules_with_weights_in_the_networks_order() -> None:
