@@ -1,6 +1,6 @@
-"""A picture of how far each layer of a network has moved.
+"""Draws how far each layer of a network has moved.
 
-Drawn with Pillow, which is needed anyway and imports in 10 ms: bars and labels are no reason for matplotlib.
+Drawn with Pillow, which is required anyway and imports in 10 ms: bars and labels are no reason for matplotlib.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from raymat.analysis.layer_changes import LayerChange
 
 ROW, TOP, LABEL, BARS, MARGIN = 15, 64, 300, 560, 12
-"""Pixels: a layer's height, above the first, of the names, of the bars, around everything."""
+"""Pixels: height of a row, above the first row, width of the names, width of the bars, around everything."""
 COLOURS = {
     "backbone": (31, 119, 180),
     "aspp": (255, 127, 14),
@@ -25,14 +25,14 @@ OTHER, INK, GRID = (127, 127, 127), (0, 0, 0), (221, 221, 221)
 
 
 def draw_changes(layers: Sequence[LayerChange], *title: str) -> bytes:
-    """A PNG with a bar for each layer: |B - A| / |A| of its weights, on a logarithmic scale."""
+    """Encode a PNG with a bar for each layer: |B - A| / |A| of its weights, on a logarithmic scale."""
     content = io.BytesIO()
     picture(layers, *title).save(content, "PNG")
     return content.getvalue()
 
 
 def picture(layers: Sequence[LayerChange], *title: str) -> Image.Image:
-    """The picture that `draw_changes` encodes."""
+    """Draw the picture that `draw_changes` encodes."""
     low, high = decades(layers)
     height = TOP + ROW * max(1, len(layers)) + MARGIN
     image = Image.new("RGB", (LABEL + BARS + 2 * MARGIN, height), (255, 255, 255))
@@ -60,7 +60,7 @@ def picture(layers: Sequence[LayerChange], *title: str) -> Image.Image:
 
 
 def decades(layers: Sequence[LayerChange]) -> tuple[int, int]:
-    """Powers of ten between which all bars end, at least one apart."""
+    """Return the powers of ten between which all bars end, at least one apart."""
     found = [math.log10(layer.relative) for layer in layers if not _instead_of_a_bar(layer)]
     if not found:
         return -1, 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -95,8 +95,8 @@ class DiffResult:
         return not self.different_tensors and not self.different_values
 
 
-def diff(a_url: str, b_url: str, options: Mapping[str, Any] | None = None) -> DiffResult:
-    """Compare two references (see `raymat.train.run.weights_reference`). `options`: as for `Store.open`.
+def diff(a_url: str, b_url: str) -> DiffResult:
+    """Compare two references (see `raymat.train.run.weights_reference`).
 
     Holds both in memory. Raises StorageError or WeightsError if one of them cannot be read.
     """
@@ -105,7 +105,7 @@ def diff(a_url: str, b_url: str, options: Mapping[str, Any] | None = None) -> Di
     whole = not any(request.is_file or request.ema for request in asked)
     if not whole:
         notes.append("the weights alone are compared")
-    (a_name, a), (b_name, b) = (_load(url, whole, options, notes) for url in (a_url, b_url))
+    (a_name, a), (b_name, b) = (_load(url, whole, notes) for url in (a_url, b_url))
     return compare(a_name, a, b_name, b, tuple(notes), values=whole)
 
 
@@ -165,17 +165,15 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield from flatten(item, f"{name}.{key}" if name else str(key))
 
 
-def _load(
-    what: str, whole: bool, options: Mapping[str, Any] | None, notes: list[str]
-) -> tuple[str, Snapshot]:
+def _load(what: str, whole: bool, notes: list[str]) -> tuple[str, Snapshot]:
     """Return a name for `what` and its state; if not `whole`, its weights alone, under their published names."""
     passed_over: list[str] = []
     on_skip = lambda _, reason: passed_over.append(reason)  # noqa: E731
     if whole:
-        state = read_state(what, on_skip=on_skip, options=options)
+        state = read_state(what, on_skip=on_skip)
         name, snapshot = f"{state.run_url} {state.checkpoint}", state.snapshot
     else:
-        found = read_weights(what, on_skip=on_skip, options=options)
+        found = read_weights(what, on_skip=on_skip)
         name = f"{found.run_url} {found.checkpoint}" if found.checkpoint else found.what
         name += " (average)" if found.ema else ""
         snapshot = Snapshot(0, found.weights)

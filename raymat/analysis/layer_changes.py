@@ -1,4 +1,4 @@
-"""How far two sets of tensors are from each other: by part of the network, and layer by layer."""
+"""Measures how far two sets of tensors are apart, by part of the network and by layer."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from raymat.checkpoint.state_dict import EMA, MODEL, OPTIMIZER
 from raymat.model.matting import PARTS
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Last components of the names of a batch norm's statistics, which lie in no part: other things move them."""
+"""Last components of the names of batch-norm statistics, which count to no part since the optimizer does not move them."""
 
 
 @dataclass(frozen=True)
 class LayerChange:
-    """A set of tensors on both sides. Norms are over all its floating-point tensors that have the same shape on both."""
+    """The change of a set of tensors from A to B. Norms are over its floating-point tensors of the same shape on both sides."""
 
     name: str
     tensors: int
-    """Names on either side."""
+    """Number of names, on either side."""
     differ: int
-    """Of those on both sides."""
+    """How many of those on both sides differ."""
     only_a: int
     only_b: int
     absolute: float
     """|B - A|, the Euclidean norm."""
     relative: float
-    """|B - A| / |A|; infinite for |A| = 0 unless B is 0, too."""
+    """|B - A| / |A|; infinite for |A| = 0 unless B is also 0."""
     cosine: float
-    """Of the angle between A and B as vectors; NaN where one is 0."""
+    """Of the angle between A and B as vectors; NaN if one is 0."""
 
 
 def by_part(
     a: Mapping[str, Tensor], b: Mapping[str, Tensor], different: Collection[str]
 ) -> list[LayerChange]:
-    """A change for each part of each kind of tensor (weights, average, moments), in the network's order.
+    """Return the change of each part of each kind of tensor (weights, average, moments), in the network's order.
 
     `different`: names of the tensors that are not the same to the bit.
     """
@@ -50,7 +50,7 @@ def by_part(
 def by_layer(
     a: Mapping[str, Tensor], b: Mapping[str, Tensor], different: Collection[str]
 ) -> list[LayerChange]:
-    """A change for each module that holds weights, in the network's order; of checkpoints, the network's alone."""
+    """Return the change of each module with weights, in the network's order; of checkpoints, the network's weights alone."""
     names = {**a, **b}
     wanted = [n for n in names if n.startswith(MODEL)] or list(names)
     layers = {
@@ -62,7 +62,7 @@ def by_layer(
 
 
 def part_of(name: str) -> str:
-    """As in "model backbone", "model statistics", "optimizer exp_avg aspp", and "decoder" in a weights file."""
+    """Name a tensor's part: "model backbone", "optimizer exp_avg aspp", or just "decoder" in a weights file."""
     kind, rest = "", name
     for prefix in (MODEL, EMA, OPTIMIZER):
         if name.startswith(prefix):
@@ -129,7 +129,7 @@ def _part_rank(label: str) -> tuple[int, str, int]:
 
 
 def _layer_rank(label: str) -> tuple[int, list[tuple[int, str]]]:
-    """By part, then by numbers as numbers: features.2 before features.10."""
+    """Rank by part, then by name with numbers as numbers: features.2 before features.10."""
     parts = list(PARTS)
     first = label.split(".")[0]
     words = [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"\.", label)]

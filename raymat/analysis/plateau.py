@@ -1,4 +1,4 @@
-"""Where a curve flattens, as pure functions of its points."""
+"""Finds where a curve flattens, by pure functions of its points."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from raymat.config.sections import Mode
 
 WINDOW_PART = 1 / 5
-"""Of a curve's length: the window where none is given."""
+"""Default window, as a part of the curve's length."""
 THRESHOLD = 0.05
-"""The relative improvement per window below which a curve counts as flat."""
+"""Relative improvement per window below which a curve counts as flat."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A value after so many completed steps, that is after so many examples."""
+    """A value after `step` completed steps, which is after `examples` examples."""
 
     step: int
     examples: float
@@ -27,10 +27,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Plateau:
-    """What is known of a curve's end. `window`: in examples, as it was used."""
+    """The plateau in which a curve ends, if it does. `window`: the one used, in examples."""
 
     start: int | None
-    """Index of the point at which the last plateau begins; None where there is none."""
+    """Index of the point where the plateau begins; None if there is none."""
     window: float
     reason: str = ""
     """Why there is none."""
@@ -43,15 +43,15 @@ def find_plateau(
     threshold: float = THRESHOLD,
     mode: Mode = "min",
 ) -> Plateau:
-    """Where the plateau begins in which the curve ends.
+    """Find where the plateau begins in which the curve ends.
 
-    The values are smoothed (the median of three neighbours, which a single odd validation does not move) and turned
-    into the best so far. From a point, the gain is by what part of itself this best improves within the next `window`
-    examples (default: a fifth of the curve); a point with less than a window after it has none yet. The plateau begins
-    at the first point from which on every gain is below `threshold`. So a plateau that the curve leaves again does not
-    count, and a curve that still falls at its end has none.
+    The values are smoothed by the median of three neighbours, which a single odd validation does not move, and turned
+    into the best so far. The gain at a point is the relative improvement of this best within the next `window` examples
+    (default: a fifth of the curve); a point with less than a window after it has no gain yet. The plateau begins at the
+    first point after which every gain is below `threshold`. So a plateau that the curve leaves again does not count,
+    and a curve that still improves at its end has none.
 
-    `points`: by examples. All values finite.
+    `points`: ordered by examples, all values finite.
     """
     span = points[-1].examples - points[0].examples if points else 0.0
     window = span * WINDOW_PART if window is None else window
@@ -67,7 +67,7 @@ def find_plateau(
 
 
 def binned(points: Sequence[Point], bins: int = 50) -> list[Point]:
-    """The means over at most `bins` equal stretches of the curve, each at its last point."""
+    """Average the curve over at most `bins` equal stretches, each placed at its last point."""
     size = max(1, math.ceil(len(points) / bins))
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [
@@ -76,7 +76,7 @@ def binned(points: Sequence[Point], bins: int = 50) -> list[Point]:
 
 
 def _gains(points: Sequence[Point], window: float, mode: Mode) -> list[float]:
-    """For each point with a whole window after it, what part of the best so far is gained in it."""
+    """Return the gain of each point that has a whole window after it, relative to the best so far."""
     best = _best_so_far(points, mode)
     found = []
     points = points[: len(best)]
@@ -95,7 +95,7 @@ def _gains(points: Sequence[Point], window: float, mode: Mode) -> list[float]:
 
 
 def _best_so_far(points: Sequence[Point], mode: Mode) -> list[float]:
-    """Of the last point, which has one neighbour only, nobody can say whether it is odd: it has none of its own."""
+    """Return the smoothed best so far; not for the last point, which has one neighbour only and may be odd."""
     values = [point.value for point in points]
     if len(values) > 2:
         middle = [statistics.median(values[i - 1 : i + 2]) for i in range(1, len(values) - 1)]

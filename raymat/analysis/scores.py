@@ -1,4 +1,4 @@
-"""The numbers of an evaluation: as a table, as JSON, as CSV."""
+"""The numbers of an evaluation, as a table, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNITS = "SAD, Grad and Conn in thousands, MSE in thousandths"
 
 @dataclass(frozen=True)
 class SeenExample:
-    """One example that was measured: its numbers, and each row's values."""
+    """A measured example: its numbers, and the values of each row."""
 
     number: int
     pair: int
@@ -54,7 +54,7 @@ def rows_of(candidates: Sequence[Candidate], ensemble: bool) -> list[tuple[str, 
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """What was found."""
+    """The values of all examples for all rows."""
 
     rows: list[tuple[str, dict[str, Any]]]
     """Label and facts of each."""
@@ -62,17 +62,17 @@ class ScoreReport:
     settings: dict[str, Any]
 
     def means(self, row: int) -> Values:
-        """Over all examples that have a value."""
+        """Return the row's means over all examples that have a value."""
         return {m: mean([one.values[row][m] for one in self.seen]) for m in METRICS}
 
     def best(self, metric: str) -> int:
-        """The row with the least mean, the first of equals; those without one come last."""
+        """Return the row with the lowest mean, the first of equals; rows without a mean come last."""
         found = [self.means(row)[metric] for row in range(len(self.rows))]
         return min(range(len(found)), key=lambda row: (found[row] is None, found[row] or 0.0, row))
 
     @property
     def text(self) -> str:
-        """The table, and below it what it was measured on."""
+        """The table, with what it was measured on below."""
         means = [self.means(row) for row in range(len(self.rows))]
         several = len(means) > 1
         steps = ["-" if facts.get("step") is None else str(facts["step"]) for _, facts in self.rows]
@@ -88,7 +88,7 @@ class ScoreReport:
         )
 
     def to_json(self) -> bytes:
-        """Everything, for programs. What is not a finite number is null."""
+        """Encode everything for programs; numbers that are not finite become null."""
         rows = [
             {
                 "what": label,
@@ -107,7 +107,7 @@ class ScoreReport:
         return (json.dumps(found, indent=1, allow_nan=False) + "\n").encode()
 
     def to_csv(self) -> bytes:
-        """A line for each row and example, after a row's examples its means, whose number is `mean`."""
+        """Encode a line for each row and example; a row's examples are followed by its means, whose number is `mean`."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["what", "number", "name", *METRICS])
@@ -125,14 +125,14 @@ def _finite(values: Values) -> Values:
 
 
 def _cells(values: Sequence[float | None], star: bool) -> list[str]:
-    """As text; with `star` the least of them has one."""
+    """Format the values; with `star`, the lowest is marked."""
     least = min((value for value in values if value is not None), default=None)
     mark = {True: "*", False: " "} if star else {True: "", False: ""}
     return [_text(value) + mark[value is not None and value == least] for value in values]
 
 
 def _text(value: float | None) -> str:
-    """Four digits or more."""
+    """Format with four significant digits or more."""
     if value is None:
         return "-"
     decimals = next((d for bound, d in ((1, 4), (10, 3), (100, 2)) if value < bound), 1)

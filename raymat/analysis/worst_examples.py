@@ -1,4 +1,4 @@
-"""The examples at which a network is worst, kept as small pictures while all are looked at."""
+"""Keeps the examples at which networks are worst, as small pictures, while all examples are measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raymat.analysis.evaluation import METRICS, Measured, Values
 KEPT = 8
 """Examples in the picture."""
 SIDE = 224
-"""Pixels of each side of a small picture."""
+"""Side of a small picture, in pixels."""
 
 _COLUMNS = ("example", "source", "true alpha", "predicted alpha", "error")
 
@@ -24,20 +24,20 @@ _Shots = list[NDArray[np.uint8]]
 
 
 class Worst:
-    """Of each row of the table the `KEPT` examples with the largest values of a metric; of equal ones the first."""
+    """The `KEPT` examples with the largest values of a metric, for each row of the table; of equal ones the first."""
 
     def __init__(self, metric: str) -> None:
         self._metric = metric
         self._heaps: list[list[tuple[float, int, _Shots]]] = []
 
     def see(self, measured: Measured, name: str) -> None:
-        """The next example; `name` is that of its pair."""
+        """Take the next example; `name` is that of its pair."""
         self._heaps = self._heaps or [[] for _ in measured.values]
         for heap, pha, values in zip(self._heaps, measured.alphas, measured.values, strict=True):
             value = values[self._metric]
             if value is None:
                 continue
-            # What is not a number is the worst of all.
+            # NaN is the worst of all.
             key = (math.inf if math.isnan(value) else value, -measured.example.number)
             if len(heap) < KEPT:
                 heapq.heappush(heap, (*key, _shots(measured, pha, values, name)))
@@ -45,7 +45,7 @@ class Worst:
                 heapq.heapreplace(heap, (*key, _shots(measured, pha, values, name)))
 
     def png(self, row: int) -> bytes:
-        """The picture of a row of the table: the worst first, one example a line."""
+        """Encode the contact sheet of a row: one example a line, the worst first."""
         ordered = sorted(self._heaps[row], key=lambda kept: kept[:2], reverse=True)
         shots = [kept[2] for kept in ordered]
         return png([Column(c, [s[i] for s in shots]) for i, c in enumerate(_COLUMNS)], SIDE)
@@ -59,7 +59,7 @@ def _shots(measured: Measured, pha: Tensor, values: Values, name: str) -> _Shots
 
 
 def _label(measured: Measured, values: Values, name: str) -> NDArray[np.uint8]:
-    """What is known of an example, in black on white."""
+    """Draw an example's number, name and values, black on white."""
     lines = [f"{measured.example.number}", name[-30:], ""]
     lines += [f"{m} {v:.4g}" for m in METRICS if (v := values[m]) is not None]
     text = np.concatenate([caption(line, SIDE) for line in lines])

@@ -51,7 +51,7 @@ def report(
     a_url: str,
     b_url: str,
     *,
-    limit: Annotated[int, NOT_NEGATIVE] = 20,
+    limit: int = 20,
     picture: str | None = None,
     out: TextIO | None = None,
 ) -> int:

@@ -1,4 +1,4 @@
-"""The `raymat` command, and what the jobs call."""
+"""The `raymat` command, and the entry point of the jobs."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: one line for the overview, and what takes the rest of the command line and returns the exit code."""
+    """A subcommand: its line in the overview, and the function from its arguments to the exit code."""
 
     help: str
     run: Callable[[Sequence[str]], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `raymat ARGV`; returns the exit code: the subcommand's own, or the error's (130 when interrupted)."""
+    """Run `raymat ARGV` and return the exit code: the subcommand's own, or the error's (130 when interrupted)."""
     words = list(sys.argv[1:] if argv is None else argv)
     return _guarded(lambda: _dispatch(words))
 
 
 def job_main(stage: Stage, argv: Sequence[str] | None = None) -> int:
-    """Train or resume the run that a command line describes, and print its last line; returns the exit code."""
+    """Train or resume the run that a command line describes, print a summary, and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     return _guarded(lambda: _train(stage, words))
 
 
 def fail(error: RaymatError) -> int:
-    """Print the error as one line and give the exit code for it."""
+    """Print the error as one line and return its exit code."""
     kind = "" if isinstance(error, StoppedError) else "error: "
     print(f"raymat: {kind}{error.line}", file=sys.stderr)
     return error.exit_code
@@ -59,7 +59,7 @@ def _guarded(action: Callable[[], int]) -> int:
 
 def _train(stage: Stage, argv: Sequence[str]) -> int:
     config: RunConfig = parse_run(stage, argv)
-    # Here, since Ray takes a second to import and --help and wrong flags need none of it.
+    # Imported late: Ray takes a second to import, and --help and wrong flags do not need it.
     from raymat.cluster.driver.launch import timed_fit
 
     print(timed_fit(config))
@@ -67,7 +67,7 @@ def _train(stage: Stage, argv: Sequence[str]) -> int:
 
 
 def _later(target: str) -> Callable[[Sequence[str]], int]:
-    """A function named `module:function`, imported when it is called."""
+    """Return a function that imports `module:function` when it is called."""
 
     def run(argv: Sequence[str]) -> int:
         module, _, name = target.partition(":")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from raymat.checkpoint.integrity import Verdict, verify_checkpoints
 from raymat.config.command_line import parse_options
@@ -75,15 +74,13 @@ def main(argv: Sequence[str]) -> int:
     return report.code
 
 
-def verify(
-    url: str, *, progress: ProgressBar | None = None, options: Mapping[str, Any] | None = None
-) -> VerifyReport:
-    """Verify a run or a checkpoint. `options`: as for `Store.open`.
+def verify(url: str, progress: ProgressBar | None = None) -> VerifyReport:
+    """Verify a run or a checkpoint.
 
     Raises:
         StorageError: there is no such run or checkpoint, or the storage fails.
     """
-    store, checkpoint = open_url(url, options)
+    store, checkpoint = open_url(url)
     statuses = list_checkpoints(store, checkpoint)
     run, verdicts = _run_id(store)
     verdicts += reversed(verify_checkpoints(store, statuses, run=run, progress=progress))

@@ -1,6 +1,6 @@
-"""What a network can be written as, and how each is run again: weights, TorchScript, ONNX.
+"""Encodes networks as weights, TorchScript and ONNX, and runs the latter two.
 
-Nothing here believes itself: `raymat.export.check` holds what was written against the network.
+`raymat.export.check` compares what was encoded with the network.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Run = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 """From src and bgr (n, 3, H, W) to the network's outputs."""
 
 OPSET = 18
-"""Of ONNX: what torch's exporter itself writes (others are converted from it), and the first whose Resize knows all we need."""
+"""Of ONNX: the one that torch's exporter writes natively, and the first whose Resize does all that the networks need."""
 
 BASE_OUTPUTS = ("pha", "fgr", "err", "hid")
 REFINE_OUTPUTS = ("pha", "fgr", "pha_sm", "fgr_sm", "err_sm", "ref_sm")
@@ -36,30 +36,30 @@ _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 @dataclass(frozen=True)
 class Format:
-    """A way to write a network."""
+    """A file format for networks."""
 
     name: str
     ending: tuple[str, ...]
     tolerance: float | None = None
-    """The largest difference from the network's outputs that passes; None where weights are compared to the bit instead."""
+    """Largest difference from the network's outputs that passes; None if weights are compared to the bit instead."""
 
 
 WEIGHTS = Format("weights", tuple(end for end in WEIGHT_FILES if end != ".safetensors"))
 SAFETENSORS = Format("safetensors", (".safetensors",))
 # The same kernels in the same order: nothing differs unless TorchScript fuses something.
 TORCHSCRIPT = Format("torchscript", (".ts",), 1e-5)
-# Other kernels, which add up to 18,432 float32 products in another order: about 1e-6 in practice, and a hundred times more
-# is still a fortieth of a step of an 8-bit picture.
+# Other kernels sum up to 18,432 float32 products in another order, which differs by about 1e-6 in practice; a hundred
+# times that is still a fortieth of a step of an 8-bit picture.
 ONNX = Format("onnx", (".onnx",), 1e-4)
 
 FORMATS = (WEIGHTS, SAFETENSORS, TORCHSCRIPT, ONNX)
 
 
 def format_of(path: str) -> Format:
-    """The format that a file's name asks for.
+    """Return the format that a file's name asks for.
 
     Raises:
-        ConfigError: none, or what it needs is not installed.
+        ConfigError: there is none, or a package that it needs is not installed.
     """
     found = next((one for one in FORMATS if path.endswith(one.ending)), None)
     if found is None:
@@ -77,7 +77,7 @@ def format_of(path: str) -> Format:
 
 
 def outputs_of(network: MattingBase) -> tuple[str, ...]:
-    """The names of a network's outputs, in their order."""
+    """Return the names of a network's outputs, in order."""
     return REFINE_OUTPUTS if isinstance(network, MattingRefine) else BASE_OUTPUTS
 
 
@@ -96,16 +96,16 @@ def weights_bytes(
 
 
 def torchscript_bytes(network: MattingBase) -> bytes:
-    """A network (in evaluation mode, on the CPU) as a TorchScript archive for any batch, height and width."""
+    """Encode a network (in evaluation mode, on the CPU) as TorchScript for any batch, height and width."""
     content = io.BytesIO()
     with _quiet(), torch.no_grad():
-        # Checking is exportcheck's; torch's own repeats the same size only.
+        # `raymat.export.check` does the checking; torch's own repeats the same size only.
         torch.jit.save(torch.jit.trace(portable(network), _example(), check_trace=False), content)
     return content.getvalue()
 
 
 def onnx_bytes(network: MattingBase, properties: Mapping[str, str]) -> bytes:
-    """A network (in evaluation mode, on the CPU) as an ONNX model for any batch, height and width, in one file.
+    """Encode a network (in evaluation mode, on the CPU) as ONNX for any batch, height and width, in one file.
 
     Raises:
         ExportError: torch cannot express the network in ONNX.
@@ -130,7 +130,7 @@ def onnx_bytes(network: MattingBase, properties: Mapping[str, str]) -> bytes:
         raise ExportError(f"torch cannot write this network as ONNX: {reason}") from error
     assert program is not None
     model = program.model_proto
-    # Each node would carry the exporter's stack: paths of this machine.
+    # Each node carries the exporter's stack, with paths of this machine.
     for node in _nodes(model):
         del node.metadata_props[:]
     onnx.helper.set_model_props(model, dict(properties))
@@ -140,7 +140,7 @@ def onnx_bytes(network: MattingBase, properties: Mapping[str, str]) -> bytes:
 
 
 def run_torchscript(path: str) -> Run:
-    """What runs a TorchScript archive."""
+    """Load a TorchScript archive to be run."""
     with _quiet():
         module = torch.jit.load(path, map_location="cpu")
 
@@ -152,7 +152,7 @@ def run_torchscript(path: str) -> Run:
 
 
 def run_onnx(path: str) -> Run:
-    """What runs an ONNX model with onnxruntime, on the CPU, with as many threads as torch."""
+    """Load an ONNX model to be run by onnxruntime, on the CPU, with as many threads as torch."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -168,7 +168,7 @@ def run_onnx(path: str) -> Run:
 
 
 def _example() -> tuple[Tensor, Tensor]:
-    """Pictures to export with: sizes that are unlike each other, and none of which is special on any scale."""
+    """Make pictures to trace with, whose sizes all differ and are special on no scale."""
     return torch.full((2, 3, 96, 136), 0.25), torch.full((2, 3, 96, 136), 0.75)
 
 
@@ -180,7 +180,7 @@ def _nodes(model: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what exporters say of themselves: that TorchScript ages, that torchvision is not there."""
+    """Silence what exporters say about themselves: TorchScript is deprecated, torchvision is missing."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

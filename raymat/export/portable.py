@@ -1,8 +1,8 @@
-"""The networks as exporters can follow them: the same results, with every size left free.
+"""The networks in a form that exporters can trace: the same results, with every size left free.
 
-An exporter watches one forward pass. What Python computes from sizes on the way (a coarse size, a number of patches) would
-become a constant of that one picture, so it stands here in functions that TorchScript compiles (`script_if_tracing`) and
-torch.export follows symbolically. Weights and layers are the network's own; only the glue is written again.
+An exporter records one forward pass. What Python computes from sizes on the way (a coarse size, a number of patches)
+would become a constant, so it stands here in functions that TorchScript compiles (`script_if_tracing`) and torch.export
+follows symbolically. Weights and layers are the network's own; only the glue is written again.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from raymat.model.refiner import PATCH
 
 __all__ = ["PortableBase", "PortableRefine", "portable"]
 
-# Here, since TorchScript takes a comment for the type checker inside a function for its own.
+# Not inside a function, where TorchScript would read the comment for the type checker as its own.
 is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]
 
 
 def portable(network: MattingBase) -> nn.Module:
-    """`network` for an exporter: shares its modules; call both in evaluation mode.
+    """Wrap `network` for an exporter; shares its modules, and both must be in evaluation mode.
 
-    Forward as the network's own, but sizes are not checked except under TorchScript (ValueError), n is at least 1, and
-    precisions are not mixed.
+    Its forward pass does what the network's does, but checks sizes only under TorchScript (ValueError), needs n of at
+    least 1, and mixes no precisions.
     """
     if isinstance(network, MattingRefine):
         return PortableRefine(network)
@@ -71,7 +71,7 @@ class PortableRefine(nn.Module):
     def _refine(
         self, pictures: Tensor, coarse: Tensor, err: Tensor, hid: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Alpha and foreground residual (n, 4, H, W), and what was refined (n, 1, H/4, W/4), as `Refiner.forward`."""
+        """Return alpha and foreground residual (n, 4, H, W), and what was refined (n, 1, H/4, W/4), as `Refiner.forward`."""
         refiner = self.network.refiner
         x = _divided(torch.cat([hid, coarse], dim=1), pictures, 2)
         y = _divided(pictures, pictures, 2)
@@ -94,7 +94,7 @@ class PortableRefine(nn.Module):
 
 @torch.jit.script_if_tracing
 def _checked(src: Tensor, bgr: Tensor) -> Tensor:
-    """`src`; under TorchScript a ValueError if the pictures have other sizes than they may."""
+    """Return `src`; under TorchScript, raise a ValueError if the pictures' sizes are not allowed."""
     if is_scripting():
         if src.shape != bgr.shape or src.dim() != 4 or src.shape[1] != 3:
             raise ValueError("src and bgr must have the same shape (n, 3, height, width)")
@@ -105,21 +105,21 @@ def _checked(src: Tensor, bgr: Tensor) -> Tensor:
 
 @torch.jit.script_if_tracing
 def _scaled(x: Tensor, scale: float) -> Tensor:
-    """Bilinear resize of (n, C, H, W) to `scale` times its size, rounded down."""
+    """Resize (n, C, H, W) bilinearly to `scale` times its size, rounded down."""
     height, width = math.floor(x.shape[2] * scale), math.floor(x.shape[3] * scale)
     return F.interpolate(x, size=[height, width], mode="bilinear", align_corners=False)
 
 
 @torch.jit.script_if_tracing
 def _divided(x: Tensor, like: Tensor, divisor: int) -> Tensor:
-    """Bilinear resize of (n, C, h, w) to the size of `like` (n, c, H, W) divided by `divisor`."""
+    """Resize (n, C, h, w) bilinearly to the size of `like` (n, c, H, W) divided by `divisor`."""
     height, width = like.shape[2] // divisor, like.shape[3] // divisor
     return F.interpolate(x, size=[height, width], mode="bilinear", align_corners=False)
 
 
 @torch.jit.script_if_tracing
 def _sampled(err: Tensor, count: int, prevent_oversampling: bool) -> Tensor:
-    """As `Refiner.select` when sampling; err (n, 1, h, w)."""
+    """Select as `Refiner.select` does when sampling; err (n, 1, h, w)."""
     flat = err.flatten(1)
     if is_scripting():
         count = min(count, flat.shape[1])
@@ -134,19 +134,19 @@ def _sampled(err: Tensor, count: int, prevent_oversampling: bool) -> Tensor:
 
 @torch.jit.script_if_tracing
 def _places(ref: Tensor) -> Tensor:
-    """Example, row and column of each chosen patch of (n, 1, h, w): int64 (p, 3), in that order."""
+    """Return example, row and column of each chosen patch of (n, 1, h, w): int64 (p, 3)."""
     where = torch.nonzero(ref[:, 0])
     if not is_scripting():  # noqa: SIM102
-        # A condition by itself, so that TorchScript leaves out what stands below it.
+        # A condition of its own, so that TorchScript does not compile what is below it.
         if torch.compiler.is_exporting():
-            # torch.export follows one case only, that there are some. The same graph serves for none.
+            # torch.export traces only the case of some patches. The same graph works for none.
             torch._check(where.shape[0] > 0)
     return where
 
 
 @torch.jit.script_if_tracing
 def _cropped(x: Tensor, where: Tensor, size: int, margin: int) -> Tensor:
-    """As `raymat.model.refiner.crop`; where: int64 (p, 3), example, row and column of each patch."""
+    """Crop as `raymat.model.refiner.crop`; where: int64 (p, 3), example, row and column of each patch."""
     padded = F.pad(x, [margin, margin, margin, margin])
     height, width, side = padded.shape[2], padded.shape[3], size + 2 * margin
     steps = torch.arange(side, device=x.device)
@@ -160,7 +160,7 @@ def _cropped(x: Tensor, where: Tensor, size: int, margin: int) -> Tensor:
 
 @torch.jit.script_if_tracing
 def _replaced(x: Tensor, values: Tensor, where: Tensor) -> Tensor:
-    """As `raymat.model.refiner.replace`, a whole patch a time; where as for `_cropped`."""
+    """Replace as `raymat.model.refiner.replace`, a whole patch at a time; where: as for `_cropped`."""
     n, channels, height, width = x.shape
     patches = x.reshape(n, channels, height // 4, 4, width // 4, 4).permute(0, 2, 4, 1, 3, 5)
     patches = patches.reshape(n * (height // 4) * (width // 4), channels, 4, 4)

@@ -1,4 +1,4 @@
-"""What stands beside an exported network, FILE.json: all that one needs to run it without knowing raymat."""
+"""Describes an exported network in FILE.json, so that it can be run without knowing raymat."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INPUTS: dict[str, tuple[str, str]] = {
     "src": ("R, G, B", "the picture with the subject"),
     "bgr": ("R, G, B", "the same without the subject, from the same camera"),
 }
-"""Channels and meaning; all are batch x 3 x height x width in 0..1."""
+"""Channels and meaning; all have shape (batch, 3, height, width), in 0..1."""
 
 _FULL, _COARSE, _PATCHES = (
     ("height", "width"),
@@ -46,11 +46,11 @@ _OUTPUTS: dict[str, tuple[int, str, str]] = {
     "hid": (32, "hidden", "features, at least 0 and unbounded"),
     "ref": (1, "refined", "1 where a patch of 4 x 4 pixels was refined, else 0"),
 }
-"""Channels, their names, meaning. With _sm: the same, coarse."""
+"""Number of channels, their names and meaning; outputs with _sm are the same, coarse."""
 
 
 def origin(selected: Selected) -> dict[str, Any]:
-    """Where the weights are from; None where a file does not say."""
+    """Say where the weights come from; None where a file does not tell."""
     return {
         "source": selected.what,
         "run": None if selected.run_url is None else redact(selected.run_url),
@@ -68,7 +68,7 @@ def describe(
     model: ModelConfig,
     outcomes: Sequence[CheckOutcome],
 ) -> dict[str, Any]:
-    """The sidecar of the file `name`; JSON-able. `model`: the options that it was exported with."""
+    """Describe the file `name`, JSON-able. `model`: the options that it was exported with."""
     refine = selected.stage == "refine"
     names = REFINE_OUTPUTS if refine else BASE_OUTPUTS
     smallest = 4 * max(1, math.ceil(1 / model.backbone_scale / 4)) if refine else 4
@@ -93,12 +93,12 @@ def describe(
 
 
 def text(sidecar: dict[str, Any]) -> bytes:
-    """As it is written."""
+    """Encode the sidecar as it is written."""
     return (json.dumps(sidecar, indent=2, allow_nan=False) + "\n").encode()
 
 
 def _dtype(selected: Selected) -> str:
-    """Of the weights; float64 of a run in fp64."""
+    """Name the dtypes of the weights; float64 for a run in fp64."""
     kinds = {str(t.dtype) for t in selected.weights.values() if t.is_floating_point()}
     return ", ".join(sorted(kind.removeprefix("torch.") for kind in kinds))
 

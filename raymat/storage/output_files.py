@@ -1,4 +1,4 @@
-"""Files that a command writes where it is told to: reports to any fsspec URL, networks to a path of this machine."""
+"""Writes the files that commands produce: reports to any fsspec URL, networks to a path of this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raymat.storage.urls import redact
 
 
 def check_output(flag: str, url: str | None, ending: str = "") -> None:
-    """Say early what would be said after an hour of work; nothing is written. None is always right.
+    """Check before the work whether the file can be written, without writing; None always passes.
 
     Raises:
         ConfigError: `url` does not end in `ending`, its protocol is unknown, or it is a folder of this machine.
@@ -31,7 +31,7 @@ def check_output(flag: str, url: str | None, ending: str = "") -> None:
 
 
 def write_output(flag: str, url: str, content: bytes) -> None:
-    """Write the file, whole or not at all, over whatever file is there; folders of this machine are made.
+    """Write the file, whole or not at all, replacing any file there; makes folders of this machine.
 
     Raises:
         ConfigError: as `check_output`. StorageError: it cannot be written.
@@ -44,9 +44,9 @@ def write_output(flag: str, url: str, content: bytes) -> None:
 
 
 def check_new_files(path: str, files: Mapping[str, str], force: bool) -> None:
-    """Say before hours of work what would be said after them, of files of this machine; `force`: they may be there.
+    """Check before the work whether files of this machine can be written; `force`: they may exist.
 
-    `files`: each that will be written, and what the user knows it by; `path` is the first of those names.
+    `files`: path of each file to its name in messages; `path` is the first of those names.
 
     Raises:
         ConfigError: there is no such folder, or something is there already.
@@ -62,7 +62,7 @@ def check_new_files(path: str, files: Mapping[str, str], force: bool) -> None:
 
 
 def write_file(path: str, chunks: Sequence[Buffer]) -> None:
-    """Write a file of this machine, whole or not at all; links are followed. Raises StorageError."""
+    """Write a file of this machine, whole or not at all, following links. Raises StorageError."""
     target = os.path.realpath(path)
     try:
         LocalBackend().write(target, chunks)

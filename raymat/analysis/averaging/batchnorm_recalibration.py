@@ -1,4 +1,4 @@
-"""Batch-norm statistics of weights that no training step has seen, computed anew on training pictures."""
+"""Recomputes batch-norm statistics on training pictures, for weights that no training step has seen."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def recompute_statistics(network: MattingBase, pictures: Iterable[tuple[Tensor, 
     """Replace the running statistics of `network` by those of its own activations; returns the number of batches.
 
     `pictures`: (src, bgr) of each batch, as `network` takes them. Each statistic is the mean over the batches (Izmailov et
-    al., "Averaging Weights Leads to Wider Optima and Better Generalization", 2018, as torch's `swa_utils.update_bn`).
-    Only batch norms work as in training: dropout, which the finished network does not have, would widen the variances
-    behind it. The weights stay as they are, and the network is in eval mode afterwards.
+    al., "Averaging Weights Leads to Wider Optima and Better Generalization", 2018; torch's `swa_utils.update_bn`). Only
+    batch norms are in training mode: dropout, which is off at inference, would widen the variances after it. Weights do
+    not change, and the network is in eval mode afterwards.
 
     Raises:
         DataError: there is no batch.
     """
-    globalise(network)  # takes batches of a single value per channel, too
+    globalise(network)  # also takes batches of a single value per channel
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     network.eval()

@@ -18,7 +18,7 @@ from raymat.errors import WeightsError
 
 
 class WeightSum:
-    """A sum of networks' floating-point tensors in float64; counters of batches are left out."""
+    """A sum of networks' floating-point tensors in float64, without the counters of batches."""
 
     def __init__(self, weights: Mapping[str, Tensor], what: str) -> None:
         self.what = what
@@ -26,7 +26,7 @@ class WeightSum:
         self._sum = {n: t.double() for n, t in weights.items() if t.is_floating_point()}
 
     def add(self, weights: Mapping[str, Tensor], what: str) -> None:
-        """Add a network in place. Raises WeightsError if it is not of the same names and shapes as the first."""
+        """Add a network. Raises WeightsError if its names and shapes are not those of the first."""
         for name, tensor in self._matching(weights, what).items():
             self._sum[name] += tensor
         self.count += 1
@@ -35,7 +35,7 @@ class WeightSum:
     def mean_into(
         self, own: Mapping[str, Tensor], more: Mapping[str, Tensor] | None = None, what: str = ""
     ) -> None:
-        """Copy the mean into a network's state dict `own`; `more`: one more network counts, without being added."""
+        """Copy the mean into a network's state dict `own`; `more`: a network that counts this time, without being added."""
         extra = self._matching(more, what) if more is not None else {}
         count = self.count + (more is not None)
         for name, total in self._sum.items():
@@ -55,13 +55,13 @@ class WeightSum:
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one candidate, in the order in which they were tried."""
+    """How one candidate of the greedy choice fared."""
 
     name: str
     alone: float
-    """Its own value of the metric."""
+    """The metric of the candidate by itself."""
     together: float
-    """Of the average of what was taken before, and it."""
+    """The metric of the average of what was taken before and the candidate."""
     taken: bool
 
 
@@ -72,11 +72,10 @@ def greedy(
     take: Callable[[str], None],
     mode: Mode = "min",
 ) -> list[Trial]:
-    """Take, best first, each candidate with which the average is at least as good as without.
+    """Take, best first, each candidate with which the average is at least as good as without it.
 
-    `alone`: a candidate's metric; `together`: the metric of the average of all that was taken (`take`) and one more;
-    NaN is worse than any number. Of equal candidates the one whose name is first comes first, so that the order of
-    `names` does not matter.
+    `alone` measures a candidate, `together` the average of all that `take` was called for and one more; NaN is worse
+    than any number. Equal candidates are tried by name, so the order of `names` does not matter.
     """
     sign = 1.0 if mode == "min" else -1.0
 

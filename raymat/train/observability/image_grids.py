@@ -1,4 +1,4 @@
-"""Image grids for people to look at, with the reference's names."""
+"""Image grids to look at, named as in the reference implementation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 COLUMNS = 5
-"""Pictures in a row, as in the reference."""
+"""Pictures per row, as in the reference."""
 LONGEST_SIDE = 512
-"""Larger pictures are shrunk to this many pixels: a grid is for looking at, and waits in memory until a commit."""
+"""Larger pictures are shrunk to this many pixels, since grids wait in memory until the next commit."""
 _GAP = 2
 
 
 def training_grids(pictures: Mapping[str, Tensor]) -> dict[str, NDArray[np.uint8]]:
-    """The reference's six grids from pha, fgr, err, src and bgr, (n, c, h, w) in 0..1; none for n = 0.
+    """Make the reference's six grids from pha, fgr, err, src and bgr, (n, c, h, w) in 0..1; none for n = 0.
 
     Reads from the device.
     """
@@ -38,7 +38,7 @@ def training_grids(pictures: Mapping[str, Tensor]) -> dict[str, NDArray[np.uint8
 
 @torch.no_grad()
 def grid(pictures: Tensor) -> NDArray[np.uint8]:
-    """(n, 3 or 1, h, w) in 0..1 as one picture (H, W, 3) or (H, W), five in a row, black between and after them."""
+    """Arrange (n, 3 or 1, h, w) in 0..1 as one picture (H, W, 3) or (H, W), five in a row, on black."""
     x = _shrink(pictures.float()).clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
     n, channels, h, w = x.shape
     columns = min(n, COLUMNS)
@@ -51,6 +51,6 @@ def grid(pictures: Tensor) -> NDArray[np.uint8]:
 
 
 def _shrink(x: Tensor) -> Tensor:
-    """Averaged down by the smallest whole factor that makes the longer side fit."""
+    """Average down by the smallest whole factor that makes the longer side fit."""
     factor = math.ceil(max(x.shape[-2:]) / LONGEST_SIDE)
     return F.avg_pool2d(x, factor, ceil_mode=True, count_include_pad=False) if factor > 1 else x

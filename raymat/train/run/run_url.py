@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from raymat.checkpoint.catalog import Status, scan
 from raymat.checkpoint.layout import split_run_url
 from raymat.checkpoint.manifest import CheckpointId
@@ -13,25 +10,23 @@ from raymat.storage.store import Store
 from raymat.train.run.run_file import RUN_FILE
 
 
-def open_url(
-    url: str, options: Mapping[str, Any] | None = None
-) -> tuple[Store, CheckpointId | None]:
-    """Open the run at `url`, or the run of the checkpoint there; `options` as for `Store.open`.
+def open_url(url: str) -> tuple[Store, CheckpointId | None]:
+    """Open the run at `url`, or the run of the checkpoint there.
 
     Raises:
         StorageError: `url` names neither.
     """
     storage, name, checkpoint = split_run_url(url)
-    return Store.open(storage, name, options=options), checkpoint
+    return Store.open(storage, name), checkpoint
 
 
-def open_run_url(url: str, options: Mapping[str, Any] | None = None) -> Store:
+def open_run_url(url: str) -> Store:
     """Open the run at `url`.
 
     Raises:
         ConfigError: `url` names a checkpoint. StorageError: it names neither run nor checkpoint.
     """
-    store, checkpoint = open_url(url, options)
+    store, checkpoint = open_url(url)
     if checkpoint is not None:
         raise ConfigError(f"expected the URL of a run, got a checkpoint's: use {store.url}")
     return store

@@ -86,12 +86,11 @@ def read_weights(
     what: str,
     *,
     on_skip: OnSkip = lambda checkpoint, reason: None,
-    options: Mapping[str, Any] | None = None,
 ) -> Selected:
     """The weights that `what` means; see the module's text.
 
     `on_skip` is told of each better choice that was passed over (torn, damaged, no longer there) and why; a checkpoint
-    that is not there has attempt 0. `options`: as for `Store.open`. In memory are, for a moment, a whole checkpoint
+    that is not there has attempt 0. In memory are, for a moment, a whole checkpoint
     and its network once more.
 
     Raises:
@@ -100,19 +99,18 @@ def read_weights(
     request = parse_reference(what)
     if request.is_file:
         return _from_file(request.url)
-    return _selected(read_state(what, on_skip=on_skip, options=options), request.ema)
+    return _selected(read_state(what, on_skip=on_skip), request.ema)
 
 
 def read_state(
     what: str,
     *,
     on_skip: OnSkip = lambda checkpoint, reason: None,
-    options: Mapping[str, Any] | None = None,
 ) -> State:
     """All of the checkpoint that `what` means; arguments and errors are `read_weights`'s, which also takes files."""
     request = parse_reference(what)
     storage, name, checkpoint = split_run_url(request.url)
-    store = Store.open(storage, name, options=options)
+    store = Store.open(storage, name)
     reasons: list[str] = []
 
     def skipped(passed_over: CheckpointId, reason: str) -> None:
