@@ -1,4 +1,4 @@
-"""The exceptions that raymat raises.
+"""Exceptions that raymat raises.
 
     RaymatError
     ├── ConfigError (ValueError)      the configuration, a flag or a YAML file cannot be used
@@ -35,7 +35,7 @@ class RaymatError(Exception):
     """Base of every error that raymat raises on purpose."""
 
     exit_code = 2
-    """Of a command that it ends."""
+    """Exit code of a command that this error ends."""
 
     @property
     def line(self) -> str:
@@ -44,41 +44,41 @@ class RaymatError(Exception):
 
 
 class ConfigError(RaymatError, ValueError):
-    """A configuration value that cannot be used."""
+    """Error in a configuration value."""
 
 
 class DataError(RaymatError):
-    """A dataset that cannot be used."""
+    """Error in a dataset: unpaired, empty or unreadable."""
 
 
 class WeightsError(RaymatError):
-    """Weights that cannot be read or do not match the network."""
+    """Error in weights: unreadable, or not of this network."""
 
 
 class StorageError(RaymatError):
-    """Storage that cannot be read or written."""
+    """Error while reading or writing storage."""
 
 
 class CheckpointError(StorageError):
-    """A checkpoint that is torn, damaged or not of this run."""
+    """Error in a checkpoint: torn, damaged or of another run."""
 
 
 class TrainingError(RaymatError):
-    """Training that cannot go on."""
+    """Error that ends training."""
 
 
 class ExportError(RaymatError):
-    """An exported network that does not do what the network does."""
+    """Error in an export: it does not compute what the network computes."""
 
     exit_code = 1
 
 
 class ClusterError(RaymatError):
-    """A Ray cluster that cannot give what the run needs."""
+    """Error of a Ray cluster that lacks what the run needs."""
 
 
 class StoppedError(RaymatError):
-    """A run that was told to stop, and did."""
+    """End of a run that was told to stop."""
 
     def __init__(self, message: str, *, exit_code: int = 143) -> None:
         super().__init__(message)
@@ -86,8 +86,8 @@ class StoppedError(RaymatError):
 
 
 class LeaseError(RaymatError):
-    """A run that another driver has."""
+    """Refusal of a run that another driver holds."""
 
 
 class LeaseLostError(LeaseError):
-    """A run that another driver has taken, or been given, from this one."""
+    """Loss of a run to another driver, which took it or was given it."""

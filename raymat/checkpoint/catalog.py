@@ -1,4 +1,4 @@
-"""What checkpoints a run has, and the newest one that can be believed."""
+"""Catalog of a run's checkpoints: lists them, and reads the newest that verifies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from raymat.storage.store import FileInfo, Store
 
 @dataclass(frozen=True)
 class Status:
-    """A checkpoint as a listing shows it: committed, or torn and why.
+    """State of a checkpoint in a listing: committed, or torn and why.
 
     `modified`: Unix seconds, of its newest file. `files`: sizes by name.
     """
@@ -45,7 +45,7 @@ class Status:
 
 
 def scan(store: Store, *, manifests: int = 0) -> list[Status]:
-    """Every checkpoint of the run, newest first, from one recursive listing.
+    """List every checkpoint of the run, newest first, from one recursive listing.
 
     A rank writes its manifest last, so what has every manifest and every shard is taken for
     committed. The newest `manifests` of those are also held against their manifests (one request
@@ -73,7 +73,7 @@ def newest(
     max_bytes: int = MAX_BYTES,
     statuses: Sequence[Status] | None = None,
 ) -> tuple[CheckpointId, Snapshot] | None:
-    """The newest committed checkpoint of which every digest is right, with its state; or None.
+    """Read the newest committed checkpoint of which every digest is right; None if there is none.
 
     `run`: the run id that it must carry. `statuses`: of a scan; without, the run is scanned. `on_skip` is told of each
     newer one that was passed over, and why; nothing is deleted. Raises StorageError, rather than take an older one, when
@@ -94,7 +94,7 @@ def newest(
 
 
 def read_extra(store: Store, status: Status, run: str | None = None) -> dict[str, Any]:
-    """What a checkpoint holds beside its tensors: its manifests and one small file are read and verified.
+    """Read what a checkpoint holds beside its tensors, verifying its manifests and one small file.
 
     `run`: the run id that it must carry.
 
@@ -124,7 +124,7 @@ def read_extra(store: Store, status: Status, run: str | None = None) -> dict[str
 
 
 def newest_extra(store: Store, statuses: Sequence[Status]) -> dict[str, Any]:
-    """What the newest checkpoint whose part beside the tensors verifies holds there; {} without any.
+    """Read the newest state beside the tensors that verifies; {} if there is none.
 
     `statuses`: newest first.
     """

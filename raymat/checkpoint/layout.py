@@ -1,4 +1,4 @@
-"""Names of folders and URLs of runs and checkpoints."""
+"""Layout of runs and checkpoints in storage: folder names and URLs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from raymat.errors import StorageError
 from raymat.storage.urls import redact
 
 CHECKPOINTS = "checkpoints"
-"""The folder of a run in which each checkpoint has its own."""
+"""Folder of a run with a folder for each checkpoint."""
 
 
 def split_run_url(url: str) -> tuple[str, str, CheckpointId | None]:
-    """(storage, name, checkpoint) of the URL of a run (checkpoint None) or of a checkpoint.
+    """Split the URL of a run or of a checkpoint into (storage, name, checkpoint or None).
 
     "s3://b/runs/name" is ("s3://b/runs", "name", None). Raises StorageError for a URL that names no
     run.

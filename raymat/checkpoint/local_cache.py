@@ -1,10 +1,9 @@
-"""Copies of the newest shards on this machine's own disk, so that a restart need not fetch what survived.
+"""Local cache: copies of the newest shards on this machine's disk, which spare a restart their download.
 
     FOLDER/raymat-UID/RUN ID/step-000001200-a003-sha256-5f3c....safetensors
 
-A copy means nothing by itself: what a checkpoint is, its manifests in storage say, and a copy stands in for the bytes
-of a shard only where it has the digest that they name. Any of it may be lost at any time, and nothing that goes wrong
-here stops a run: it costs a download.
+Only the manifests in storage say what a checkpoint is; a copy replaces a shard's bytes if it has the digest that they
+name. Copies may be lost at any time, and no fault here stops a run: it costs a download.
 """
 
 from __future__ import annotations
@@ -29,20 +28,19 @@ from raymat.storage.store import Store
 log = logging.getLogger(__name__)
 
 KEPT = 2
-"""Checkpoints of a run of which a machine keeps copies: all workers may not have written the newest."""
+"""Number of checkpoints whose copies a machine keeps: some workers may not have written the newest."""
 
 FORGOTTEN_SECONDS = 86_400.0
-"""The copies of a run that made none for so long are removed by any other run that starts."""
+"""Age after which the copies of a run are removed by any other run that starts."""
 
 LEAST_FREE = 0.1
-"""The part of a disk that copies leave free. Ray takes no more objects at a twentieth."""
+"""Share of the disk that copies leave free; Ray takes no more objects at a twentieth."""
 
 _SUFFIX = ".safetensors"
 
 
 def cache_folder(choice: str, store: Store, temporary: str) -> str | None:
-    """Where copies are kept as `--nearby` chooses, None for nowhere: `auto` is in `temporary`, and only for storage
-    that is no folder itself."""
+    """Return the folder that `--nearby` chooses, None for none: `auto` is `temporary`, unless the storage is a folder itself."""
     if choice == "auto":
         return None if isinstance(store.backend, LocalBackend) else temporary
     return None if choice == "off" else choice
@@ -51,9 +49,9 @@ def cache_folder(choice: str, store: Store, temporary: str) -> str | None:
 def assign_copies(
     files: Sequence[FileEntry], held: Sequence[Collection[str]]
 ) -> list[list[FileEntry]]:
-    """The files that each rank reads from its disk, given the names of those that each has a copy of.
+    """Assign each file to a rank that reads it from its disk, given the names of the copies that each rank holds.
 
-    Each by one of its holders, the largest first, each to the one that has fewest bytes so far.
+    The largest file first, each to the holder that has the fewest bytes so far.
     """
     shares: list[list[FileEntry]] = [[] for _ in held]
     loads = [0] * len(held)
@@ -75,53 +73,52 @@ class _Copy:
 
 
 class LocalCache:
-    """One run's copies on this machine, from `LocalCache.open`. All workers of the machine share them."""
+    """Cache of one run's shards on this machine, made by `LocalCache.open` and shared by all workers of the machine."""
 
-    def __init__(self, own: str, run: str, tell: Callable[..., None]) -> None:
+    def __init__(self, own: str, run: str, emit: Callable[..., None]) -> None:
         self._own = own
         self._folder = os.path.join(own, run)
-        self._tell = tell
+        self._emit = emit
         self._stopped = threading.Event()
         self._found: dict[str, _Copy] = {}
-        """By digest, as of `held`."""
+        """Copies by digest, as of `held`."""
         self._files = LocalBackend()
 
     @classmethod
     def open(
-        cls, folder: str, run: str, tell: Callable[..., None] = lambda kind, **fields: None
+        cls, folder: str, run: str, emit: Callable[..., None] = lambda kind, **fields: None
     ) -> LocalCache | None:
-        """The copies of the run with the id `run` below `folder`; None where that cannot be used, which is told.
+        """Open the cache of the run with the id `run` below `folder`; None, with an event, if that cannot be used.
 
-        Removes what was being written when its writer died, and what other runs have left and forgotten. Called
-        before any worker keeps a copy. `tell` is called with an event's kind and fields.
+        Removes temporary files of dead writers and the forgotten copies of other runs. Called before any worker keeps
+        a copy. `emit` is called with an event's kind and fields.
         """
-        local_cache = cls(os.path.join(folder, f"raymat-{os.geteuid()}"), run, tell)
+        cache = cls(os.path.join(folder, f"raymat-{os.geteuid()}"), run, emit)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
-            local_cache._give_up(f"{run[:60]!r} cannot be the name of a folder")
+            cache._give_up(f"{run[:60]!r} cannot be the name of a folder")
             return None
         try:
             os.makedirs(folder, exist_ok=True)
-            local_cache._make_folder()
-            _clear_forgotten(local_cache._own, run)
-            for name in os.listdir(local_cache._folder):
+            cache._make_folder()
+            _clear_forgotten(cache._own, run)
+            for name in os.listdir(cache._folder):
                 if name.startswith(TEMPORARY):
-                    _unlink(os.path.join(local_cache._folder, name))
+                    _unlink(os.path.join(cache._folder, name))
         except OSError as error:
-            local_cache._give_up(str(error))
+            cache._give_up(str(error))
             return None
-        return local_cache
+        return cache
 
     def keep(
         self,
         checkpoint: CheckpointId,
         entry: FileEntry,
         pieces: Sequence[Buffer],
-        hurries: Callable[[], bool] = lambda: False,
+        is_superseded: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Copy a shard that is durable in storage; those of older checkpoints go first, so that KEPT are left.
+        """Copy a shard that is durable in storage, after removing old ones so that KEPT checkpoints are left.
 
-        As soon as the caller `hurries` it goes without. A disk that does not take it ends the keeping, which is told
-        once.
+        Stops as soon as `is_superseded`. A disk that fails ends all copying, with one event.
         """
         if self._stopped.is_set():
             return
@@ -132,14 +129,14 @@ class LocalCache:
             if usage.free - entry.size < LEAST_FREE * usage.total:
                 raise OSError(errno.ENOSPC, "the disk is nearly full", self._folder)
             path = os.path.join(self._folder, _name(checkpoint, entry.digest))
-            self._files.write(path, _without_hurry(pieces, hurries))
-        except _HurryError:
+            self._files.write(path, _until_superseded(pieces, is_superseded))
+        except _SupersededError:
             return
         except OSError as error:
             self._give_up(str(error))
 
     def held(self, files: Sequence[FileEntry]) -> frozenset[str]:
-        """The names of those files of a checkpoint of which there seem to be copies here; none of them is read yet."""
+        """Return the names of a checkpoint's files that seem to be cached here; none of them is read yet."""
         self._found = {copy.digest: copy for copy in self._copies()}
         held = {entry.name for entry in files if entry.digest in self._found}
         for entry in (entry for entry in files if entry.name in held):
@@ -150,7 +147,7 @@ class LocalCache:
         return frozenset(held)
 
     def read(self, entry: FileEntry, view: memoryview) -> bool:
-        """Fill `view` with a file that was `held`; whether its digest is right. A copy that is damaged goes, and is told."""
+        """Fill `view` with a file that was `held`; return whether its digest is right. A damaged copy is removed, with an event."""
         try:
             got = self._files.read_into(self._found[entry.digest].path, 0, view)
         except OSError as error:
@@ -162,36 +159,36 @@ class LocalCache:
         return True
 
     def forget_all_but(self, files: Collection[FileEntry]) -> None:
-        """Remove the copies of everything else: what is newer than the checkpoint that a run goes on from was never
-        one, or is damaged. Called before any worker keeps another."""
+        """Remove the copies of all other files. What is newer than the checkpoint that a run resumes from is torn or
+        damaged. Called before any worker keeps another copy."""
         digests = {entry.digest for entry in files}
         for copy in self._copies():
             if copy.digest not in digests:
                 _unlink(copy.path)
 
     def stop(self) -> None:
-        """Keep no more: no restart will need it."""
+        """Stop copying: no restart will need it."""
         self._stopped.set()
 
     def remove(self) -> None:
-        """The run is over: nothing of it is left here, once the last worker has called this."""
+        """Remove the run's copies; none is left once the last worker has called this."""
         self.stop()
         _remove(self._folder)
 
     def _make_folder(self) -> None:
-        """Make the run's folder again where it is gone, as those of temporary files go. Raises OSError."""
+        """Make the run's folder, again if it was cleaned up as temporary. Raises OSError."""
         _require_own(self._own)
         _require_own(self._folder)
 
     def _copies(self) -> list[_Copy]:
-        """Oldest checkpoint first."""
+        """List the copies, oldest checkpoint first."""
         try:
             return sorted(_copies_in(self._folder), key=lambda copy: copy.checkpoint)
         except OSError:
             return []
 
     def _remove_old(self, newest: CheckpointId) -> None:
-        """Leave room for those of `newest`."""
+        """Remove old copies, so that KEPT checkpoints are left with `newest`."""
         copies = self._copies()
         kept = sorted({copy.checkpoint for copy in copies} | {newest})[-KEPT:]
         for copy in copies:
@@ -202,24 +199,26 @@ class LocalCache:
         copy = self._found[entry.digest]
         _unlink(copy.path)
         told = {"checkpoint": str(copy.checkpoint), "file": entry.name, "reason": reason}
-        self._tell("nearby_damaged", **told)
+        self._emit("nearby_damaged", **told)
 
     def _give_up(self, reason: str) -> None:
         if self._stopped.is_set():  # the run is over, and another worker has removed the folder
             return
         self.stop()
         log.warning("no copies of shards are kept on this machine's disk: %s", reason)
-        self._tell("nearby_off", reason=reason)
+        self._emit("nearby_off", reason=reason)
 
 
-class _HurryError(Exception):
-    """The copy is given up for what is more important."""
+class _SupersededError(Exception):
+    """Signal that a copy is given up for more urgent work."""
 
 
-def _without_hurry(pieces: Iterable[Buffer], hurries: Callable[[], bool]) -> Iterator[Buffer]:
+def _until_superseded(
+    pieces: Iterable[Buffer], is_superseded: Callable[[], bool]
+) -> Iterator[Buffer]:
     for piece in pieces:
-        if hurries():
-            raise _HurryError
+        if is_superseded():
+            raise _SupersededError
         yield piece
 
 
@@ -239,9 +238,9 @@ def _copies_in(folder: str) -> Iterator[_Copy]:
 
 
 def _require_own(folder: str) -> None:
-    """Make a folder that nobody else can look into; one that is there must be ours. Raises OSError.
+    """Make a private folder; an existing one must be ours. Raises OSError.
 
-    In a temporary folder that everybody shares somebody else could have been first.
+    In a shared temporary folder somebody else could have made it first.
     """
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o700)
@@ -266,7 +265,7 @@ def _clear_forgotten(own: str, mine: str) -> None:
 
 
 def _remove(folder: str) -> None:
-    """Remove the copies in a folder, and the folder unless there is anything else in it."""
+    """Remove the copies in a folder, and the folder if nothing else is in it."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             if name.startswith(TEMPORARY) or name.endswith(_SUFFIX):

@@ -1,4 +1,4 @@
-"""Names inside a checkpoint, and the manifest: what each rank vouches for.
+"""Manifests: the files, sizes and digests of each rank in a checkpoint, and the files' names.
 
 A manifest is the last file that a rank writes. Its bytes are one canonical form, and its own digest
 is inside: whoever reads it accepts exactly what a writer wrote, to the byte, or nothing.
@@ -15,10 +15,10 @@ from raymat.errors import CheckpointError
 from raymat.storage.digest import digest, is_digest
 
 FORMAT = 1
-"""Version of the layout: another one is refused."""
+"""Version of the layout; all others are refused."""
 
 STATE = "state.json"
-"""The file of rank 0 with everything that is not a tensor."""
+"""File of rank 0 with everything that is not a tensor."""
 
 MAX_MANIFEST_BYTES = 2**20
 MAX_WORLD = 99_999
@@ -26,7 +26,7 @@ MAX_WORLD = 99_999
 
 @dataclass(frozen=True, order=True)
 class CheckpointId:
-    """A checkpoint: `step` completed steps, written by `attempt`. Ordered by step, then attempt."""
+    """Identity of a checkpoint: `step` completed steps, written by `attempt`. Ordered by step, then attempt."""
 
     step: int
     attempt: int
@@ -40,7 +40,7 @@ class CheckpointId:
 
     @classmethod
     def parse(cls, text: str) -> CheckpointId:
-        """The inverse of `str`; any other text is a CheckpointError."""
+        """Parse what `str` returned. Raises CheckpointError for any other text."""
         found = cls.try_parse(text)
         if found is None:
             raise CheckpointError(
@@ -50,7 +50,7 @@ class CheckpointId:
 
     @classmethod
     def try_parse(cls, text: str) -> CheckpointId | None:
-        """The inverse of `str`, or None for any other text."""
+        """Parse what `str` returned; None for any other text."""
         match = re.fullmatch(r"step-([0-9]{9,18})-a([0-9]{3,9})", text)
         if match is None:
             return None
@@ -59,17 +59,17 @@ class CheckpointId:
 
 
 def shard_name(rank: int, world: int) -> str:
-    """The tensors of `rank`'s share."""
+    """Return the name of the file with the tensors of `rank`'s share."""
     return f"shard-{rank:05d}-of-{world:05d}.safetensors"
 
 
 def manifest_name(rank: int, world: int) -> str:
-    """What `rank` vouches for."""
+    """Return the name of `rank`'s manifest."""
     return f"manifest-{rank:05d}-of-{world:05d}.json"
 
 
 def parse_manifest_name(name: str) -> tuple[int, int] | None:
-    """(rank, world) of a manifest's name, or None if it is none."""
+    """Return (rank, world) of a manifest's name, or None if it is none."""
     match = re.fullmatch(r"manifest-([0-9]{5})-of-([0-9]{5})\.json", name)
     if match is None or not int(match[1]) < int(match[2]):
         return None
@@ -77,13 +77,13 @@ def parse_manifest_name(name: str) -> tuple[int, int] | None:
 
 
 def share_names(rank: int, world: int) -> tuple[str, ...]:
-    """The files that `rank` writes before its manifest."""
+    """Return the files that `rank` writes before its manifest."""
     return (shard_name(rank, world), STATE) if rank == 0 else (shard_name(rank, world),)
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file that a manifest vouches for: `size` in bytes, `digest` as "algorithm:hex"."""
+    """File in a manifest: `size` in bytes, `digest` as "algorithm:hex"."""
 
     name: str
     size: int
@@ -92,7 +92,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What one rank wrote for one checkpoint of the run with the id `run`."""
+    """Manifest of what one rank wrote for one checkpoint of the run with the id `run`."""
 
     run: str
     id: CheckpointId
@@ -101,13 +101,13 @@ class Manifest:
     files: tuple[FileEntry, ...]
 
     def to_json(self) -> bytes:
-        """The canonical form with its own digest, ASCII, one line."""
+        """Return the canonical form with its own digest, ASCII, one line."""
         content = self._content()
         return _canonical(content | {"digest": digest([_canonical(content)])}) + b"\n"
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
-        """Parse what `to_json` wrote; what differs from it by a byte is a CheckpointError."""
+        """Parse what `to_json` returned. Raises CheckpointError for a difference of one byte."""
         if len(data) > MAX_MANIFEST_BYTES:
             raise CheckpointError(f"manifest of {len(data)} bytes, more than {MAX_MANIFEST_BYTES}")
         content = _parse_object(data)

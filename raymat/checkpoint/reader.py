@@ -33,17 +33,17 @@ from raymat.storage.faults import MissingFileError
 from raymat.storage.store import Store
 
 MAX_BYTES = 64 * 2**30
-"""A checkpoint that claims more than this is refused before any of it is read."""
+"""Limit of a checkpoint's size; a larger one is refused before any of it is read."""
 
 MAX_STATE_BYTES = 2**28
 
 _READERS = 8
-"""Requests at the same time; each holds up to `_RANGE` bytes beside the checkpoint itself."""
+"""Parallel requests; each holds up to `_RANGE` bytes beside the checkpoint itself."""
 
 _RANGE = 16 * 2**20
 
 _LEAST_RANGE = 2**16
-"""Below this a request costs more than its bytes."""
+"""Smallest range: below it a request costs more than its bytes."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -51,7 +51,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint's manifests vouch for, held against its listing; nothing of it is read yet."""
+    """Files of a checkpoint according to its manifests, checked against its listing; none is read yet."""
 
     checkpoint: CheckpointId
     files: tuple[FileEntry, ...]
@@ -61,11 +61,11 @@ class Contents:
         return sum(entry.size for entry in self.files)
 
     def only(self, names: Collection[str]) -> Contents:
-        """The files with these names."""
+        """Return the contents restricted to the files with these names."""
         return Contents(self.checkpoint, tuple(e for e in self.files if e.name in names))
 
     def chunks(self, readers: int = 1) -> list[list[Chunk]]:
-        """All bytes in pieces of one request each: those of each of `readers`, who get about equally many bytes."""
+        """Split all bytes into chunks of one request each, and share them out among `readers`, about equally many bytes each."""
         smallest = _RANGE if readers == 1 else -(-self.bytes // (4 * readers))
         size = max(_LEAST_RANGE, min(_RANGE, smallest))
         chunks = {
@@ -79,7 +79,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The bytes start..start+size-1 of a file."""
+    """Range of a file: the bytes start..start+size-1."""
 
     name: str
     start: int
@@ -87,7 +87,7 @@ class Chunk:
 
 
 class CheckpointReader:
-    """A checkpoint on its way into memory: one buffer for each file, filled in chunks by whoever reads them."""
+    """Reader of one checkpoint into memory: a buffer for each file, filled in chunks that ranks may share out."""
 
     def __init__(self, contents: Contents) -> None:
         self.contents = contents
@@ -95,7 +95,7 @@ class CheckpointReader:
         self._verified: set[str] = set()
 
     def place(self, chunk: Chunk) -> Tensor:
-        """Where the chunk's bytes belong: uint8 (size,), a view."""
+        """Return the chunk's place in memory: uint8 (size,), a view."""
         return self._data[chunk.name][chunk.start : chunk.start + chunk.size]
 
     def read(self, store: Store, chunks: Sequence[Chunk]) -> None:
@@ -114,7 +114,7 @@ class CheckpointReader:
         _parallel(read, chunks)
 
     def read_cached(self, local_cache: LocalCache, files: Sequence[FileEntry]) -> frozenset[str]:
-        """Read whole files from this machine's disk; the names of those whose digest is right."""
+        """Read whole files from this machine's disk; return the names of those whose digest is right."""
 
         def read(entry: FileEntry) -> bool:
             return local_cache.read(entry, safetensors_io.memory_of(self._data[entry.name]))
@@ -124,7 +124,7 @@ class CheckpointReader:
         return frozenset(self._verified)
 
     def finish(self) -> Snapshot:
-        """The state, once every digest is right. Raises CheckpointError, naming the file that is damaged."""
+        """Return the state if every digest is right. Raises CheckpointError, naming the file that is damaged."""
         checkpoint, files = self.contents.checkpoint, self.contents.files
 
         def verify(entry: FileEntry) -> bool:
@@ -150,15 +150,15 @@ def read_checkpoint(
     files: Mapping[str, int] | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Snapshot:
-    """The state in `checkpoint`, whatever world wrote it, every digest checked first.
+    """Read the state in `checkpoint`, whatever world wrote it, every digest checked first.
 
     The arguments and errors are `read_contents`'s. The tensors are views of one buffer per shard:
     what is alive is one copy of the checkpoint.
     """
     contents = read_contents(store, checkpoint, run, files=files, max_bytes=max_bytes)
-    reading = CheckpointReader(contents)
-    reading.read(store, *contents.chunks())
-    return reading.finish()
+    reader = CheckpointReader(contents)
+    reader.read(store, *contents.chunks())
+    return reader.finish()
 
 
 def read_contents(
@@ -169,7 +169,7 @@ def read_contents(
     files: Mapping[str, int] | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Contents:
-    """What to read of `checkpoint`: one request for each rank that wrote it.
+    """Read the manifests of `checkpoint`: one request for each rank that wrote it.
 
     `run`: the run id that its manifests must carry (default: any one). `files`: its file names and
     sizes, where a listing is at hand. Raises CheckpointError if it is torn, foreign or larger than
@@ -186,13 +186,13 @@ def read_contents(
 
 
 def list_files(store: Store, checkpoint: CheckpointId) -> dict[str, int]:
-    """The names and sizes of a checkpoint's files: one request."""
+    """List the names and sizes of a checkpoint's files, in one request."""
     folder = f"{CHECKPOINTS}/{checkpoint}"
     return {info.path[len(folder) + 1 :]: info.size for info in store.list(folder)}
 
 
 def world_of(checkpoint: CheckpointId, files: Mapping[str, int]) -> int:
-    """The world that wrote it, if a listing shows all its files; else a CheckpointError says why."""
+    """Return the size of the world that wrote it. Raises CheckpointError unless a listing shows all its files."""
     worlds = {found[1] for found in map(parse_manifest_name, files) if found is not None}
     if len(worlds) != 1:
         what = "no manifest" if not worlds else "manifests of more than one world"
@@ -208,7 +208,7 @@ def world_of(checkpoint: CheckpointId, files: Mapping[str, int]) -> int:
 def read_manifests(
     store: Store, checkpoint: CheckpointId, files: Mapping[str, int], run: str | None = None
 ) -> list[Manifest]:
-    """Every rank's manifest, in rank order: of one run, true to the sizes in `files`.
+    """Read every rank's manifest, in rank order: of one run, true to the sizes in `files`.
 
     One request each. Raises CheckpointError.
     """
@@ -264,7 +264,7 @@ def _parse(checkpoint: CheckpointId, name: str, data: bytes) -> Manifest:
 
 
 def _merge(checkpoint: CheckpointId, shards: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of all shards together, by name."""
+    """Merge the tensors of all shards, by name."""
     merged: dict[str, Tensor] = {}
     for name, data in shards.items():
         try:
@@ -298,7 +298,7 @@ def _decode_state(checkpoint: CheckpointId, data: Tensor) -> dict[str, Any]:
 
 
 def _parallel(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """`work` of each item, in order; after the first failure nothing new begins."""
+    """Apply `work` to each item in parallel; return results in order. After the first failure nothing new begins."""
     if len(items) < 2:
         return [work(item) for item in items]
     with ThreadPoolExecutor(max_workers=min(_READERS, len(items))) as pool:

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: a pure decision, and its careful execution."""
+"""Retention of checkpoints: a pure decision, and its careful execution."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STALE_SECONDS = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionPolicy:
-    """What is kept of the committed checkpoints."""
+    """Policy of which committed checkpoints are kept."""
 
     keep: int = 3
     """The newest so many, at least 1."""
@@ -44,7 +44,7 @@ class RetentionPolicy:
 
 @dataclass(frozen=True)
 class Plan:
-    """`delete`: oldest first. `keep`: every other one with all the reasons why it stays."""
+    """Retention plan. `delete`: oldest first. `keep`: every other one with all its reasons."""
 
     delete: tuple[CheckpointId, ...]
     keep: Mapping[CheckpointId, str]
@@ -60,7 +60,7 @@ def plan(
     protected: Collection[CheckpointId] = (),
     damaged: Collection[CheckpointId] = (),
 ) -> Plan:
-    """What to delete and what to keep, of everything that `statuses` lists.
+    """Plan what to delete and what to keep, of everything that `statuses` lists.
 
     - Committed: one per step counts (of two attempts' the newer). The newest `keep`, the best, the
       first at each threshold, each multiple of `every` and those of `epoch_ends` stay, and always
@@ -132,7 +132,7 @@ def _wanted(
     metrics: Mapping[CheckpointId, float],
     epoch_ends: Collection[int],
 ) -> Iterator[tuple[str, list[CheckpointId]]]:
-    """Each reason to stay, with those of `counted` (oldest first) that it keeps."""
+    """Yield each reason to keep, with those of `counted` (oldest first) that it keeps."""
     ends = set(epoch_ends)
     sign = -1.0 if policy.best == "max" else 1.0
     by_step = {c.step: sign * metrics[c] for c in sorted(metrics) if not math.isnan(metrics[c])}
@@ -149,6 +149,6 @@ def _wanted(
 
 
 def _removable(torn: CheckpointId, believed: Sequence[CheckpointId], attempt: int | None) -> bool:
-    """Whether nobody needs a torn checkpoint: there is a newer one, and its writer is not alive."""
+    """Return whether nobody needs a torn checkpoint: there is a newer one, and its writer is not alive."""
     superseded = bool(believed) and believed[-1] > torn
     return superseded and attempt is not None and torn.attempt < attempt

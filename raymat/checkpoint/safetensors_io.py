@@ -1,4 +1,4 @@
-"""Tensors as a safetensors file: written straight from where they lie, read as views of one buffer.
+"""Safetensors files: tensors written straight from their memory, read as views of one buffer.
 
 The format is that of https://github.com/huggingface/safetensors: 8 bytes of header length
 (little-endian), a JSON header {name: {dtype, shape, data_offsets}}, the data. It is written and
@@ -51,7 +51,7 @@ def check_storable(name: str, tensor: Tensor) -> None:
 
 
 def encode(tensors: Mapping[str, Tensor]) -> list[Buffer]:
-    """The file as pieces, one after another; those of tensors are views of their memory.
+    """Encode tensors as the file's consecutive pieces; those of tensors are views of their memory.
 
     Larger items first, so that every tensor lies aligned in the file. Tensors that are not
     contiguous are copied.
@@ -76,13 +76,13 @@ def encode(tensors: Mapping[str, Tensor]) -> list[Buffer]:
 
 
 def memory_of(tensor: Tensor) -> memoryview:
-    """The bytes of a CPU tensor, row-major; a view if it is contiguous."""
+    """Return the bytes of a CPU tensor, row-major; a view if it is contiguous."""
     flat = tensor.detach().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def decode(data: Tensor) -> dict[str, Tensor]:
-    """Every tensor of a file given as uint8 (n,), as views of it, by name.
+    """Decode a file given as uint8 (n,): return every tensor, as a view of it, by name.
 
     Raises CheckpointError unless the header is exactly a description of all the bytes: each in one
     tensor, no gap.
@@ -107,7 +107,7 @@ def decode(data: Tensor) -> dict[str, Tensor]:
 
 
 class _Entry:
-    """One tensor of a header, checked by itself."""
+    """Header entry of one tensor, checked by itself."""
 
     def __init__(self, name: str, item: Any) -> None:
         self.name = name
@@ -137,7 +137,7 @@ def _counts(values: Any) -> bool:
 
 
 def _header(data: Tensor) -> tuple[dict[str, Any], int]:
-    """The header without its metadata, and where the data begin."""
+    """Return the header without its metadata, and the offset of the data."""
     memory = memory_of(data)
     length = int.from_bytes(memory[:8], "little")
     if len(memory) < 8 or length > min(len(memory) - 8, MAX_HEADER_BYTES):
@@ -160,7 +160,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _view(data: Tensor, entry: _Entry) -> Tensor:
-    """The bytes as the entry's tensor: a view, or a copy where they lie unaligned."""
+    """Return the bytes as the entry's tensor: a view, or a copy if they are unaligned."""
     size = entry.dtype.itemsize
     if data.numel() and (data.data_ptr() % size or data.storage_offset() % size):
         data = data.clone()

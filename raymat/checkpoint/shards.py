@@ -34,10 +34,9 @@ from raymat.storage.store import Store
 
 
 def assign(sizes: Mapping[str, int], world: int) -> list[list[str]]:
-    """The names of each rank's share, balanced by bytes: at most the average plus one tensor.
+    """Assign names to ranks, balanced by bytes: at most the average plus one tensor each.
 
-    Depends on nothing but the arguments: the largest tensor first, each to the rank that has least
-    so far.
+    Depends on the arguments alone: the largest tensor first, each to the rank that has least so far.
     """
     shares: list[list[str]] = [[] for _ in range(world)]
     loads = [(0, rank) for rank in range(world)]
@@ -49,7 +48,7 @@ def assign(sizes: Mapping[str, int], world: int) -> list[list[str]]:
 
 
 def share_of(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
-    """The tensors that this rank writes, out of a state that every rank holds whole."""
+    """Return the tensors that this rank writes, of a state that every rank holds whole."""
     sizes = {name: t.numel() * t.element_size() for name, t in tensors.items()}
     return {name: tensors[name] for name in assign(sizes, world.size)[world.rank]}
 
@@ -75,7 +74,7 @@ def write_files(
     world: World,
     run: str,
 ) -> Manifest:
-    """Like `write_share`, the share already chosen. `extra` is written by rank 0 alone."""
+    """Write a share that is already chosen, as `write_share`. `extra` is written by rank 0 alone."""
     files: dict[str, list[Buffer]] = {
         shard_name(world.rank, world.size): safetensors_io.encode(share)
     }

@@ -1,4 +1,4 @@
-"""A moment of the state, copied out of the way of training."""
+"""Snapshots: copies of the training state that later steps do not change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ALIGN = 64
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state after `step` completed steps: CPU tensors, and all else as JSON-able `extra`."""
+    """Snapshot of the state after `step` completed steps: CPU tensors, and all else as JSON-able `extra`."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -34,7 +34,7 @@ class Snapshot:
         extra: Mapping[str, Any],
         buffer: SnapshotBuffer | None = None,
     ) -> Snapshot:
-        """Copy the state: afterwards training may go on and change all of it.
+        """Copy the state; afterwards training may change all of it.
 
         `tensors` may lie on any device, in any memory format. `extra` is copied as it will be read
         back: tuples become lists. With `buffer` the snapshot lives in it, and ends when the buffer
@@ -45,7 +45,7 @@ class Snapshot:
 
 
 class SnapshotBuffer:
-    """Memory for one snapshot, kept between saves: page-locked when the state lies on a GPU.
+    """Buffer for one snapshot, kept between saves: page-locked if the state lies on a GPU.
 
     One flat allocation: the first copy pays for its pages, later ones run at the speed of memory.
     """
@@ -66,7 +66,7 @@ class SnapshotBuffer:
     def copy(
         self, tensors: Mapping[str, Tensor], *, wait: bool = True, lasting: Container[str] = ()
     ) -> dict[str, Tensor]:
-        """Contiguous CPU copies of `tensors`, inside the buffer.
+        """Copy `tensors` into the buffer; return contiguous CPU copies.
 
         Without `wait`, copies may still be under way: call `wait` before they are read. The tensors
         named in `lasting` are then copied beside the caller, by a thread or on a stream of their
@@ -97,7 +97,7 @@ class SnapshotBuffer:
             event.synchronize()
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> list[torch.cuda.Event]:
-        """Copy on the current streams; what to wait for where a tensor lies on a GPU."""
+        """Copy on the current streams; return events to wait for if a tensor lies on a GPU."""
         if tensors:
             sources = [tensor.detach() for tensor in tensors.values()]
             # One call for all: a thread that copies takes the GIL once, not a thousand times from the step's launches.
@@ -139,13 +139,13 @@ class SnapshotBuffer:
 
 
 def freeze_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `extra` as it will be read back. Raises TypeError for what cannot be stored."""
+    """Copy `extra` as it will be read back. Raises TypeError for what cannot be stored."""
     frozen: dict[str, Any] = json.loads(dump_extra(extra))
     return frozen
 
 
 def dump_extra(extra: Mapping[str, Any]) -> str:
-    """`extra` as JSON in which every float comes back to the bit.
+    """Encode `extra` as JSON in which every float comes back to the bit.
 
     Not-a-number and infinities are written NaN, Infinity and -Infinity, as Python's reader takes
     them: the history of a run that once overflowed must not keep it from being saved. Raises

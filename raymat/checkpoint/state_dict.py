@@ -1,4 +1,4 @@
-"""Names of tensors in a checkpoint, and loading only what fits."""
+"""Tensor names in a checkpoint, and loading only what fits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODEL, OPTIMIZER, EMA = "model/", "optimizer/", "ema/"
 
 
 def require_format(extra: Mapping[str, Any]) -> None:
-    """CheckpointError for the state of a format that this raymat does not know."""
+    """Raise CheckpointError for the state of a format that this raymat does not know."""
     if extra.get("format") != FORMAT:
         raise CheckpointError(
             f"expected a training state of format {FORMAT}, got {extra.get('format')!r}: "
@@ -24,7 +24,7 @@ def require_format(extra: Mapping[str, Any]) -> None:
 
 
 def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
+    """Return the tensors whose names begin with `prefix`, without it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
@@ -37,7 +37,7 @@ def copy_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str)
 
 
 def require_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
-    """CheckpointError unless both have the same names, shapes and dtypes."""
+    """Raise CheckpointError unless both have the same names, shapes and dtypes."""
     missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     other = [
         name

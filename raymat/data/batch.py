@@ -1,4 +1,4 @@
-"""Micro-batches: one worker's share of one step, as uint8 pixels that are already cropped."""
+"""Micro-batches: one worker's share of one step, as cropped uint8 pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raymat.data.sample_order import Example
 
 @dataclass(frozen=True)
 class Replacement:
-    """A file that could not be read, in the example with this number: another one, named by the example's key, stood in."""
+    """Record of an unreadable file in example `number`, which another file replaced, chosen by the example's key."""
 
     number: int
     path: str
@@ -26,7 +26,7 @@ class Replacement:
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """One worker's share of one step, or of one validation batch. n may be 0; h and w are then still the step's.
+    """Share of one worker in a step or a validation batch. n may be 0; h and w are the step's even then.
 
     Attributes:
         step: step index from 0; for validation, the index of the validation batch.
@@ -60,7 +60,7 @@ class MicroBatch:
         return self.fgr.nbytes + self.pha.nbytes + self.bgr.nbytes
 
     def by_chunk(self) -> list[MicroBatch]:
-        """What goes through the network together, as batches of one chunk each; their pixels are views."""
+        """Split the batch into chunks that go through the network together; their pixels are views."""
         if not self.chunks:
             return [self]
         ends = list(itertools.accumulate(self.chunks))
@@ -74,7 +74,7 @@ class MicroBatch:
         ]  # fmt: skip
 
     def to_columns(self) -> dict[str, Any]:
-        """One row of a table: integers, a boolean, a text and flat buffers, of the same types in every row.
+        """Return a table row: integers, a boolean, texts and flat buffers, of the same types in every row.
 
         The pixels are not copied: the buffers are views, valid as long as this batch.
         """
@@ -94,7 +94,7 @@ class MicroBatch:
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Any]) -> MicroBatch:
-        """The inverse of `to_columns`. Pixels are read-only views of the buffers where those are read-only."""
+        """Make a batch from a row of `to_columns`. Pixels are views, read-only where the buffers are."""
         rows = np.frombuffer(columns["examples"], dtype="<i8").reshape(-1, 3).tolist()
         shape = (len(rows), int(columns["height"]), int(columns["width"]))
         return cls(
@@ -111,7 +111,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How samples are cut: the stage (it sets how far pairs are shrunk), the frame's side in pixels, and whether
+    """Geometry of samples: the stage (it sets how far pairs are shrunk), the frame's side in pixels, and whether
     pictures are decoded at 1/2, 1/4 or 1/8 where the warp shrinks them by more."""
 
     stage: Stage

@@ -49,14 +49,14 @@ def make_train_batch(
     step: int,
     share: range | Sequence[range],
 ) -> MicroBatch:
-    """A worker's share of step `step`: positions among the step's examples, chunk by chunk (`SampleOrder.shares`).
+    """Make a worker's share of step `step`: positions among the step's examples, chunk by chunk (`SampleOrder.shares`).
 
     Raises:
         DataError: the storage does not answer, or too many pictures in a row cannot be read.
     """
     shares = [share] if isinstance(share, range) else share
     numbers = [n for positions in shares for n in _cut(order.step_numbers(step), positions)]
-    maker = _Maker(source, order, geometry, order.crop_size(step), train=True)
+    maker = _BatchMaker(source, order, geometry, order.crop_size(step), train=True)
     batch = maker.make(step, order.examples(numbers))
     chunks = tuple(len(positions) for positions in shares)
     return replace(batch, chunks=chunks) if len(chunks) > 1 else batch
@@ -65,7 +65,7 @@ def make_train_batch(
 def make_valid_batch(
     source: Source, order: SampleOrder, geometry: Geometry, first: int, share: range
 ) -> MicroBatch:
-    """A worker's share of the validation batch that begins with validation example `first`.
+    """Make a worker's share of the validation batch that begins with validation example `first`.
 
     Validation examples go in batches of the order's batch size, and are the whole frame.
 
@@ -74,7 +74,7 @@ def make_valid_batch(
     """
     examples = order.valid_examples_list()[first : first + order.batch_size]
     side = geometry.resolution
-    maker = _Maker(source, order, geometry, (side, side), train=False)
+    maker = _BatchMaker(source, order, geometry, (side, side), train=False)
     positions = _cut(range(len(examples)), share)
     return maker.make(first // order.batch_size, [examples[i] for i in positions])
 
@@ -87,20 +87,20 @@ def _cut(numbers: range, share: range) -> range:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Pictures that are opened and warped together: foreground and alpha, or the background."""
+    """Layer of pictures that are opened and warped together: foreground and alpha, or the background."""
 
     count: Callable[[int], int]
-    """How many there are to choose from, by example number."""
+    """Number of pictures to choose from, by example number."""
     open: Callable[[int], tuple[OpenImage, ...]]
     """By index."""
     draw: Callable[[int], Warp]
     """By example number."""
     outs: tuple[Pixels, ...]
-    """Where they go: (n, h, w, 3) or (n, h, w) for each picture."""
+    """Output for each picture: (n, h, w, 3) or (n, h, w)."""
 
 
-class _Maker:
-    """Makes one micro-batch."""
+class _BatchMaker:
+    """Maker of one micro-batch."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class _Maker:
     def _openers(
         self, layers: tuple[_Layer, ...], examples: Sequence[Example]
     ) -> Generator[tuple[Opener, ...], None, None]:
-        """For each example what opens its pair and its background: ahead in threads where that is worth it."""
+        """Yield, for each example, functions that open its pair and its background; threads fetch ahead where it pays."""
         calls = [
             [partial(layer.open, index) for layer, index in zip(layers, indices, strict=True)]
             for indices in ((example.pair, example.background) for example in examples)
@@ -175,7 +175,7 @@ class _Maker:
     def _fill_slot(
         self, slot: int, example: Example, layers: tuple[_Layer, ...], first: tuple[Opener, ...]
     ) -> Iterator[int]:
-        """Fill place `slot` of the batch; gives the indices that were used."""
+        """Fill place `slot` of the batch; yield the indices that were used."""
         wanted = (example.pair, example.background)
         for lane, (layer, index, opener) in enumerate(zip(layers, wanted, first, strict=True)):
             words = self._replacement_words(example, lane)
@@ -185,7 +185,7 @@ class _Maker:
     def _fill(
         self, slot: int, number: int, layer: _Layer, candidates: Iterator[int], first: Opener
     ) -> int:
-        """Fill in the first candidate that can be read; says which it was."""
+        """Fill in the first candidate that can be read; return which it was."""
         for tries, candidate in enumerate(candidates):
             try:
                 self._warp(slot, number, layer, layer.open(candidate) if tries else first())
@@ -207,14 +207,14 @@ class _Maker:
             warp_into(out[slot], image.decode(scale), matrix, scale)
 
     def _replacement_words(self, example: Example, lane: int) -> Iterator[int]:
-        """Random words that choose stand-ins: pair and background have their own, whatever fails."""
+        """Yield random words that choose replacements; pair and background have separate ones."""
         number = example.number if self._train else VALID_NUMBERS + example.number
         words = Draws(self._order.seed, Stream.REPLACEMENT, number).words(2 * (MAX_TRIES - 1))
         yield from words.reshape(2, -1)[lane].tolist()
 
 
 def _candidates(first: int, count: int, words: Iterator[int]) -> Iterator[int]:
-    """`first`, then others out of `count` chosen by `words`, none twice."""
+    """Yield `first`, then other indices below `count` chosen by `words`, none twice."""
     yield first
     tried = [first]
     for word in itertools.islice(words, count - 1):

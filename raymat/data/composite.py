@@ -1,4 +1,4 @@
-"""From a micro-batch's pixels to what the networks are trained on: everything photometric, on the training device.
+"""Photometric augmentation and composition on the training device: from a micro-batch's pixels to the networks' inputs.
 
 First a frozen set of parameters is drawn for each example on the host, from the example's key alone; then it is applied, one
 example at a time. So an example comes out the same to the bit alone, in any batch and on any worker, whatever its neighbours drew.
@@ -36,7 +36,7 @@ from raymat.data.rng import Draws, Stream
 
 
 class Composed(NamedTuple):
-    """A batch for the networks: `src`, `bgr`, `fgr` (n, 3, h, w) RGB and `pha` (n, 1, h, w), contiguous floats in 0..1."""
+    """Batch for the networks: `src`, `bgr`, `fgr` (n, 3, h, w) RGB and `pha` (n, 1, h, w), contiguous floats in 0..1."""
 
     src: Tensor
     bgr: Tensor
@@ -46,7 +46,7 @@ class Composed(NamedTuple):
 
 @dataclass(frozen=True)
 class Shadow:
-    """A soft shadow: the alpha times `strength` (0..0.3), moved, blurred with a box of `kernel` pixels, subtracted."""
+    """Soft shadow: the alpha times `strength` (0..0.3), moved, blurred with a box of `kernel` pixels, subtracted."""
 
     strength: float
     affine: Affine
@@ -64,7 +64,8 @@ class Noise:
 
 @dataclass(frozen=True)
 class Photometric:
-    """All that is done to one training example; None and False: not done. Lengths are in pixels of the `resolution` frame."""
+    """Parameters of one training example's augmentation; None and False: not applied. Lengths are in pixels of the
+    `resolution` frame."""
 
     pair_blur: int | None
     """Radius of the box blur of foreground and alpha."""
@@ -87,10 +88,9 @@ _STEPS: tuple[JitterStep, ...] = ("brightness", "contrast", "saturation", "hue")
 
 
 def draw_photometric(seed: int, number: int) -> Photometric:
-    """The parameters of training example `number` of a run with `seed`.
+    """Draw the parameters of training example `number` of a run with `seed`.
 
-    Always the same `_WORDS` words are read, each for one purpose, whatever was drawn before: a probability that is changed
-    moves no other draw. New draws are appended.
+    Always reads the same `_WORDS` words, each for one purpose: changing a probability moves no other draw. New draws are appended.
     """
     u = iter(Draws(seed, Stream.PHOTOMETRIC, number).uniforms(_WORDS).tolist())
     parameters = Photometric(
@@ -118,7 +118,7 @@ def _between(u: Iterator[float], low: float, high: float) -> float:
 
 
 def _whole(u: Iterator[float], low: int, high: int) -> int:
-    """A whole number in low..high, both included."""
+    """Draw a whole number in low..high, both included."""
     return min(low + int(next(u) * (high - low + 1)), high)
 
 
@@ -128,7 +128,7 @@ def _draw_blur(u: Iterator[float]) -> int | None:
 
 
 def _draw_jitter(u: Iterator[float], spread: float, hue: float) -> Jitter:
-    """Factors in 1 +- `spread`, a hue shift in +- `hue`, any of the 24 orders. Reads 5 words."""
+    """Draw factors in 1 +- `spread`, a hue shift in +- `hue`, any of the 24 orders. Reads 5 words."""
     return Jitter(
         order=_order(_whole(u, 0, 23)),
         brightness=_between(u, 1 - spread, 1 + spread),
@@ -139,7 +139,7 @@ def _draw_jitter(u: Iterator[float], spread: float, hue: float) -> Jitter:
 
 
 def _order(index: int) -> tuple[JitterStep, ...]:
-    """The index-th (0..23) permutation of the four adjustments, lexicographically."""
+    """Return the index-th (0..23) permutation of the four adjustments, in lexicographic order."""
     left = list(_STEPS)
     digits = (index // 6, index % 6 // 2, index % 2, 0)
     return tuple(left.pop(digit) for digit in digits)
@@ -265,7 +265,7 @@ def apply_(example: Composed, parameters: Photometric, scale: float) -> None:
 
 
 def _detail_(x: Tensor, blur: int | None, sharper: bool, scale: float) -> None:
-    """Box blur, then sharpening, as far as drawn."""
+    """Blur, then sharpen, as drawn."""
     if blur is not None:
         x.copy_(box_blur(x, blur * scale))
     if sharper:
@@ -273,13 +273,13 @@ def _detail_(x: Tensor, blur: int | None, sharper: bool, scale: float) -> None:
 
 
 def _soft_shadow(pha: Tensor, shadow: Shadow, scale: float) -> Tensor:
-    """What to subtract from the background, (1, h, w), for the shadow that `pha` casts."""
+    """Return what to subtract from the background, (1, h, w), for the shadow that `pha` casts."""
     moved = affine_warp(pha, shadow.affine).mul_(shadow.strength)
     return box_blur(moved, (shadow.kernel * scale - 1) / 2)
 
 
 def _compose_(example: Composed, shadow: Tensor | None) -> None:
-    """src = fgr * pha + b * (1 - pha), where b is the background less the shadow, clamped to 0..1."""
+    """Compute src = fgr * pha + b * (1 - pha), where b is the background minus the shadow, clamped to 0..1."""
     src, pha = example.src, example.pha
     behind = example.bgr if shadow is None else torch.sub(example.bgr, shadow, out=src).clamp_(0, 1)
     torch.mul(behind, 1 - pha, out=src).addcmul_(example.fgr, pha)

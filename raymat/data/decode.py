@@ -1,6 +1,6 @@
-"""Encoded pictures to uint8 pixels, at full size or already shrunk by 2, 4 or 8.
+"""Decoding of pictures to uint8 pixels, at full size or shrunk by 2, 4 or 8.
 
-What a file is, is told from its first bytes, not from its name. JPEGs go through libjpeg-turbo
+A file's format is told from its first bytes, not from its name. JPEGs go through libjpeg-turbo
 (simplejpeg), which shrinks while it decodes; everything else through OpenCV, except CMYK JPEGs
 (Pillow). Orientation tags (EXIF) and embedded colour profiles are not applied, alpha channels are
 dropped, 16 bits become 8, palettes become colours.
@@ -50,7 +50,7 @@ _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP")  # its other decoders are not for stra
 
 
 class OpenImage(Protocol):
-    """A picture whose size is known and whose pixels are not decoded yet."""
+    """Picture whose size is known and whose pixels are not decoded yet."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -59,11 +59,11 @@ class OpenImage(Protocol):
 
     @property
     def path(self) -> str:
-        """Where it is from, for messages."""
+        """Origin, for messages."""
         ...
 
     def decode(self, scale: Scale = 1) -> Pixels:
-        """RGB (h, w, 3), or grey (h, w) for an alpha, shrunk by `scale`.
+        """Decode to Decode to RGB (h, w, 3), or grey (h, w) for an alpha, shrunk by `scale`.
 
         Raises:
             UnreadableImage: it cannot be decoded.
@@ -72,7 +72,7 @@ class OpenImage(Protocol):
 
 
 class EncodedImage:
-    """An `OpenImage` over a file's bytes; `grey` asks for one channel instead of RGB.
+    """Encoded `OpenImage` over a file's bytes; `grey` asks for one channel instead of RGB.
 
     Raises:
         UnreadableImage: the bytes are not the beginning of a JPEG, PNG or WebP image, or it is too
@@ -102,7 +102,7 @@ class EncodedImage:
         return shrink(self._decode_pillow() if self._is_cmyk else self._decode_opencv(), scale)
 
     def _read_header(self) -> tuple[tuple[int, int], bool]:
-        """Width and height, and whether it is a JPEG of four inks."""
+        """Return (width, height), and whether it is a CMYK JPEG."""
         try:
             if self._is_jpeg:
                 height, width, colours, _ = simplejpeg.decode_jpeg_header(self._data)
@@ -148,7 +148,7 @@ class EncodedImage:
             raise UnreadableImage(self._path, first_line(error)) from error
 
     def _checked(self, pixels: Pixels, scale: Scale) -> Pixels:
-        """The pixels, if they are as many as the header said."""
+        """Return the pixels if they have the header's size; else raise UnreadableImage."""
         height, width = pixels.shape[:2]
         expected = (-(-self._size[0] // scale), -(-self._size[1] // scale))
         if (width, height) != expected:
@@ -159,7 +159,7 @@ class EncodedImage:
 
 
 class RawImage:
-    """An `OpenImage` over pixels that are there already: uint8 RGB (h, w, 3) or grey (h, w)."""
+    """Decoded `OpenImage`: uint8 RGB (h, w, 3) or grey (h, w)."""
 
     def __init__(self, pixels: Pixels, path: str) -> None:
         self._pixels = pixels
@@ -178,7 +178,7 @@ class RawImage:
 
 
 def shrink(pixels: Pixels, scale: Scale) -> Pixels:
-    """The mean over squares of `scale` x `scale` pixels; the last row and column are repeated to fill the last squares."""
+    """Average squares of `scale` x `scale` pixels; the last row and column are repeated to fill the last squares."""
     if scale == 1:
         return pixels
     height, width = pixels.shape[:2]
@@ -192,7 +192,7 @@ def shrink(pixels: Pixels, scale: Scale) -> Pixels:
 
 @functools.cache
 def use_one_thread() -> None:
-    """Keep OpenCV to the calling thread: processes that read are as many as there are cores. Once per process."""
+    """Keep OpenCV to the calling thread, once per process: there is a reading process for every core."""
     cv2.setNumThreads(1)
 
 

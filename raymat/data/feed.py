@@ -1,4 +1,4 @@
-"""A training feed without Ray: the same micro-batches, made by threads of this process."""
+"""Feed without Ray: the same micro-batches, made by threads of this process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raymat.distributed.world import World
 
 
 class LocalFeed:
-    """One worker's micro-batches, in order.
+    """Feed of one worker's micro-batches, made by threads.
 
     Args:
         threads: how many batches are made at the same time, and at most so many more wait to be
@@ -37,11 +37,11 @@ class LocalFeed:
         self._threads = threads
 
     def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
-        """This worker's share of the steps `first_step` to `end_step` - 1."""
+        """Yield this worker's share of the steps `first_step` to `end_step` - 1."""
         return self._in_order(self._train_batch, range(first_step, end_step))
 
     def valid(self) -> Iterator[MicroBatch]:
-        """This worker's share of the validation batches."""
+        """Yield this worker's share of the validation batches."""
         order = self._order
         return self._in_order(self._valid_batch, range(0, order.valid_examples, order.batch_size))
 
@@ -57,7 +57,7 @@ class LocalFeed:
     def _in_order(
         self, make: Callable[[int], MicroBatch], items: Iterable[int]
     ) -> Iterator[MicroBatch]:
-        """What `make` makes of each item, made ahead; what it raises is raised at that item's turn."""
+        """Yield `make(item)` for each item, computed ahead; its exception is raised at that item's turn."""
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="raymat-feed")
         pending: deque[Future[MicroBatch]] = deque()
         try:
@@ -72,10 +72,10 @@ class LocalFeed:
 
 
 class Feed(Protocol):
-    """This worker's share of the run's batches."""
+    """Source of this worker's share of the run's batches."""
 
     def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
-        """This worker's share (perhaps empty) of the steps first_step..end_step-1, in order."""
+        """Yield this worker's share (perhaps empty) of the steps first_step..end_step-1, in order."""
 
     def valid(self) -> Iterator[MicroBatch]:
-        """This worker's share of the validation examples, in batches."""
+        """Yield this worker's share of the validation examples, in batches."""

@@ -1,4 +1,4 @@
-"""What a run was before it is what it is now: where it had ended and went on, and which datasets it had.
+"""Lineage of a run: where it had ended before it was extended, and which datasets it had.
 
 A run can be made longer and its dataset can grow. What a step trains on then also depends on where that happened, so
 it is written down, in the run's `run.json` and in each checkpoint, and step k stays a pure function of (seed, lineage, k).
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Steps:
-    """How examples are dealt out to steps: `batch_size` to each, without an end.
+    """Mapping between steps and examples: `batch_size` examples a step, without an end.
 
     Args:
         ends: numbers of examples, rising, at which the run had ended and from which it went on. The step before each
@@ -24,7 +24,7 @@ class Steps:
     ends: tuple[int, ...] = ()
 
     def examples(self, step: int) -> int:
-        """Examples consumed after `step` completed steps."""
+        """Return the number of examples consumed after `step` completed steps."""
         begin = 0
         for end in self.ends:
             steps = -(-(end - begin) // self.batch_size)
@@ -34,7 +34,7 @@ class Steps:
         return begin + step * self.batch_size
 
     def count(self, examples: int) -> int:
-        """Steps until `examples` are consumed; the last one may be cut."""
+        """Return the number of steps that consume `examples`; the last one may be cut."""
         begin = steps = 0
         for end in self.ends:
             if end >= examples:
@@ -46,7 +46,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class DatasetSpan:
-    """Examples up to `end` (excluded), as far as no earlier span has them, are of a dataset that has grown since.
+    """Span of examples, from the previous span's end to `end` (excluded), of a dataset that has grown since.
 
     Passes are never cut: a span is a whole number of them, perhaps none.
     """
@@ -60,10 +60,10 @@ class DatasetSpan:
 
 @dataclass(frozen=True)
 class Lineage:
-    """What a run was before."""
+    """History of a run that was extended or given more data."""
 
     spans: tuple[DatasetSpan, ...] = ()
-    """Of the datasets before the present one, oldest first; their ends never fall."""
+    """Spans of the datasets before the present one, oldest first; their ends never fall."""
     ends: tuple[int, ...] = ()
     """Where the run had ended and went on, in examples, rising."""
     valid_since: int = 0
@@ -75,11 +75,12 @@ class Lineage:
         return self.spans[-1].end if self.spans else 0
 
     def first_pairs(self, pairs: int) -> int:
-        """How many pairs the run was begun with; `pairs`: how many it has now."""
+        """Return the number of pairs that the run was begun with; `pairs`: the present number."""
         return self.spans[0].pairs if self.spans else pairs
 
     def listings(self, examples: int, listing: str) -> list[tuple[int, str]]:
-        """Where each dataset that the first `examples` came from began, and its listing's digest; `listing`: the present one's."""
+        """Return (first example, listing's digest) of each dataset that the first `examples` came from; `listing`:
+        the present one's."""
         starts = [0, *(span.end for span in self.spans)]
         listings = [*(span.listing for span in self.spans), listing]
         stops = [*starts[1:], examples]
@@ -90,7 +91,7 @@ class Lineage:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-able values."""
+        """Return the lineage as JSON-able values."""
         return {
             "eras": [asdict(span) for span in self.spans],
             "ends": list(self.ends),
@@ -99,7 +100,7 @@ class Lineage:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any] | None) -> Lineage:
-        """The inverse of `to_dict`; None, which older runs have, is an empty one."""
+        """Parse what `to_dict` returned; None, which older runs have, is an empty lineage."""
         if stored is None:
             return cls()
         return cls(
@@ -110,4 +111,4 @@ class Lineage:
 
 
 NO_LINEAGE = Lineage()
-"""Of a run that was neither continued nor given more data."""
+"""Lineage of a run that was neither extended nor given more data."""

@@ -21,7 +21,7 @@ JitterStep = Literal["brightness", "contrast", "saturation", "hue"]
 
 @dataclass(frozen=True)
 class Jitter:
-    """A colour jitter: three factors around 1, a shift of the hue in turns (-0.5..0.5), and the order of the four."""
+    """Colour jitter: three factors around 1, a shift of the hue in turns (-0.5..0.5), and the order of the four."""
 
     order: tuple[JitterStep, ...]
     brightness: float
@@ -32,7 +32,7 @@ class Jitter:
 
 @dataclass(frozen=True)
 class Affine:
-    """A map of the picture about its centre: x shear, then rotation, then scale, then translation.
+    """Affine map of the picture about its centre: x shear, then rotation, then scale, then translation.
 
     `degrees` turns clockwise on the screen, `shear` slants along x (both in degrees), `translate` is (x, y) in fractions of
     the picture's width and height.
@@ -45,7 +45,7 @@ class Affine:
 
 
 def box_blur(x: Tensor, radius: float) -> Tensor:
-    """Mean over a box of 2 * radius + 1 pixels in both directions, the edge pixels repeated outwards.
+    """Average over a box of 2 * radius + 1 pixels in both directions, with edge pixels repeated outwards.
 
     A fractional radius m + f (m whole) weighs the 2m + 1 nearest pixels with 1 and the next on either side with f: the extended
     box filter of Gwosdek et al. ("Theoretical Foundations of Gaussian Convolution by Extended Box Filtering", SSVM 2011),
@@ -57,7 +57,7 @@ def box_blur(x: Tensor, radius: float) -> Tensor:
 
 
 def _box_mean(x: Tensor, radius: float, dim: int) -> Tensor:
-    """`box_blur` along one dimension (-1 or -2)."""
+    """Blur along one dimension (-1 or -2)."""
     whole = math.floor(radius)
     rest = radius - whole
     reach = whole + (rest > 0)
@@ -72,7 +72,7 @@ def _box_mean(x: Tensor, radius: float, dim: int) -> Tensor:
 
 
 def _window_sums(x: Tensor, width: int, dim: int) -> Tensor:
-    """Sums of every `width` adjacent values along `dim`, which gets `width - 1` shorter.
+    """Sum every `width` adjacent values along `dim`, which gets `width - 1` shorter.
 
     Sums over 1, 2, 4, 8 ... values are made by doubling and those in `width`'s binary digits added up: about 2 log2(width)
     passes, and no running sum, whose rounding error would grow along the row.
@@ -94,7 +94,7 @@ def _window_sums(x: Tensor, width: int, dim: int) -> Tensor:
 
 
 def sharpen(x: Tensor, scale: float = 1.0) -> Tensor:
-    """Pillow's `ImageFilter.SHARPEN` (3x3, centre 32, ring -2, over 16), clamped to 0..1, edge pixels repeated outwards.
+    """Sharpen as Sharpen as Pillow's `ImageFilter.SHARPEN` (3x3, centre 32, ring -2, over 16), clamped to 0..1, edge pixels repeated outwards.
 
     The kernel is x + 9/8 * (x - box mean of radius 1), written so that it scales: at `scale` the radius is `scale` pixels.
     """
@@ -102,31 +102,31 @@ def sharpen(x: Tensor, scale: float = 1.0) -> Tensor:
 
 
 def grey(x: Tensor) -> Tensor:
-    """Luma (1, h, w) of an RGB picture (3, h, w): 0.2989 R + 0.587 G + 0.114 B."""
+    """Return the luma (1, h, w) of an RGB picture (3, h, w): 0.2989 R + 0.587 G + 0.114 B."""
     red, green, blue = x
     return torch.mul(red, 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).unsqueeze(0)
 
 
 def brightness_(x: Tensor, factor: float) -> Tensor:
-    """The picture times `factor`, clamped to 0..1."""
+    """Multiply the picture by `factor`, clamped to 0..1."""
     return x.mul_(factor).clamp_(0, 1)
 
 
 def contrast_(x: Tensor, factor: float) -> Tensor:
-    """`factor` of the picture and 1 - `factor` of its mean luma, clamped to 0..1."""
+    """Blend Blend `factor` of the picture and 1 - `factor` of its mean luma, clamped to 0..1."""
     red, green, blue = x.sum(-1).sum(-1, dtype=torch.float64)
     mean = (0.2989 * red + 0.587 * green + 0.114 * blue) / x[0].numel()
     return x.mul_(factor).add_(mean.to(x.dtype), alpha=1 - factor).clamp_(0, 1)
 
 
 def saturation_(x: Tensor, factor: float) -> Tensor:
-    """`factor` of the picture and 1 - `factor` of its luma, clamped to 0..1."""
+    """Blend Blend `factor` of the picture and 1 - `factor` of its luma, clamped to 0..1."""
     luma = grey(x)
     return x.mul_(factor).add_(luma, alpha=1 - factor).clamp_(0, 1)
 
 
 def hue_(x: Tensor, turns: float) -> Tensor:
-    """The hue of every pixel shifted by `turns` (1 = once around), its value and saturation in HSV kept.
+    """Shift the hue of every pixel by `turns` (1 = once around), keeping its value and saturation in HSV.
 
     With M and m a pixel's largest and smallest component and C = M - m, its hue in sixths of a turn away from red (-3..3, green at
     2, blue at -2) is 2 + (G + B - R - M) / C with the sign of G - B; and a component of a colour is m + C * w, with w = 1 up to one
@@ -148,7 +148,7 @@ def hue_(x: Tensor, turns: float) -> Tensor:
 
 
 def jitter_(x: Tensor, parameters: Jitter) -> Tensor:
-    """The four adjustments of `parameters`, in its order, on an RGB picture (3, h, w)."""
+    """Apply the four adjustments of `parameters`, in its order, to an RGB picture (3, h, w)."""
     for step in parameters.order:
         _ADJUST[step](x, getattr(parameters, step))
     return x
@@ -163,7 +163,7 @@ _ADJUST = {
 
 
 def affine_warp(x: Tensor, affine: Affine) -> Tensor:
-    """The picture moved by `affine`: bilinear, the same size, 0 outside of the picture.
+    """Move the picture by `affine`: bilinear, the same size, 0 outside of the picture.
 
     Positions are in pixels from the centre, x to the right and y down, so that a turn stays a turn in an oblong picture.
     """
@@ -187,14 +187,14 @@ def affine_warp(x: Tensor, affine: Affine) -> Tensor:
 
 
 def _centred(count: int, like: Tensor) -> Tensor:
-    """Pixel centres along a side of `count` pixels, measured from its middle."""
+    """Return the pixel centres along a side of `count` pixels, measured from its middle."""
     return torch.arange(count, dtype=like.dtype, device=like.device).add_(0.5 - count / 2)
 
 
 def _inverse(
     affine: Affine, width: int, height: int
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """The rows of the 2x3 matrix that leads from a place in the result to the place in the picture it shows."""
+    """Return the rows of the 2x3 matrix from a place in the result to the place in the picture that it shows."""
     cos, sin = math.cos(math.radians(affine.degrees)), math.sin(math.radians(affine.degrees))
     slant = math.tan(math.radians(affine.shear))
     # Forward: scale * [cos, -sin; sin, cos] * [1, -slant; 0, 1]; the inverse undoes them the other way round.
@@ -205,7 +205,7 @@ def _inverse(
 
 
 def noise_(x: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
-    """The picture plus normal noise of the given standard deviation from `generator`, clamped to 0..1.
+    """Add normal noise of the given standard deviation from `generator`, clamped to 0..1.
 
     The field is always drawn in single precision, so that a run in double precision sees the same noise.
     """

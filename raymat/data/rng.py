@@ -1,4 +1,4 @@
-"""Random numbers drawn from keys, never from a generator that somebody else may have used.
+"""Counter-based random numbers: every draw comes from a key, never from a shared generator.
 
 A key is (seed, stream, number). `seed` is the run's, `stream` says what the numbers are for,
 `number` is an example number, a step or an epoch. The bits come from Philox 4x64-10 (Salmon et al.,
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 
 class Stream(IntEnum):
-    """What a draw is for. Values are part of the promise: never renumber, only append."""
+    """Purpose of a draw. Resumed runs rely on the values: never renumber, only append."""
 
     ORDER = 1  # number: epoch (pass over the dataset)
     BACKGROUND = 2  # number: example
@@ -36,7 +36,7 @@ class Stream(IntEnum):
 
 
 class Draws:
-    """A sequence of draws from one key. Two objects with the same key give the same sequence."""
+    """Sequence of draws from one key; two objects with the same key give the same sequence."""
 
     def __init__(self, seed: int, stream: Stream, number: int) -> None:
         self._bits = np.random.Philox(
@@ -45,30 +45,29 @@ class Draws:
         )
 
     def words(self, count: int) -> NDArray[np.uint64]:
-        """`count` raw words, each uniform over all 64-bit values."""
+        """Draw Draw `count` raw words, each uniform over all 64-bit values."""
         return self._bits.random_raw(count)
 
     def uniforms(self, count: int) -> NDArray[np.float64]:
-        """`count` numbers uniform in [0, 1), with 53 bits."""
+        """Draw Draw `count` numbers uniform in [0, 1), with 53 bits."""
         return (self.words(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        """One number uniform in [low, high)."""
+        """Draw one number uniform in [low, high)."""
         return low + (high - low) * float(self.uniforms(1)[0])
 
     def integer(self, low: int, high: int) -> int:
-        """One integer uniform in low..high, `high` excluded (bias below 2**-53 * range)."""
+        """Draw one integer uniform in low..high, `high` excluded (bias below 2**-53 * range)."""
         return low + min(int(self.uniforms(1)[0] * (high - low)), high - low - 1)
 
     def chance(self, probability: float) -> bool:
-        """True with the given probability."""
+        """Draw True with the given probability."""
         return bool(self.uniforms(1)[0] < probability)
 
     def permutation(self, count: int) -> NDArray[np.int64]:
-        """A uniform permutation of 0..count-1: the order of `count` random words (ties: by
-        position)."""
+        """Draw a uniform permutation of 0..count-1: the order of `count` random words (ties: by position)."""
         return np.argsort(self.words(count), kind="stable")
 
     def torch_seed(self) -> int:
-        """A seed for `torch.Generator.manual_seed`, 0..2**63-1."""
+        """Draw a seed for `torch.Generator.manual_seed`, 0..2**63-1."""
         return int(self.words(1)[0] >> np.uint64(1))

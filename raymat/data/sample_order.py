@@ -1,4 +1,4 @@
-"""Which examples each step trains on: a pure function of the seed, never a state that a crash could lose.
+"""Sample order: which examples each step trains on, as a pure function of the seed that no crash can lose.
 
 Example number e is at place e % N of pass e // N over the N pairs. Every pass has a permutation of
 its own, every example its own background and its own keys for everything random
@@ -32,7 +32,7 @@ CROP_MULTIPLE = 4  # the refiner works in patches of 4 x 4 pixels
 
 @dataclass(frozen=True)
 class Example:
-    """One training or validation example: its number in the run, and the rows of the dataset that it is made of."""
+    """Training or validation example: its number in the run, and the rows of the dataset that it is made of."""
 
     number: int
     pair: int
@@ -41,19 +41,19 @@ class Example:
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far a run has come: the next example that no completed step has used. Knows no world size."""
+    """Position of a run: the next example that no completed step has used. Independent of the world size."""
 
     VERSION = 1
 
     next_example: int = 0
 
     def state_dict(self) -> dict[str, int]:
-        """The cursor as JSON-able values."""
+        """Return the cursor as JSON-able values."""
         return {"version": self.VERSION, "next_example": self.next_example}
 
     @classmethod
     def load_state_dict(cls, state: Mapping[str, Any]) -> Cursor:
-        """The inverse of `state_dict`.
+        """Make a cursor from what `state_dict` returned.
 
         Raises:
             CheckpointError: a version that this raymat does not know.
@@ -68,7 +68,7 @@ class Cursor:
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """The whole order of a run; tiny and picklable.
+    """Order of all examples of a run; tiny and picklable.
 
     Args:
         seed: the run's, 0..2**63-1.
@@ -109,12 +109,12 @@ class SampleOrder:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """Number of steps of the whole run."""
         return self._steps.count(self.total_examples)
 
     @property
     def first_pairs(self) -> int:
-        """How many pairs the run was begun with."""
+        """Number of pairs that the run was begun with."""
         return self.lineage.first_pairs(self.pairs)
 
     @property
@@ -122,19 +122,19 @@ class SampleOrder:
         return Steps(self.batch_size, self.lineage.ends)
 
     def step_numbers(self, step: int) -> range:
-        """The example numbers of step `step` (from 0). A step outside the run is an IndexError."""
+        """Return the example numbers of step `step` (from 0). Raises IndexError for a step outside the run."""
         if not 0 <= step < self.total_steps:
             raise IndexError(f"step {step} is not in a run of {self.total_steps} steps")
         first, end = (self._steps.examples(done) for done in (step, step + 1))
         return range(first, min(end, self.total_examples))
 
     def chunks(self, step: int) -> list[range]:
-        """The positions, among step `step`'s examples, that go through the network together; none of them is empty."""
+        """Return the chunks of step `step`, none empty: positions among its examples that go through the network together."""
         count, size = len(self.step_numbers(step)), self.batch_size // self.accumulate
         return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
     def shares(self, step: int, world: World) -> list[range]:
-        """Those of each chunk of step `step` that are this worker's."""
+        """Return this worker's share of each chunk of step `step`."""
         found = []
         for positions in self.chunks(step):
             share = world.share(len(positions))
@@ -142,7 +142,7 @@ class SampleOrder:
         return found
 
     def examples(self, numbers: Iterable[int]) -> list[Example]:
-        """The examples with these numbers, in their order. Any numbers from 0 up, also beyond the run's end."""
+        """Return the examples with these numbers, which may lie beyond the run's end, in their order."""
         return [self._example(number) for number in numbers]
 
     def _example(self, number: int) -> Example:
@@ -159,27 +159,27 @@ class SampleOrder:
         return Example(number, pair, draws.integer(0, backgrounds))
 
     def counts(self, number: int) -> tuple[int, int]:
-        """How many pairs and backgrounds example `number` is chosen from."""
+        """Return the numbers of pairs and backgrounds that example `number` is chosen from."""
         for span in self.lineage.spans:
             if number < span.end:
                 return span.pairs, span.backgrounds
         return self.pairs, self.backgrounds
 
     def crop_size(self, step: int) -> tuple[int, int]:
-        """Height and width in pixels of step `step`'s crop, each drawn by itself."""
+        """Return height and width in pixels of step `step`'s crop, each drawn by itself."""
         draws = Draws(self.seed, Stream.CROP, step)
         sizes = range(self.crop.low, max(self.crop.high, self.crop.low + 1), CROP_MULTIPLE)
         height = sizes[draws.integer(0, len(sizes))]
         return height, sizes[draws.integer(0, len(sizes))]
 
     def valid_examples_list(self) -> list[Example]:
-        """The validation examples: pairs spread evenly over the validation set, always the same backgrounds."""
+        """Return the validation examples: pairs spread evenly over the validation set, always the same backgrounds."""
         return list(_valid_examples(self))
 
 
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, pairs: int) -> NDArray[np.int64]:
-    """The order of one pass over the pairs. Kept for a few passes, since batches cross their borders."""
+    """Return the order of one pass over the pairs, cached for a few passes, since batches cross their borders."""
     order = Draws(seed, Stream.ORDER, epoch).permutation(pairs)
     order.setflags(write=False)
     return order
@@ -201,7 +201,7 @@ def _valid_examples(order: SampleOrder) -> tuple[Example, ...]:
 
 
 def digest_lanes(examples: Iterable[Example]) -> NDArray[np.float64]:
-    """A digest (3,) of a set of examples that can be summed over workers: order-free and exact in float64.
+    """Return a digest (3,) of a set of examples that can be summed over workers: order-free and exact in float64.
 
     Each example's 72-bit BLAKE2b hash is cut into three numbers below 2**24, which are added up;
     sums stay exact up to 2**29 examples, so that the sum of the shares' digests is the step's
@@ -216,5 +216,5 @@ def digest_lanes(examples: Iterable[Example]) -> NDArray[np.float64]:
 
 
 def digest_text(lanes: Iterable[float]) -> str:
-    """The 18 hexadecimal characters of (summed) digest lanes: six for each, modulo 2**24."""
+    """Return the 18 hexadecimal characters of (summed) digest lanes: six for each, modulo 2**24."""
     return "".join(f"{int(lane) % 2**24:06x}" for lane in lanes)

@@ -1,4 +1,4 @@
-"""From a picture's own pixels to a step's crop: all that is geometric, drawn first, then done in one map.
+"""Geometric augmentation: one affine map from a picture's own pixels to a step's crop, drawn first, then applied.
 
 The steps are those of BackgroundMattingV2's training (Lin et al., CVPR 2021). A picture of width x
 height pixels is
@@ -46,7 +46,7 @@ VALID_BACKGROUND_ZOOM = (1.0, 1.2)
 
 @dataclass(frozen=True)
 class Warp:
-    """What was drawn for one picture.
+    """Parameters of one picture's warp.
 
     Lengths are relative to `fit`, the scale at which the picture just covers the frame: max(S /
     width, S / height).
@@ -67,14 +67,14 @@ class Warp:
 
 
 def draw_pair_warp(seed: int, number: int, stage: Stage, train: bool) -> Warp:
-    """The warp of foreground and alpha of one example, from its key alone."""
+    """Draw the warp of foreground and alpha of one example, from its key alone."""
     if train:
         return _draw(Draws(seed, Stream.PAIR_WARP, number), PAIR_ZOOM[stage], may_flip=True)
     return _draw(Draws(seed, Stream.VALID_PAIR_WARP, number), VALID_PAIR_ZOOM, may_flip=False)
 
 
 def draw_background_warp(seed: int, number: int, train: bool) -> Warp:
-    """The warp of one example's background, from its key alone."""
+    """Draw the warp of one example's background, from its key alone."""
     if train:
         return _draw(Draws(seed, Stream.BACKGROUND_WARP, number), BACKGROUND_ZOOM, may_flip=True)
     draws = Draws(seed, Stream.VALID_BACKGROUND_WARP, number)
@@ -93,12 +93,12 @@ def _draw(draws: Draws, zoom: tuple[float, float], may_flip: bool) -> Warp:
 
 
 def crop_map(warp: Warp, size: tuple[int, int], resolution: int, crop: tuple[int, int]) -> Matrix:
-    """The map from a picture of `size` (width, height) to a step's crop of (height, width) pixels."""
+    """Return the map from a picture of `size` (width, height) to a step's crop of (height, width) pixels."""
     return _frame_to_crop(resolution, crop) @ _picture_to_frame(warp, size, resolution)
 
 
 def _picture_to_frame(warp: Warp, size: tuple[int, int], resolution: int) -> Matrix:
-    """Steps 1 to 3."""
+    """Return the map of steps 1 to 3."""
     width, height = size
     fit = max(resolution / width, resolution / height)
     angle, slant = math.radians(warp.degrees), math.tan(math.radians(warp.shear))
@@ -120,7 +120,7 @@ def _picture_to_frame(warp: Warp, size: tuple[int, int], resolution: int) -> Mat
 
 
 def _frame_to_crop(resolution: int, crop: tuple[int, int]) -> Matrix:
-    """Step 4."""
+    """Return the map of step 4."""
     height, width = crop
     side = max(height, width)
     scale = side / resolution
@@ -130,7 +130,7 @@ def _frame_to_crop(resolution: int, crop: tuple[int, int]) -> Matrix:
 
 
 def magnification(matrix: Matrix) -> float:
-    """The largest factor by which a map stretches any length: its largest singular value."""
+    """Return the largest factor by which a map stretches any length: its largest singular value."""
     (a, b), (c, d) = matrix[:2, :2].tolist()
     total = a * a + b * b + c * c + d * d
     spread = math.hypot(a * a + b * b - c * c - d * d, 2 * (a * c + b * d))
@@ -138,7 +138,7 @@ def magnification(matrix: Matrix) -> float:
 
 
 def decode_scale(matrix: Matrix) -> Scale:
-    """How much smaller a picture may be decoded for a map: the largest k of 1, 2, 4, 8 that leaves nothing to enlarge.
+    """Return how much smaller a picture may be decoded for a map: the largest k of 1, 2, 4, 8 that leaves nothing to enlarge.
 
     Sampling the full picture 2 x 2 pixels at a time would skip most of it and alias; decoding at k
     averages it first.
@@ -165,7 +165,7 @@ def warp_into(out: Pixels, pixels: Pixels, matrix: Matrix, scale: Scale = 1) -> 
 
 
 def _index_map(matrix: Matrix, scale: Scale) -> Matrix:
-    """From pixel indices of the crop back to pixel indices (2, 3) of the decoded picture, as OpenCV counts them.
+    """Return the map (2, 3) from pixel indices of the crop back to those of the decoded picture, as OpenCV counts them.
 
     OpenCV has pixel centres at whole numbers: index = coordinate - 0.5. A picture decoded at k has
         coordinates 1/k as large.

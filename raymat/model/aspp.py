@@ -30,18 +30,18 @@ class GlobalMean(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, C, H, W) -> (n, C, 1, 1)."""
+        """Map (n, C, H, W) to (n, C, 1, 1)."""
         return x.mean((2, 3), keepdim=True)
 
 
 class PooledBranch(nn.Sequential):
-    """The picture's mean, convolved, and spread over the whole picture again."""
+    """Branch that convolves the picture's mean and spreads it over the whole picture."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__(GlobalMean(), *_conv_norm_relu(channels, out, 1))
 
     def forward(self, input: Tensor) -> Tensor:
-        """(n, C, H, W) -> (n, out, H, W), constant over H and W."""
+        """Map (n, C, H, W) to (n, out, H, W), constant over H and W."""
         # Resizing one pixel bilinearly only repeats it. As a view it would make the concatenation
         # with the other branches fall back from channels-last to the plain memory format.
         spread = super().forward(input).expand(-1, -1, *input.shape[2:])
@@ -49,7 +49,7 @@ class PooledBranch(nn.Sequential):
 
 
 class ASPP(nn.Module):
-    """A 1x1 branch, a dilated 3x3 branch for each rate and a pooled branch, projected together."""
+    """Atrous spatial pyramid pooling: a 1x1, a dilated 3x3 for each rate and a pooled branch, projected together."""
 
     def __init__(self, channels: int, out: int = 256, rates: Sequence[int] = (3, 6, 9)) -> None:
         super().__init__()
@@ -65,5 +65,5 @@ class ASPP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, channels, H, W) -> (n, out, H, W), at least 0."""
+        """Map (n, channels, H, W) to (n, out, H, W), at least 0."""
         return self.project(torch.cat([branch(x) for branch in self.convs], dim=1))

@@ -1,4 +1,4 @@
-"""The decoder: from coarse features back to the size of the picture that the encoder saw."""
+"""Decoder: from coarse features back to the size of the encoder's input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OUT_CHANNELS = 1 + 3 + 1 + 32
 
 
 class Decoder(nn.Module):
-    """Four times: upsample to the next finer feature, concatenate with it, convolve."""
+    """Decoder of four stages: upsample to the next finer feature, concatenate with it, convolve."""
 
     def __init__(self, channels: int, features: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Decoder(nn.Module):
         self.conv4 = nn.Conv2d(48 + features[3], OUT_CHANNELS, 3, padding=1)
 
     def forward(self, x4: Tensor, x3: Tensor, x2: Tensor, x1: Tensor, x0: Tensor) -> Tensor:
-        """Coarse to fine.
+        """Decode from coarse to fine.
 
         x4: (n, channels, H/16, W/16), from the ASPP. x3, x2, x1: the encoder's features at 1/8,
         1/4, 1/2.

@@ -1,4 +1,4 @@
-"""Dropout whose masks belong to the examples, not to the process."""
+"""Dropout with a seed for each example, so that no mask depends on the process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from raymat.model.ops import memory_format_of
 
 
 class SeededDropout(nn.Dropout):
-    """Dropout that draws each example's mask from that example's own seed.
+    """Dropout layer that draws each example's mask from that example's own seed.
 
     An example then loses the same features whichever worker trains on it, at whichever place of the
     batch and after however many restarts. A mask depends on the seed, on the shape (C, H, W) and on
@@ -20,13 +20,13 @@ class SeededDropout(nn.Dropout):
     seeds: tuple[int, ...] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        """(n, C, H, W) -> the same shape; in training with p > 0, n seeds must have been set."""
+        """Drop features of (n, C, H, W); in training with p > 0, n seeds must have been set."""
         if not self.training or self.p == 0:
             return input
         return input * self._masks(input)
 
     def _masks(self, input: Tensor) -> Tensor:
-        """What `input` is multiplied by: 0 with probability p, else 1 / (1 - p); alike to it."""
+        """Draw the factors of `input`: 0 with probability p, else 1 / (1 - p); alike to it."""
         if self.seeds is None:
             raise RuntimeError(
                 "training with dropout needs a seed for each example: "
@@ -45,7 +45,7 @@ class SeededDropout(nn.Dropout):
 
     @staticmethod
     def _uniform(seed: int, input: Tensor) -> Tensor:
-        """One example's uniform numbers, (C, H, W); float32, so that all precisions drop alike."""
+        """Draw one example's uniform numbers, (C, H, W); float32, so that all precisions drop alike."""
         generator = torch.Generator(device=input.device).manual_seed(seed)
         return torch.rand(
             input.shape[1:], generator=generator, device=input.device, dtype=torch.float32

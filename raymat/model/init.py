@@ -1,4 +1,4 @@
-"""Initial weights that depend on a seed and on the tensors' names, on nothing else."""
+"""Weight initialisation that depends on a seed and on the tensors' names alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CLAMPED = {"decoder.conv4.bias": (0, 4), "refiner.conv4.bias": (0,)}
 
 @torch.no_grad()
 def _center_clamped(model: nn.Module) -> None:
-    """Start what is clamped in the middle of its range.
+    """Start clamped outputs in the middle of their range.
 
     A clamp has no gradient outside its range. From a bias near 0 the first steps push alpha below 0
     on most pixels, where it stays: a network trained from nothing then answers 0 everywhere.
@@ -44,7 +44,7 @@ def _center_clamped(model: nn.Module) -> None:
 
 
 def generator_of(seed: int, name: str) -> torch.Generator:
-    """The generator of one tensor; by a hash, so that similar seeds and names are not related."""
+    """Return the generator of one tensor, seeded by a hash, so that similar seeds and names are unrelated."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     # The CPU's generator (MT19937) takes 32 bits of its seed.
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))

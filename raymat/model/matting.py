@@ -1,4 +1,4 @@
-"""The two networks: MattingBase at one resolution, MattingRefine coarse to fine.
+"""Matting networks: MattingBase at one resolution, MattingRefine coarse to fine.
 
 Lin et al., "Real-Time High-Resolution Background Matting", CVPR 2021. Parameters are named and
 shaped as in the published weights, so that those load here and these load in the published
@@ -41,7 +41,7 @@ _PICTURES = 6
 
 
 class MattingBase(nn.Module):
-    """Alpha, foreground and error of a picture, given a picture of its background."""
+    """Network that predicts alpha, foreground and error of a picture, given a picture of its background."""
 
     def __init__(self, backbone: str) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class MattingBase(nn.Module):
             self.decoder = Decoder(256, (512, 256, 64, _PICTURES))
 
     def forward(self, src: Tensor, bgr: Tensor) -> tuple[Tensor, ...]:
-        """One prediction at the resolution of the input.
+        """Predict at the resolution of the input.
 
         src: (n, 3, H, W) picture with the subject, RGB in 0..1. bgr: the same without the subject.
         H and W are multiples of 4 (ConfigError otherwise); n may be 0.
@@ -73,14 +73,14 @@ class MattingBase(nn.Module):
         return pha, (residual + src).clamp(0, 1), err, hid
 
     def coarse(self, src: Tensor, bgr: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As `forward`, for any size, but the foreground is a residual, src not yet added."""
+        """Predict as `forward`, for any size; the foreground is a residual, src not yet added."""
         x, *finer = self.backbone(torch.cat([src, bgr], dim=1))
         x = self.decoder(self.aspp(x), *finer)
         return x[:, 0:1].clamp(0, 1), x[:, 1:4], x[:, 4:5].clamp(0, 1), F.relu(x[:, 5:])
 
 
 class MattingRefine(MattingBase):
-    """MattingBase on the downsampled picture, then the refiner at full resolution where it errs."""
+    """Network of MattingBase on the downsampled picture and the refiner at full resolution where it errs."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class MattingRefine(MattingBase):
         refine_kernel_size: int = 3,
         refine_prevent_oversampling: bool = True,
     ) -> None:
-        """`backbone_scale` in (0, 1/2]; the others as in `Refiner`. ConfigError if out of range."""
+        """Build the network: `backbone_scale` in (0, 1/2], the others as in `Refiner`. Raises ConfigError if out of range."""
         super().__init__(backbone)
         if not 0 < backbone_scale <= 1 / 2:
             raise ConfigError(f"backbone_scale must be in (0, 0.5], got {backbone_scale}")
@@ -106,7 +106,7 @@ class MattingRefine(MattingBase):
         )
 
     def forward(self, src: Tensor, bgr: Tensor) -> tuple[Tensor, ...]:
-        """A coarse prediction and its refinement.
+        """Predict coarsely, and refine where the prediction errs.
 
         src: (n, 3, H, W) picture with the subject, RGB in 0..1. bgr: the same without the subject.
         H and W are multiples of 4 (ConfigError otherwise); n may be 0. h, w are H, W times
@@ -129,7 +129,7 @@ class MattingRefine(MattingBase):
 
 
 def check_pictures(src: Tensor, bgr: Tensor) -> None:
-    """ConfigError unless src and bgr are (n, 3, H, W), equal, H and W positive multiples of 4."""
+    """Raise ConfigError unless src and bgr are (n, 3, H, W), equal, H and W positive multiples of 4."""
     if src.shape != bgr.shape or src.dim() != 4 or src.shape[1] != 3:
         raise ConfigError(
             "src and bgr must have the same shape (n, 3, height, width), "
@@ -144,12 +144,12 @@ def check_pictures(src: Tensor, bgr: Tensor) -> None:
 
 
 def _multiple(length: int) -> int:
-    """The nearest positive multiple of 4."""
+    """Return the nearest positive multiple of 4."""
     return max(4, (length + 2) // 4 * 4)
 
 
 def coarse_size(height: int, width: int, scale: float) -> tuple[int, int]:
-    """The size at which the base network sees a picture, rounded down; ConfigError if that is 0."""
+    """Return the size at which the base network sees a picture, rounded down. Raises ConfigError if that is 0."""
     size = (math.floor(height * scale), math.floor(width * scale))
     if min(size) < 1:
         raise ConfigError(
@@ -160,7 +160,7 @@ def coarse_size(height: int, width: int, scale: float) -> tuple[int, int]:
 
 
 def build(stage: Stage, config: ModelConfig, seed: int) -> MattingBase:
-    """A new network on the CPU, in training mode, float32.
+    """Build a new network on the CPU, in training mode, float32.
 
     Every tensor is drawn from (seed, its name) alone: the same for equal arguments, and a base
     network and a refine network of one seed agree where they have the same tensors. No global

@@ -38,7 +38,7 @@ def _conv_norm_relu(
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise, linear 1x1 projection; a skip where the shape stays."""
+    """Inverted residual block: 1x1 expansion, 3x3 depthwise, linear 1x1 projection; a skip if the shape stays."""
 
     def __init__(self, channels: int, out: int, expansion: int, stride: int, dilation: int) -> None:
         super().__init__()
@@ -53,12 +53,12 @@ class InvertedResidual(nn.Module):
         self.skips = stride == 1 and channels == out
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, C, H, W) -> (n, out, H/stride, W/stride)."""
+        """Map (n, C, H, W) to (n, out, H/stride, W/stride)."""
         return x + self.conv(x) if self.skips else self.conv(x)
 
 
 class MobileNetV2Encoder(nn.Module):
-    """MobileNetV2 from its first convolution to its 320 channels."""
+    """MobileNetV2 encoder, from its first convolution to its 320 channels."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class MobileNetV2Encoder(nn.Module):
         self.features = nn.Sequential(*features)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Features of a picture, coarsest first.
+        """Extract features of a picture, coarsest first.
 
         x: (n, in_channels, H, W). Returns (n, 320, H/16, W/16), (n, 32, H/8, W/8), (n, 24, H/4,
         W/4), (n, 16, H/2, W/2) and x itself; sizes rounded up.

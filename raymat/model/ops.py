@@ -1,4 +1,4 @@
-"""Small operations on pictures that keep precision and memory format as they are."""
+"""Tensor operations on pictures that keep precision and memory format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resize (corners not aligned) of (n, C, H, W) to (n, C, *size), in x's own precision.
+    """Resize (n, C, H, W) bilinearly (corners not aligned) to (n, C, *size), in x's own precision.
 
     Autocast computes it in float32; what follows is a convolution that would narrow it again, so it
     is narrowed here, before the concatenations, paddings and crops between the two have to move
@@ -21,16 +21,16 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def doubled(x: Tensor) -> Tensor:
-    """Nearest upsampling of (n, C, H, W) to (n, C, 2 H, 2 W), in x's own precision."""
+    """Upsample (n, C, H, W) to (n, C, 2 H, 2 W) by nearest neighbours, in x's own precision."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest").to(x.dtype)
 
 
 def widened(x: Tensor) -> Tensor:
-    """Half precision as float32; any other precision as it is."""
+    """Return half precision as float32, any other precision as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
-    """channels_last where x (n, C, H, W) is stored so, else contiguous_format."""
+    """Return channels_last if x (n, C, H, W) is stored so, else contiguous_format."""
     last = x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: published files, DeepLabV3 checkpoints, tensors that the caller has read.
+"""Loading pretrained weights: published files, DeepLabV3 checkpoints, tensors that the caller has read.
 
 A file is read with torch's weights-only unpickler: nothing in it is run. What does not fit is found
 before the network is touched.
@@ -20,19 +20,19 @@ from raymat.model.weights_reader import read_file
 from raymat.storage.urls import redact
 
 FIRST_CONVOLUTIONS = ("backbone.conv1.weight", "backbone.features.0.0.weight")
-"""See one picture (3 channels) in DeepLabV3's networks, two (6 channels) in these."""
+"""First convolutions: they see one picture (3 channels) in DeepLabV3's networks, two (6 channels) in these."""
 
 _SIGNATURES: dict[str, tuple[str, ...]] = {
     "mobilenetv2": ("backbone.features.17.conv.0.0.weight",),
     "resnet101": ("backbone.layer4.2.conv1.weight", "backbone.layer3.22.conv1.weight"),
     "resnet50": ("backbone.layer4.2.conv1.weight",),
 }
-"""Names by which a backbone is known; the first that fits is it."""
+"""Tensor names that identify a backbone; the first that fits is taken."""
 
 
 @dataclass(frozen=True)
 class InitReport:
-    """What was loaded into a network; names of tensors, sorted as in their owner."""
+    """Report of what was loaded into a network; names of tensors, sorted as in their owner."""
 
     source: str
     """Where the tensors came from, for the summary."""
@@ -47,7 +47,7 @@ class InitReport:
 
     @property
     def summary(self) -> str:
-        """One line: how much was loaded, and what was not."""
+        """One line that says how much was loaded, and what was not."""
         total = len(self.matched) + len(self.missing) + len(self.mismatched)
         parts = [f"loaded {len(self.matched)} of the network's {total} tensors from {self.source}"]
         for label, names in (
@@ -72,13 +72,13 @@ def load_init(model: MattingBase, url: str) -> InitReport:
 
 
 def load_published(model: MattingBase, content: Any, source: str) -> InitReport:
-    """As `load_init`, for a file's content: a state dict, or a dictionary with `model_state`."""
+    """Load a weights file's content into `model`, as `load_init`: a state dict, or a dictionary with `model_state`."""
     tensors = tensors_in(content, source)
     return load_matching(model, tensors, source, first_may_differ=_is_deeplab(content))
 
 
 def tensors_in(content: Any, source: str) -> dict[str, Tensor]:
-    """The tensors of a file's content under this project's names; the file may hold other things beside them.
+    """Return the tensors of a file's content under this project's names, ignoring everything else.
 
     Raises WeightsError if it is no dictionary.
     """
@@ -125,7 +125,7 @@ def _is_deeplab(content: Mapping[Any, Any]) -> bool:
 
 
 def rename_deeplab(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A DeepLabV3 state dict (github.com/VainF/DeepLabV3Plus-Pytorch) under this project's names.
+    """Rename a DeepLabV3 state dict (github.com/VainF/DeepLabV3Plus-Pytorch) to this project's names.
 
     `classifier.classifier.0` becomes `aspp`. A MobileNetV2's `backbone.low_level_features.i`
     becomes `backbone.features.i`; its `high_level_features.j` begin at features[4], numbered from 0
@@ -143,7 +143,7 @@ def rename_deeplab(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def backbone_of(names: Mapping[str, object]) -> str | None:
-    """Which backbone a state dict's names are of; None where they are of none known."""
+    """Return the backbone that a state dict's names are of; None if unknown."""
     for backbone, signature in _SIGNATURES.items():
         if all(name in names for name in signature):
             return backbone
@@ -151,7 +151,7 @@ def backbone_of(names: Mapping[str, object]) -> str | None:
 
 
 def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The plain tensors among a dictionary's values; a file may hold other things beside them."""
+    """Return the plain tensors among a dictionary's values, ignoring everything else."""
     return {
         name: value
         for name, value in content.items()
@@ -160,7 +160,7 @@ def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _plain(tensor: Tensor) -> bool:
-    """Whether it can be copied into a parameter: dense, real, not quantized, with its data."""
+    """Return whether it can be copied into a parameter: dense, real, not quantized, with its data."""
     return (
         tensor.layout == torch.strided
         and tensor.device.type == "cpu"
@@ -219,6 +219,6 @@ def _foreign(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _abbreviate(names: tuple[str, ...] | list[str]) -> str:
-    """The first names, and that there are more."""
+    """Return the first names, and "..." if there are more."""
     shown = ", ".join(names[:3])
     return f"{shown}, ..." if len(names) > 3 else shown

@@ -1,4 +1,4 @@
-"""The refiner: alpha and foreground at full resolution, only where the coarse prediction errs."""
+"""Refiner: alpha and foreground at full resolution, only where the coarse prediction errs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PATCH = 4
 
 
 class Patches(NamedTuple):
-    """Chosen patches ordered by example, row and column: int64 (p,) each, counted in patches."""
+    """Indices of chosen patches, ordered by example, row and column: int64 (p,) each, counted in patches."""
 
     example: Tensor
     row: Tensor
     column: Tensor
 
     def pixels(self, side: int, stride: int, height: int, width: int) -> Tensor:
-        """Where each patch's pixels lie in a flattened picture (n, height, width).
+        """Return the indices of each patch's pixels in a flattened picture (n, height, width).
 
         A patch begins `stride` pixels after the one before it and is `side` pixels wide; it must
         lie within the picture. Returns int64 (p * side * side,).
@@ -56,7 +56,7 @@ def crop(x: Tensor, patches: Patches, size: int, margin: int) -> Tensor:
 
 
 def replace(x: Tensor, values: Tensor, patches: Patches) -> Tensor:
-    """A copy of x with the patches replaced.
+    """Return a copy of x with the patches replaced.
 
     x: (n, C, H, W). values: (p, C, 4, 4). Returns (n, C, H, W) in x's dtype, channels-last.
     """
@@ -69,7 +69,7 @@ def replace(x: Tensor, values: Tensor, patches: Patches) -> Tensor:
 
 
 class Refiner(nn.Module):
-    """Two convolutions at half resolution, two at full, on patches of 4x4 pixels or everywhere.
+    """Refiner of two convolutions at half resolution and two at full, on patches of 4x4 pixels or everywhere.
 
     Modes: "sampling" refines the `sample_pixels` // 16 patches with the largest error of each
     picture (all of a picture that has fewer), with `prevent_oversampling` none whose error is 0;
@@ -137,7 +137,7 @@ class Refiner(nn.Module):
         return out[:, :1], out[:, 1:], ref
 
     def select(self, err: Tensor) -> Tensor:
-        """The refinement map, 1 for a chosen patch, else 0, alike to err (n, 1, H/4, W/4)."""
+        """Return the refinement map, 1 for a chosen patch, else 0, alike to err (n, 1, H/4, W/4)."""
         if self.mode == "thresholding":
             return (err > self.threshold).to(err.dtype)
         flat = err.flatten(1)
@@ -150,13 +150,13 @@ class Refiner(nn.Module):
         return ref.view_as(err)
 
     def _refine_patches(self, x: Tensor, y: Tensor, pictures: Tensor, patches: Patches) -> Tensor:
-        """(p, 4, 4, 4): alpha and foreground residual of the patches."""
+        """Return alpha and foreground residual of the patches, (p, 4, 4, 4)."""
         margin_half, margin_full = self.margins
         cuts = [crop(z, patches, PATCH // 2, margin_half) for z in (x, y)]
         return self.refine_cuts(torch.cat(cuts, dim=1), crop(pictures, patches, PATCH, margin_full))
 
     def refine_densely(self, x: Tensor, y: Tensor, pictures: Tensor) -> Tensor:
-        """Alpha and foreground residual of every pixel, (n, 4, H, W).
+        """Return alpha and foreground residual of every pixel, (n, 4, H, W).
 
         x: (n, 36, H/2, W/2) hidden features, alpha and foreground residual; y: (n, 6, H/2, W/2)
         and pictures: (n, 6, H, W) source and background.
@@ -167,7 +167,7 @@ class Refiner(nn.Module):
 
     @property
     def margins(self) -> tuple[int, int]:
-        """Pixels of surroundings that are cut with a patch, at half and at full resolution.
+        """Margins in pixels that are cut with a patch, at half and at full resolution.
 
         Each pair of 3x3 convolutions without padding eats 2 pixels on each side, the first pair at
         half resolution.
@@ -175,7 +175,7 @@ class Refiner(nn.Module):
         return (3, 2) if self.kernel_size == 3 else (0, 0)
 
     def refine_cuts(self, half: Tensor, full: Tensor) -> Tensor:
-        """The four convolutions: (p, 4, h, w), alpha and foreground residual.
+        """Apply the four convolutions; return alpha and foreground residual, (p, 4, h, w).
 
         half: (p, 42, h/2 + 2 a, w/2 + 2 a), full: (p, 6, h + 2 b, w + 2 b) with (a, b) = `margins`.
         """

@@ -21,7 +21,7 @@ EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a skip connection."""
+    """Bottleneck block: 1x1, 3x3 and 1x1 convolutions beside a skip connection."""
 
     def __init__(self, channels: int, width: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, C, H, W) -> (n, 4 width, H/stride, W/stride)."""
+        """Map (n, C, H, W) to (n, 4 width, H/stride, W/stride)."""
         skip = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
@@ -49,7 +49,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNetEncoder(nn.Module):
-    """ResNet without pooling and classifier at its end."""
+    """ResNet encoder: without pooling and classifier at its end."""
 
     def __init__(self, variant: str, in_channels: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class ResNetEncoder(nn.Module):
         self.layer4 = _stage(1024, 512, layers[3], dilation=2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Features of a picture, coarsest first.
+        """Extract features of a picture, coarsest first.
 
         x: (n, in_channels, H, W). Returns (n, 2048, H/16, W/16), (n, 512, H/8, W/8), (n, 256, H/4,
         W/4), (n, 64, H/2, W/2) and x itself; sizes rounded up.

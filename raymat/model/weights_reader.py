@@ -32,11 +32,11 @@ _BROKEN = (
     ImportError,
     MemoryError,
 )
-"""What torch.load raises for bytes that are no weights file, by where in it the fault lies."""
+"""Exceptions of torch.load for bytes that are no weights file, depending on where the fault lies."""
 
 
 def read_file(url: str) -> Any:
-    """What a weights file holds: tensors (on the CPU), numbers, strings and containers only."""
+    """Read a weights file: tensors (on the CPU), numbers, strings and containers only."""
     data = _fetch(url)
     if url.endswith(".safetensors"):
         return _read_safetensors(data, url)
@@ -73,7 +73,7 @@ def _read_safetensors(data: bytes, url: str) -> dict[str, Tensor]:
 
 
 class _Ignored:
-    """Stands in for an object that is not wanted: takes any arguments and state, keeps nothing."""
+    """Placeholder for an unwanted object: takes any arguments and state, keeps nothing."""
 
     def __init__(self, *arguments: object) -> None:
         pass

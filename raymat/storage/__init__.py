@@ -1,1 +1,1 @@
-"""Bytes at a URL: stores, backends, retries and faults. No torch."""
+"""Storage at any URL: stores, backends, retries and faults, without torch."""

@@ -1,4 +1,4 @@
-"""The two ways to reach bytes: a local folder, and anything else through fsspec.
+"""Backends: a local folder, and everything else through fsspec.
 
 Paths here are absolute in the backend's own notation ("/runs/name/x", "bucket/runs/name/x").
 """
@@ -21,37 +21,37 @@ from typing import Any, BinaryIO, Protocol
 from raymat.storage.digest import Buffer
 
 TEMPORARY = ".tmp-"
-"""How the name of a file starts that is being written, or was when its writer died."""
+"""Prefix of files that are being written, or were when their writer died."""
 
 _PART = 16 * 2**20
-"""Bytes of a multipart upload's part: 4 at a time bound what it holds beside the file itself."""
+"""Bytes of one part of a multipart upload; 4 parts at a time bound the extra memory."""
 
 
 _WINDOW = 32 * 2**20
-"""Bytes of a local file that are written before they are synced and leave the page cache."""
+"""Bytes of a local file that are written between two syncs."""
 
 
 class Backend(Protocol):
-    """What `Store` needs. Faults are whatever `faults.backend_errors` lists."""
+    """Operations that `Store` needs of a storage; they raise what `faults.backend_errors` lists."""
 
     def read(self, path: str) -> bytes:
-        """All of a file."""
+        """Return all bytes of a file."""
 
     def read_into(self, path: str, offset: int, view: memoryview) -> int:
-        """Fill `view` from `offset` on; the bytes read, fewer only at the file's end."""
+        """Fill `view` from `offset` on; return the number of bytes read, fewer only at the file's end."""
 
     def write(self, path: str, chunks: Sequence[Buffer]) -> None:
-        """Make a file of the chunks: durable afterwards, and at no moment visible in part."""
+        """Write a file: durable on return, and never visible in part."""
 
     def list(self, folder: str) -> Iterator[tuple[str, int, float]]:
-        """(path, bytes, modified in Unix seconds) of each file below `folder`, if there are any."""
+        """Yield (path, bytes, modified in Unix seconds) of each file below `folder`."""
 
     def delete(self, paths: Sequence[str]) -> None:
-        """Remove files; those that are not there are no fault. Folders left empty may go too."""
+        """Remove files, ignoring missing ones. Folders left empty may be removed too."""
 
 
 class LocalBackend:
-    """A folder of this machine, or one that is mounted."""
+    """Backend of a folder of this machine, mounted ones included."""
 
     def read(self, path: str) -> bytes:
         """See `Backend`."""
@@ -70,14 +70,14 @@ class LocalBackend:
         return done
 
     def write(self, path: str, chunks: Iterable[Buffer]) -> None:
-        """See `Backend`: a temporary file beside it, synced, renamed, and the folder synced."""
+        """See `Backend`: write a temporary file in the same folder, sync and rename it, and sync the folder."""
         folder, name = os.path.split(path)
         temporary = os.path.join(folder, f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{name}")
         try:
             with _create(temporary) as file:
                 for window in _windows(chunks, _WINDOW):
                     file.writelines(window)
-                    _settle(file)
+                    _sync_and_drop(file)
             os.replace(temporary, path)
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -85,7 +85,7 @@ class LocalBackend:
         _sync_folder(folder)
 
     def list(self, folder: str) -> Iterator[tuple[str, int, float]]:
-        """See `Backend`. Only regular files: opening a named pipe would wait for ever."""
+        """See `Backend`. Lists regular files only: opening a named pipe would block for ever."""
         try:
             entries = list(os.scandir(folder))
         except FileNotFoundError:
@@ -112,7 +112,7 @@ class LocalBackend:
 
 
 class FsspecBackend:
-    """Anything that fsspec reaches: object stores, where one put is atomic, and memory."""
+    """Backend of whatever fsspec reaches: object stores, where one put is atomic, and memory."""
 
     def __init__(self, filesystem: Any) -> None:
         self.filesystem = filesystem
@@ -124,7 +124,7 @@ class FsspecBackend:
         return bytes(self.filesystem.cat_file(path))
 
     def read_into(self, path: str, offset: int, view: memoryview) -> int:
-        """See `Backend`: one ranged request."""
+        """See `Backend`: send one ranged request."""
         if not len(view):
             return 0
         data = self.filesystem.cat_file(path, start=offset, end=offset + len(view))
@@ -132,7 +132,7 @@ class FsspecBackend:
         return len(data)
 
     def write(self, path: str, chunks: Sequence[Buffer]) -> None:
-        """See `Backend`. Holds a copy of the file meanwhile, as providers want it in one piece, but on S3 of 4 parts."""
+        """See `Backend`. Holds a copy of the file meanwhile, since providers want one piece; on S3, of 4 parts only."""
         if self._is("s3", "s3a"):
             pieces = Pieces(chunks)
             # From two parts on the upload is a multipart one, which takes the parts as slices.
@@ -142,14 +142,14 @@ class FsspecBackend:
             self.filesystem.pipe_file(path, b"".join(chunks))
 
     def list(self, folder: str) -> Iterator[tuple[str, int, float]]:
-        """See `Backend`: one recursive listing, past every cache, since others write there too."""
+        """See `Backend`: list recursively in one call, bypassing caches, since others write there too."""
         self.filesystem.invalidate_cache()
         for path, info in self.filesystem.find(folder, detail=True).items():
             if info.get("type") == "file" and path != folder:
                 yield path, int(info["size"]), _modified(info)
 
     def delete(self, paths: Sequence[str]) -> None:
-        """See `Backend`: up to 1000 in a request on S3, 100 on Google, one each elsewhere."""
+        """See `Backend`: remove up to 1000 files a request on S3, 100 on Google, one elsewhere."""
         if self._is("s3", "s3a", "gs", "gcs"):
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.rm(list(paths))
@@ -166,7 +166,7 @@ class FsspecBackend:
 
 
 class Pieces:
-    """Buffers one after another as if they were one: joined only where they are sliced.
+    """Sequence of buffers that looks like one: pieces are joined only when sliced.
 
     Joining all of a large file would hold the GIL, and with it the training thread, for as long as its copying takes.
     """
@@ -192,7 +192,7 @@ class Pieces:
 
 
 def _create(path: str) -> BinaryIO:
-    """Open a new file and make its folder, again if a `delete` took that away in between."""
+    """Open a new file and make its folder, again if a `delete` removed it in between."""
     for _ in range(3):
         _make_folder(os.path.dirname(path))
         with contextlib.suppress(FileNotFoundError):
@@ -201,7 +201,7 @@ def _create(path: str) -> BinaryIO:
 
 
 def _windows(chunks: Iterable[Buffer], size: int) -> Iterator[list[memoryview]]:
-    """The chunks cut up and grouped into `size` bytes each, the last fewer; at least one group."""
+    """Yield the chunks cut and grouped into `size` bytes each, the last group smaller; at least one group."""
     window: list[memoryview] = []
     room = size
     for chunk in chunks:
@@ -215,11 +215,11 @@ def _windows(chunks: Iterable[Buffer], size: int) -> Iterator[list[memoryview]]:
     yield window
 
 
-def _settle(file: BinaryIO) -> None:
-    """Sync what was written, and let go of its pages.
+def _sync_and_drop(file: BinaryIO) -> None:
+    """Sync what was written, and drop its pages from the cache.
 
-    Nobody reads a checkpoint soon: its pages would push out the dataset's, and each new page costs
-    the processor more than the same few used again (1.1 CPU s against 0.3 for 483 MB).
+    A checkpoint is rarely read soon: its pages would evict the dataset's, and new pages cost more than reused ones
+    (1.1 CPU s against 0.3 for 483 MB).
     """
     file.flush()
     os.fsync(file.fileno())
@@ -228,7 +228,7 @@ def _settle(file: BinaryIO) -> None:
 
 
 def _make_folder(folder: str) -> None:
-    """Make `folder` and its parents, all durable: a file goes with a folder that a crash forgets."""
+    """Make `folder` and its parents, all durable: a folder that a crash loses takes its files with it."""
     if os.path.isdir(folder):
         return
     parent = os.path.dirname(folder)
@@ -258,7 +258,7 @@ _MODIFIED_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified
 
 
 def _modified(info: Mapping[str, Any]) -> float:
-    """Unix seconds from whatever form a provider gives the time in; 0 if it gives none."""
+    """Return the modification time in Unix seconds, from whatever form a provider gives it in; 0 if it gives none."""
     for key in _MODIFIED_KEYS:
         value = info.get(key)
         if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Digests of files, written as "algorithm:hex" so that the algorithm can change.
+"""File digests, written as "algorithm:hex" so that the algorithm can change.
 
 SHA-256 because it is in every Python and lets go of the GIL, because a stranger cannot forge it,
 and because with the SHA instructions of current CPUs it keeps ahead of disks and networks (1.3
@@ -17,13 +17,13 @@ from typing import Any
 Buffer = bytes | bytearray | memoryview
 
 ALGORITHM = "sha256"
-"""What is written. Everything in `HEX_LENGTHS` can be read."""
+"""Algorithm of new digests; every one in `HEX_LENGTHS` can be read."""
 
 HEX_LENGTHS = {"sha256": 64, "blake2b": 128}
 
 
 def digest(buffers: Iterable[Buffer], algorithm: str = ALGORITHM) -> str:
-    """The digest of the buffers one after another, as "algorithm:hex"."""
+    """Return the digest of the concatenated buffers, as "algorithm:hex"."""
     state = _new(algorithm)
     for buffer in buffers:
         state.update(buffer)
@@ -31,12 +31,12 @@ def digest(buffers: Iterable[Buffer], algorithm: str = ALGORITHM) -> str:
 
 
 def matches(expected: str, buffers: Iterable[Buffer]) -> bool:
-    """Whether the buffers one after another have the digest `expected` (which `is_digest`)."""
+    """Return whether the concatenated buffers have the digest `expected` (which `is_digest`)."""
     return hmac.compare_digest(expected, digest(buffers, expected.partition(":")[0]))
 
 
 def is_digest(text: object) -> bool:
-    """Whether `text` is a digest of a known algorithm in the one way that we write it."""
+    """Return whether `text` is a digest of a known algorithm, in canonical form."""
     if not isinstance(text, str):
         return False
     algorithm, _, value = text.partition(":")

@@ -1,4 +1,4 @@
-"""What storage backends raise, sorted into few kinds, each with one clear line and no secret."""
+"""Storage faults: exceptions of all backends sorted into a few kinds, each with a one-line message without secrets."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Kind = Literal[
 
 
 class MissingFileError(StorageError):
-    """A file, or a part of it, is not in the storage."""
+    """Error for a file, or a part of one, that is missing from the storage."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A backend's exception, understood: `transient` ones may pass when tried again."""
+    """Classified exception of a backend; a `transient` fault may pass when retried."""
 
     kind: Kind
     transient: bool
     detail: str
 
     def error(self, action: str, url: str) -> StorageError:
-        """The exception for a user: `action` as in "read" or "write", `url` without secrets."""
+        """Return the exception for the user: `action` as in "read" or "write", `url` without secrets."""
         if self.kind == "missing":
             return MissingFileError(f"cannot {action} {url}: it does not exist")
         return StorageError(f"cannot {action} {url}: {_ADVICE[self.kind].format(self.detail)}")
@@ -99,7 +99,7 @@ def backend_errors(*more: type[BaseException]) -> tuple[type[BaseException], ...
 
 
 def classify(error: BaseException, action: str = "read") -> Fault:
-    """Sort an exception of `backend_errors()`: by the provider's code, then by type, then by errno.
+    """Classify an exception of `backend_errors()`: by the provider's code, then by type, then by errno.
 
     `action`: what was tried; only what is read can be missing.
     """
@@ -140,7 +140,7 @@ def reason(error: BaseException) -> str:
 
 
 def _code(error: BaseException) -> str:
-    """The provider's error code, as S3 and Azure give it; s3fs hides it in the cause."""
+    """Return the provider's error code, as S3 and Azure give it; s3fs hides it in the cause."""
     for candidate in (error, error.__cause__):
         response = getattr(candidate, "response", None)
         if isinstance(response, dict):
@@ -152,7 +152,7 @@ def _code(error: BaseException) -> str:
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The HTTP status, where the exception has one."""
+    """Return the HTTP status, or None if the exception has none."""
     response = getattr(error, "response", None)
     metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
     found = (

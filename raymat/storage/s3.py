@@ -1,4 +1,4 @@
-"""How requests go to S3: no silence of the server lasts for ever."""
+"""HTTP session for S3 that gives up on every silent server."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from aiobotocore.httpsession import AIOHTTPSession
 from botocore.exceptions import ReadTimeoutError
 
 _AFTER_BODY = 4
-"""So many read timeouts may pass, all in all, from the end of a body to the end of its answer."""
+"""Maximum read timeouts from the end of a body to the end of its answer."""
 
 
 class WatchedSession(AIOHTTPSession):
-    """Gives up a request whose body the server does not take, as it does one that is not answered.
+    """HTTP session that also times out requests whose body the server does not accept.
 
     The read timeout alone begins only when a body is sent. Before that the session waits for the
     server's "100 Continue", and then for room in the socket, as long as it takes: a server that
@@ -40,6 +40,6 @@ class WatchedSession(AIOHTTPSession):
 
 
 def _left(request: Any) -> int:
-    """Bytes of the body that are not taken up yet; 0 where it cannot tell."""
+    """Return the bytes of the body that are not sent yet; 0 if unknown."""
     tell = getattr(request.body, "tell", None)
     return int(request.headers.get("Content-Length", 0)) - tell() if tell is not None else 0

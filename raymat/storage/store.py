@@ -1,8 +1,7 @@
-"""Where a run lives: reading, writing, listing and deleting its files by fsspec URL.
+"""Storage of a run: reads, writes, lists and deletes its files at an fsspec URL.
 
-A file is visible only when it is whole. What goes wrong is a `StorageError` with one line; what may
-pass is tried again for a bounded time first. `MissingFileError` is the one fault that callers tell
-apart.
+A file is visible only when it is whole. Transient faults are retried for a bounded time; all others are a one-line
+`StorageError`. `MissingFileError` is the only kind that callers tell apart.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ _EXTRAS = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A file: `path` relative to the run's folder, `size` in bytes, `modified` in Unix seconds."""
+    """File in a listing: `path` relative to the run's folder, `size` in bytes, `modified` in Unix seconds."""
 
     path: str
     size: int
@@ -60,7 +59,7 @@ class FileInfo:
 
 
 class Store:
-    """The folder of one run below a storage URL, from `Store.open`.
+    """Folder of one run below a storage URL, made by `Store.open`.
 
     It can be pickled, and shared by threads.
     """
@@ -86,7 +85,7 @@ class Store:
         retry: RetryPolicy = RetryPolicy(),
         options: Mapping[str, Any] | None = None,
     ) -> Store:
-        """The store of run `name` below `storage_url`. Nothing is read or made yet.
+        """Return the store of run `name` below `storage_url`; nothing is read or written yet.
 
         `options` go to fsspec's file system; credentials belong to the environment or the machine's
         role, as the provider's package reads them. Raises StorageError if the URL's protocol is
@@ -105,11 +104,11 @@ class Store:
         return _reopen, self._reopen
 
     def read(self, path: str) -> bytes:
-        """All of a file. Raises MissingFileError."""
+        """Return all bytes of a file. Raises MissingFileError."""
         return self._try("read", path, lambda: self.backend.read(self._at(path)))
 
     def try_read(self, path: str) -> bytes | None:
-        """All of a file, or None if there is none."""
+        """Return all bytes of a file, or None if it is missing."""
         try:
             return self.read(path)
         except MissingFileError:
@@ -127,12 +126,12 @@ class Store:
             )
 
     def write(self, path: str, data: Buffer | Sequence[Buffer]) -> None:
-        """Make or replace a file, given in one piece or several: visible when whole, durable then."""
+        """Write or replace a file, given in one piece or several: visible only when whole, durable on return."""
         chunks = [data] if isinstance(data, bytes | bytearray | memoryview) else list(data)
         self._try("write", path, lambda: self.backend.write(self._at(path), chunks))
 
     def list(self, folder: str = "", *, temporary: bool = False) -> list[FileInfo]:
-        """Every file below `folder` (default: the whole run), by path.
+        """List every file below `folder` (default: the whole run), sorted by path.
 
         One recursive listing, never a cached one. `temporary`: also files that were being written
         when their writer died.
@@ -147,14 +146,14 @@ class Store:
         return sorted(infos, key=lambda info: info.path)
 
     def delete(self, paths: Sequence[str]) -> None:
-        """Remove files, in few requests. Those that are gone already are no fault."""
+        """Remove files in few requests, ignoring missing ones."""
         absolute = [self._at(path) for path in paths]
         for start in range(0, len(absolute), 1000):
             part = absolute[start : start + 1000]
             self._try("delete from", "", lambda part=part: self.backend.delete(part))  # type: ignore[misc]
 
     def _at(self, path: str) -> str:
-        """The backend's path of `path`, which must stay inside the run's folder."""
+        """Return the backend's path of `path`, which must stay inside the run's folder."""
         parts = path.split("/") if path else []
         if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
             raise ValueError(f"not a path inside a run: {path!r}")
@@ -186,7 +185,7 @@ def _check_name(name: str) -> None:
 
 
 def _filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
-    """fsspec's file system for `url`, its own and without cached listings, and the path in it."""
+    """Return fsspec's file system for `url`, unshared and without cached listings, and the path in it."""
     protocol = urlsplit(url).scheme if "://" in url else "file"
     chosen = {"use_listings_cache": False, "skip_instance_cache": True}
     chosen |= _OPTIONS.get(protocol, {}) | options
@@ -212,7 +211,7 @@ def _filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
 
 
 def _s3_config() -> dict[str, Any]:
-    """botocore's settings. Its packages are loaded only where they are needed: they take a second."""
+    """Return botocore's settings; its packages take a second to load, so they are loaded here only."""
     from raymat.storage.s3 import WatchedSession
 
     return _S3_OPTIONS["config_kwargs"] | {"http_session_cls": WatchedSession}

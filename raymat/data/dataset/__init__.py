@@ -1,1 +1,1 @@
-"""The dataset: which files it has, how they are read, and how it may grow."""
+"""Datasets: listing their files, reading them, and adding to them."""

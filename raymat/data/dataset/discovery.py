@@ -74,7 +74,7 @@ def _or_empty(make: Callable[[str], Split], split: str) -> Split:
 
 
 def _list_folder(folder: Folder, path: str) -> Files:
-    """The images below one folder, checked as far as a listing can."""
+    """List the images below one folder, with the checks that a listing allows."""
     found = folder.find(path)
     if found is None:
         raise DataError(f"no such folder: {folder.shown(path)}")
@@ -96,7 +96,7 @@ def _list_folder(folder: Folder, path: str) -> Files:
 
 
 def _split_suffix(name: str) -> tuple[str, str]:
-    """Path without extension, and the extension as it is written, empty if it is not an image's."""
+    """Split a path into the part without extension and the extension as written, "" if it is not an image's."""
     stem, suffix = os.path.splitext(name)
     return (stem, suffix) if suffix.lower() in SUFFIXES else (name, "")
 

@@ -1,4 +1,4 @@
-"""A dataset that has grown: what a run already used keeps its place, and what is new comes after it.
+"""Growing a dataset: files that a run already used keep their places, new ones come after them.
 
 The rows of the run's listing are its examples' identity: they must all still be there, of the sizes that they had. Files
 that are gone or changed are refused, since the pass that is under way still needs them as they were.
@@ -21,7 +21,7 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class Added:
-    """What came to one kind of pictures: "pairs", "backgrounds", "validation pairs", "validation backgrounds"."""
+    """Additions to one kind of pictures: "pairs", "backgrounds", "validation pairs", "validation backgrounds"."""
 
     kind: str
     before: int
@@ -30,7 +30,7 @@ class Added:
     """The first of the new ones, without extension."""
 
     def __str__(self) -> str:
-        """For people: `200 pairs + 40 (a, b, c, ...)`."""
+        """Return the text for people: `200 pairs + 40 (a, b, c, ...)`."""
         more = ", ..." if self.count > len(self.names) else ""
         names = f" ({', '.join(self.names)}{more})" if self.names else ""
         return f"{self.before:,} {self.kind}" + (f" + {self.count:,}{names}" if self.count else "")
@@ -38,14 +38,14 @@ class Added:
 
 @dataclass(frozen=True)
 class Growth:
-    """A run's dataset with all that was added to it."""
+    """Listing of a run's dataset with all that was added to it."""
 
     listing: Listing
     added: tuple[Added, ...]
 
 
 def grow(old: Listing, new: Listing) -> Growth:
-    """The listing `new` with the rows of `old` first, where they were.
+    """Return the listing `new` with the rows of `old` first, in their places.
 
     A validation set that is missing from `new` stays as it was.
 
@@ -68,7 +68,7 @@ def grow(old: Listing, new: Listing) -> Growth:
 
 
 def _folders(old: Listing, new: Listing, split: str) -> list[tuple[Files, Files]]:
-    """(before, after) of a split's three folders."""
+    """Return (before, after) of a split's three folders."""
     was, now = getattr(old, split), getattr(new, split)
     if split == "valid" and not len(now.fgr):
         now = was
@@ -101,7 +101,7 @@ def _same(was: Files, i: int, now: Files, j: int) -> bool:
 
 
 def _joined(old: Files, new: Files) -> Files:
-    """`old` and, after it, what only `new` has."""
+    """Return `old` followed by what only `new` has."""
     known = set(old.stems)
     fresh = [i for i, stem in enumerate(new.stems) if stem not in known]
     suffixes = sorted({*old.suffixes, *(new.suffixes[new.codes[i]] for i in fresh)})

@@ -1,4 +1,4 @@
-"""A folder of images at any fsspec URL: listed with few requests, read with patience.
+"""Folder of images at any fsspec URL: listed in few requests, read with retries.
 
 Three outcomes of a read are told apart, because they end differently:
 
@@ -33,7 +33,7 @@ _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirecto
 
 
 class UnreadableImage(DataError):
-    """One image that cannot be had: its `path` (with the URL) and the `reason`."""
+    """Error for one image that cannot be read: its `path` (with the URL) and the `reason`."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -49,7 +49,7 @@ READ_RETRY = RetryPolicy(total=math.inf, attempts=6, first=0.5, longest=math.inf
 
 
 class Folder:
-    """A folder at an fsspec URL.
+    """Folder at an fsspec URL.
 
     Raises:
         DataError: the URL names a protocol that is unknown or whose driver is not installed.
@@ -72,11 +72,11 @@ class Folder:
         return not isinstance(self._fs, (LocalFileSystem, MemoryFileSystem))
 
     def shown(self, path: str = "") -> str:
-        """The URL of a path in this folder as messages may show it."""
+        """Return the URL of a path in this folder as messages may show it."""
         return redact(f"{self.url}/{path}" if path else self.url)
 
     def find(self, path: str) -> dict[str, int] | None:
-        """Every file below `path`: its path from there, and its size in bytes (-1: the storage does not say).
+        """List every file below `path`: its path from there, and its size in bytes (-1: unknown).
 
         One recursive listing. Files and folders whose name begins with a dot are left out; links
         are followed.
@@ -113,7 +113,7 @@ class Folder:
         return seen or ({} if self._fs.exists(root) else None)
 
     def read(self, path: str, size: int = UNKNOWN_SIZE) -> bytes:
-        """All bytes of a file, which should have `size` bytes. Passing faults are waited out.
+        """Return all bytes of a file, which should have `size` bytes; transient faults are retried.
 
         Raises:
             UnreadableImage: the file is gone, forbidden or of another size.
@@ -142,16 +142,16 @@ class Folder:
             ) from error
 
     def _is_permanent(self, error: BaseException) -> bool:
-        """Whether no retry can mend it."""
+        """Return whether a retry is pointless."""
         return isinstance(error, _PERMANENT) or _is_client_fault(error) or self._is_bad_disk(error)
 
     def _is_bad_disk(self, error: BaseException) -> bool:
-        """An input/output error of a local disk belongs to the file; from a bucket it is a server's passing fault."""
+        """Return whether it is a local disk's input/output error, which stays; a bucket's EIO is a passing fault."""
         return not self.remote and isinstance(error, OSError) and error.errno == errno.EIO
 
 
 def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int]]:
-    """Files below a local folder, links followed (fsspec's own listing does not); a link to a folder above is not entered."""
+    """Yield the files below a local folder, following links (fsspec does not), but not to a folder above."""
     status = os.stat(root)
     here = (status.st_dev, status.st_ino)
     if here in above:
@@ -179,6 +179,6 @@ def _size_of(info: dict[str, Any]) -> int:
 
 
 def _is_client_fault(error: BaseException) -> bool:
-    """HTTP's 4xx, other than a time-out (408) and too many requests (429)."""
+    """Return whether it is an HTTP 4xx other than 408 (time-out) and 429 (too many requests)."""
     status = getattr(error, "status", None)
     return isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)

@@ -1,4 +1,4 @@
-"""The dataset's listing: made once when a run begins, and kept with the run.
+"""Listings of datasets: made once when a run begins, and kept with the run.
 
 The listing's digest covers names and sizes but not the place, so that a copy of a dataset in another
 bucket is the same dataset.
@@ -22,14 +22,14 @@ FORMAT = "raymat-listing-1"
 
 
 class FileRow(NamedTuple):
-    """One file: its path below the listing's URL, and its size in bytes (-1: unknown)."""
+    """File: its path below the listing's URL, and its size in bytes (-1: unknown)."""
 
     path: str
     size: int
 
 
 class PairRow(NamedTuple):
-    """One foreground and its alpha: their common name, and each one's path and size in bytes (-1: unknown)."""
+    """Foreground and its alpha: their common name, and each one's path and size in bytes (-1: unknown)."""
 
     name: str
     fgr: str
@@ -40,7 +40,7 @@ class PairRow(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """The images of one folder, sorted by stem (path without extension). Columns, since there may be very many."""
+    """Images of one folder, sorted by stem (path without extension); stored as columns, since there may be very many."""
 
     folder: str
     stems: list[str]
@@ -60,7 +60,7 @@ class Files:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """What one of train/ and valid/ holds; `fgr` and `pha` have the same stems."""
+    """Files of train/ or of valid/; `fgr` and `pha` have the same stems."""
 
     fgr: Files
     pha: Files
@@ -76,7 +76,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """Every pair and background of a dataset, in the order that `SampleOrder` counts them."""
+    """Pairs and backgrounds of a dataset, in the order in which `SampleOrder` numbers them."""
 
     dataset_url: str
     backgrounds_url: str
@@ -87,13 +87,13 @@ class Listing:
 
     @classmethod
     def of(cls, dataset_url: str, backgrounds_url: str, train: Split, valid: Split) -> Listing:
-        """A listing with its digest."""
+        """Make a listing with its digest."""
         digest = hashlib.sha256(_content(train, valid)).hexdigest()
         return cls(dataset_url, backgrounds_url, train, valid, digest)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many pairs and backgrounds there are to train and to validate on."""
+        """Numbers of pairs and backgrounds to train and to validate on."""
         return {
             "pairs": len(self.train.fgr),
             "backgrounds": len(self.train.backgrounds),
@@ -102,7 +102,7 @@ class Listing:
         }
 
     def to_bytes(self) -> bytes:
-        """The listing as a compressed file; the same listing gives the same bytes."""
+        """Return the listing as a compressed file; equal listings give equal bytes."""
         head = {
             "format": FORMAT,
             "dataset": self.dataset_url,
@@ -113,7 +113,7 @@ class Listing:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Listing:
-        """The inverse of `to_bytes`.
+        """Parse what `to_bytes` returned.
 
         Raises:
             DataError: the bytes are not a listing, or not as they were written.
@@ -137,7 +137,7 @@ def _json(value: Any) -> bytes:
 
 
 def _content(train: Split, valid: Split) -> bytes:
-    """All that the digest covers: a line that describes the blobs, and the blobs."""
+    """Return what the digest covers: a line that describes the blobs, and the blobs."""
     folders = [f for split in (train, valid) for f in (split.fgr, split.pha, split.backgrounds)]
     blobs = [*_split_blobs(train), *_split_blobs(valid)]
     meta = {
@@ -149,7 +149,7 @@ def _content(train: Split, valid: Split) -> bytes:
 
 
 def _split_blobs(split: Split) -> list[bytes]:
-    """Names once for both halves of the pairs, then each folder's extensions and sizes."""
+    """Return the blobs: names once for both halves of the pairs, then each folder's extensions and sizes."""
     return [
         _join(split.fgr.stems),
         _join(split.backgrounds.stems),
@@ -173,7 +173,7 @@ def _cut(blob: bytes, count: int) -> list[str]:
 
 
 def _pack_sizes(sizes: NDArray[np.int64]) -> bytes:
-    """All lowest bytes, then all second bytes and so on: the high ones are nearly all zero and compress away."""
+    """Pack all lowest bytes, then all second bytes and so on: the high ones are nearly all zero and compress away."""
     return np.ascontiguousarray(sizes.astype("<i8").view(np.uint8).reshape(-1, 8).T).tobytes()
 
 

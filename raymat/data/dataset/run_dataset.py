@@ -1,4 +1,4 @@
-"""A run's dataset as its `run.json` describes it: made pictures, or the listing that is kept with the run."""
+"""Dataset of a run as `run.json` describes it: synthetic pictures, or the listing that is kept with the run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from raymat.storage.store import Store
 
 
 def list_dataset(config: RunConfig, store: Store) -> dict[str, Any]:
-    """List the dataset and keep the listing in `store`; what `run.json` says of it."""
+    """List the dataset and keep the listing in `store`; return the description for `run.json`."""
     if config.data.synthetic is not None:
         return _made(config.data.synthetic)
     return _keep(_list(config), store)
 
 
 def source_of(config: RunConfig, store: Store, listing: dict[str, Any]) -> SourceSpec:
-    """The source of the dataset that `run.json` describes as `listing`."""
+    """Return the source of the dataset that `run.json` describes as `listing`."""
     if "synthetic" in listing:
         return SourceSpec.synthetic(
             count=listing["synthetic"],
@@ -82,19 +82,19 @@ def geometry_of(config: RunConfig) -> Geometry:
 
 @dataclass(frozen=True)
 class Grown:
-    """A dataset that was looked at again: what `run.json` is to say of it, and what was added."""
+    """Dataset that was listed again: its description for `run.json`, and what was added."""
 
     listing: dict[str, Any]
     added: tuple[Added, ...]
 
     @property
     def valid_changed(self) -> bool:
-        """Whether validation has more to choose from."""
+        """Whether the validation set has grown."""
         return any(added.count for added in self.added if added.kind.startswith("validation"))
 
 
 def grow_dataset(config: RunConfig, store: Store, listing: dict[str, Any]) -> Grown:
-    """Look at the dataset again; its listing is kept in `store`, under a name of its own.
+    """List the dataset again, and keep the listing in `store` under a name of its own.
 
     Raises:
         ConfigError: it is of another kind. DataError: it did not only grow, or cannot be listed.

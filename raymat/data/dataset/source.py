@@ -1,4 +1,4 @@
-"""Where pairs and backgrounds come from: files at any URL, or procedural pictures.
+"""Sources of pairs and backgrounds: files at any URL, or procedural pictures.
 
 A `SourceSpec` is what travels to the processes that read; it opens to a `Source`, once per process.
 """
@@ -40,11 +40,11 @@ class Source(Protocol):
 
     @property
     def fetch_ahead(self) -> int:
-        """How many examples are worth fetching at the same time: 0 where a picture is at hand at once."""
+        """Number of examples worth fetching at the same time; 0 if pictures are at hand at once."""
         ...
 
     def open_pair(self, index: int, valid: bool = False) -> tuple[OpenImage, OpenImage]:
-        """Foreground (RGB) and alpha (grey) of the same size.
+        """Open a foreground (RGB) and its alpha (grey), of the same size.
 
         Raises:
             UnreadableImage: one of them cannot be had, or their sizes differ.
@@ -53,11 +53,11 @@ class Source(Protocol):
         ...
 
     def open_background(self, index: int, valid: bool = False) -> OpenImage:
-        """A background (RGB). Raises as `open_pair` does."""
+        """Open a background (RGB). Raises as `open_pair` does."""
         ...
 
     def name_of(self, index: int, valid: bool = False) -> str:
-        """The pair's name, for people."""
+        """Return the pair's name, for people."""
         ...
 
 
@@ -144,7 +144,7 @@ class SyntheticSource:
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """Which source: tiny and picklable. Made by `listed` or `synthetic`."""
+    """Description of a source: tiny and picklable. Made by `listed` or `synthetic`."""
 
     listing_url: str = ""
     listing_digest: str = ""
@@ -155,19 +155,20 @@ class SourceSpec:
 
     @classmethod
     def listed(cls, url: str, digest: str) -> SourceSpec:
-        """The files of the listing kept at `url`, whose digest must be `digest`."""
+        """Describe the files of the listing kept at `url`, whose digest must be `digest`."""
         return cls(listing_url=url, listing_digest=digest)
 
     @classmethod
     def synthetic(
         cls, count: int, seed: int, size: int, valid_count: int | None = None
     ) -> SourceSpec:
-        """`count` procedural pairs and backgrounds of `size` x `size` pixels, and `valid_count` (default: `count`) others."""
+        """Describe `count` procedural pairs and backgrounds of `size` x `size` pixels, and `valid_count` (default:
+        `count`) to validate on."""
         valid = count if valid_count is None else valid_count
         return cls(count=count, seed=seed, size=size, valid_count=valid)
 
     def open(self) -> Source:
-        """The source; the same object at every call in a process.
+        """Return the source; the same object at every call in a process.
 
         Raises:
             DataError: the listing cannot be read, is damaged, or is not the one that the run began

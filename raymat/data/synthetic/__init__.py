@@ -1,1 +1,1 @@
-"""Procedural pictures."""
+"""Synthetic data: procedural matting pairs and backgrounds."""

@@ -1,4 +1,4 @@
-"""Drawing in coordinates that do not know the picture's size: what the procedural pictures are made with.
+"""Drawing primitives of the procedural pictures, in coordinates that are independent of the picture's size.
 
 Points are (..., 2) arrays of (x, y): 0 is the picture's centre, 1 its shorter side, x to the right and y down. Lengths, widths and
 blurs are in shorter sides too. Layers are uint8 arrays of the picture's size with one or three channels; fields are float32.
@@ -24,25 +24,25 @@ _FRACTION_BITS = 6  # of a pixel, in the coordinates given to OpenCV
 
 
 def as_field(array: NDArray[Any]) -> Field:
-    """What OpenCV returned, which its type hints do not say, as a field."""
+    """Convert what OpenCV returned to a field; its type hints are too loose."""
     return np.asarray(array, dtype=np.float32)
 
 
 def as_pixels(array: NDArray[Any]) -> Pixels:
-    """What OpenCV returned as a layer."""
+    """Convert what OpenCV returned to a layer."""
     return np.asarray(array, dtype=np.uint8)
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """A picture of `width` x `height` pixels to draw in. Everything drawn is anti-aliased."""
+    """Canvas of `width` x `height` pixels; everything drawn is anti-aliased."""
 
     width: int
     height: int
 
     @classmethod
     def of(cls, size: int | tuple[int, int]) -> Canvas:
-        """A square of `size` pixels, or (width, height)."""
+        """Make a square of `size` pixels, or (width, height)."""
         width, height = size if isinstance(size, tuple) else (size, size)
         if width < 1 or height < 1:
             raise ValueError(f"a picture needs at least one pixel, got {width} x {height}")
@@ -54,22 +54,22 @@ class Canvas:
         return min(self.width, self.height)
 
     def scaled(self, unit: int) -> Canvas:
-        """A canvas of the same proportions whose shorter side has `unit` pixels."""
+        """Return a canvas of the same proportions whose shorter side has `unit` pixels."""
         return Canvas(round(self.width * unit / self.unit), round(self.height * unit / self.unit))
 
     def layer(self, *colour: int) -> Pixels:
-        """A layer of one colour: (h, w) for one number, (h, w, 3) for three."""
+        """Return a layer of one colour: (h, w) for one number, (h, w, 3) for three."""
         shape = (self.height, self.width) if len(colour) == 1 else (self.height, self.width, 3)
         return np.full(shape, colour if len(colour) > 1 else colour[0], dtype=np.uint8)
 
     def grid(self) -> tuple[Field, Field]:
-        """x as (1, w) and y as (h, 1) of the pixels' centres."""
+        """Return x as (1, w) and y as (h, 1) of the pixels' centres."""
         x = (np.arange(self.width) + 0.5 - self.width / 2) / self.unit
         y = (np.arange(self.height) + 0.5 - self.height / 2) / self.unit
         return x.astype(np.float32)[None, :], y.astype(np.float32)[:, None]
 
     def _fixed(self, points: Points) -> NDArray[np.int32]:
-        """Pixel coordinates with `_FRACTION_BITS` binary places; whole numbers are pixel centres."""
+        """Convert to pixel coordinates with `_FRACTION_BITS` binary places; whole numbers are pixel centres."""
         origin = np.array([self.width - 1, self.height - 1]) / 2
         fixed = np.rint((points * self.unit + origin) * 2**_FRACTION_BITS)
         return np.asarray(fixed, dtype=np.int32)
@@ -103,7 +103,7 @@ class Canvas:
         )
 
     def blur(self, field: Field, deviation: float) -> Field:
-        """Gaussian blur, the edge pixels repeated outwards; wide blurs are made on a smaller picture."""
+        """Blur with a Gaussian, edge pixels repeated outwards; wide blurs are made on a smaller picture."""
         pixels = deviation * self.unit
         if pixels < 0.25:
             return field
@@ -117,7 +117,7 @@ class Canvas:
         return field if shrink == 1 else self.stretch(field, cv2.INTER_LINEAR)
 
     def stretch(self, field: Field, interpolation: int = cv2.INTER_CUBIC) -> Field:
-        """Any field resized to the picture."""
+        """Resize any field to the picture."""
         shrinks = field.shape[1] > self.width or field.shape[0] > self.height
         how = cv2.INTER_AREA if shrinks else interpolation
         return as_field(cv2.resize(field, (self.width, self.height), interpolation=how))
@@ -125,7 +125,7 @@ class Canvas:
     def noise(
         self, draws: Draws, cells: int, octaves: int, gain: float = 0.6, channels: int = 1
     ) -> Field:
-        """Value noise around 0 with a deviation near 1/2: lattices of `cells`, 2 `cells`, ... values a side, each weaker by `gain`.
+        """Draw value noise around 0, deviation near 1/2: lattices of `cells`, 2 `cells`, ... values a side, each weaker by `gain`.
 
         (h, w) for one channel, (h, w, 3) for three.
         """
@@ -153,7 +153,7 @@ def blob(
     waves: NDArray[np.float64] | None = None,
     square: float = 2.0,
 ) -> Points:
-    """A smooth closed outline (96, 2): a superellipse (`square` 2: an ellipse) turned by `turn` radians.
+    """Return a smooth closed outline (96, 2): a superellipse (`square` 2: an ellipse) turned by `turn` radians.
 
     `waves` (n, 2) are amplitude and phase (in turns) of the 2nd, 3rd, ... harmonic of the radius.
     """
@@ -169,7 +169,7 @@ def blob(
 
 
 def limb(start: Points, bend: Points, end: Points, widths: tuple[float, float]) -> Points:
-    """A closed outline along the quadratic curve from `start` to `end` drawn towards `bend`, round at both ends.
+    """Return a closed outline along the quadratic curve from `start` to `end` drawn towards `bend`, round at both ends.
 
     `widths` are the half widths at the two ends.
     """

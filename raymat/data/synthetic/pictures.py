@@ -1,4 +1,4 @@
-"""Procedural matting pairs and backgrounds: pictures that need no dataset, from (seed, index, size) alone.
+"""Procedural matting pairs and backgrounds, drawn from (seed, index, size) alone: no dataset is needed.
 
 A foreground is a figure (head, body, arms, hair) or an object of one to three blobs, textured and shaded; its alpha has edges of
 varying softness, strands of hair along a part of the outline, and sometimes a hole, a translucent part or a veil. As in keyed
@@ -34,7 +34,7 @@ from raymat.data.synthetic.subjects import (
 
 
 def synthetic_pair(seed: int, index: int, size: int | tuple[int, int]) -> tuple[Pixels, Pixels]:
-    """Foreground, uint8 (h, w, 3) RGB, and alpha, uint8 (h, w), of pair `index`; `size` is a side or (width, height)."""
+    """Draw foreground, uint8 (h, w, 3) RGB, and alpha, uint8 (h, w), of pair `index`; `size` is a side or (width, height)."""
     draws = Draws(seed, Stream.SYNTHETIC_PAIR, index)
     canvas = Canvas.of(size)
     subject = figure(draws) if draws.chance(0.6) else thing(draws)
@@ -46,7 +46,7 @@ def synthetic_pair(seed: int, index: int, size: int | tuple[int, int]) -> tuple[
 
 
 def synthetic_background(seed: int, index: int, size: int | tuple[int, int]) -> Pixels:
-    """Background `index`, uint8 (h, w, 3) RGB; `size` is a side or (width, height)."""
+    """Draw background `index`, uint8 (h, w, 3) RGB; `size` is a side or (width, height)."""
     draws = Draws(seed, Stream.SYNTHETIC_BACKGROUND, index)
     canvas = Canvas.of(size)
     scene = _wall_and_floor(canvas, draws)
@@ -63,11 +63,11 @@ def synthetic_background(seed: int, index: int, size: int | tuple[int, int]) -> 
 
 
 _COARSE = 64
-"""Side of the grid on which what is smooth is made before it is stretched to the picture."""
+"""Side of the grid on which smooth fields are made before they are stretched to the picture."""
 
 
 def _to_pixels(picture: Field) -> Pixels:
-    """0..255 rounded and cut off."""
+    """Round and clamp to 0..255."""
     return as_pixels(cv2.addWeighted(picture, 1.0, picture, 0.0, 0.0, dtype=cv2.CV_8U))
 
 
@@ -75,7 +75,7 @@ def _to_pixels(picture: Field) -> Pixels:
 
 
 def _body(canvas: Canvas, draws: Draws, subject: Subject) -> Field:
-    """The subject's solid silhouette, 0..1, with edges softer here and harder there."""
+    """Draw the subject's solid silhouette, 0..1, with edges of varying softness."""
     layer = canvas.layer(0)
     for part in subject.parts:
         canvas.fill(layer, part.outline, (255,))
@@ -87,7 +87,7 @@ def _body(canvas: Canvas, draws: Draws, subject: Subject) -> Field:
 
 
 def _alpha(canvas: Canvas, draws: Draws, subject: Subject, body: Field, veil: Veil) -> Pixels:
-    """The alpha, uint8: body less hole and translucency, with veil and strands added."""
+    """Draw the alpha, uint8: body without hole and translucency, with veil and strands added."""
     clear = 1 - body * _openings(canvas, draws, subject)
     if veil.opacity > 0:
         layer = canvas.layer(0)
@@ -100,7 +100,7 @@ def _alpha(canvas: Canvas, draws: Draws, subject: Subject, body: Field, veil: Ve
 
 
 def _openings(canvas: Canvas, draws: Draws, subject: Subject) -> Field:
-    """What the body is multiplied with: 1, less at a translucent part, 0 in a hole."""
+    """Draw the factor of the body: 1, less at a translucent part, 0 in a hole."""
     keep = np.ones((canvas.height, canvas.width), dtype=np.float32)
     for size, least, most, edge in ((0.06, 0.9, 1.0, 0.002), (0.16, 0.3, 0.75, 0.01)):
         chosen = draws.chance(subject.openings)
@@ -122,7 +122,7 @@ _MOST_STRANDS = 640
 
 
 def _strands(canvas: Canvas, draws: Draws, subject: Subject) -> Field:
-    """Hair, 0..1: thin curved lines from the subject's `hair_outline`, finer and fainter to their ends."""
+    """Draw hair, 0..1: thin curved lines from the subject's `hair_outline`, finer and fainter to their ends."""
     lines, groups = _strand_lines(draws, subject)
     layer = canvas.layer(0)
     # Faint before strong: a line replaces what is under it.
@@ -135,7 +135,7 @@ def _strands(canvas: Canvas, draws: Draws, subject: Subject) -> Field:
 
 
 def _strand_lines(draws: Draws, subject: Subject) -> tuple[Points, NDArray[np.int64]]:
-    """Strands as curves of ten points (n, 10, 2), and the group (0..4, finest first) of each."""
+    """Return strands as curves of ten points (n, 10, 2), and the group (0..4, finest first) of each."""
     count = draws.integer(120, _MOST_STRANDS)
     wind, gravity = draws.uniform(-0.5, 0.5), draws.uniform(0, 0.9)
     curl, spread = draws.uniform(0.1, 0.7), draws.uniform(0.2, 0.8)
@@ -159,7 +159,7 @@ def _strand_lines(draws: Draws, subject: Subject) -> tuple[Points, NDArray[np.in
 
 
 def _shade(canvas: Canvas, draws: Draws, body: Field) -> Field:
-    """Light on the body, around 1: as if it were higher towards its middle and lit from one side."""
+    """Compute the light on the body, around 1: as if it were higher towards its middle and lit from one side."""
     small = Canvas(_COARSE, _COARSE)
     height = small.blur(small.stretch(body), 0.05)
     angle = draws.uniform(0, 2 * math.pi)
@@ -170,7 +170,7 @@ def _shade(canvas: Canvas, draws: Draws, body: Field) -> Field:
 
 
 def _foreground(canvas: Canvas, draws: Draws, subject: Subject, veil: Veil, shade: Field) -> Pixels:
-    """The subject's colours, everywhere: a part's colour goes on beyond its outline, ever more blurred."""
+    """Paint the subject's colours, everywhere: a part's colour continues beyond its outline, ever more blurred."""
     picture = _painted(canvas, draws, subject, veil)
     pattern = canvas.layer(0, 76, 0)
     for part in subject.parts:
@@ -189,7 +189,7 @@ def _foreground(canvas: Canvas, draws: Draws, subject: Subject, veil: Veil, shad
 
 
 def _painted(canvas: Canvas, draws: Draws, subject: Subject, veil: Veil) -> Pixels:
-    """The flat colours: widened and blurred outside of the parts, sharp inside."""
+    """Paint the flat colours: widened and blurred outside of the parts, sharp inside."""
     coarse = canvas.scaled(128)
     wide = coarse.layer(*vivid(draws))
     for part in subject.parts:
@@ -212,7 +212,7 @@ def _muted(draws: Draws) -> Colour:
 
 
 def _wall_and_floor(canvas: Canvas, draws: Draws) -> Pixels:
-    """A wall whose colour changes in some direction, and a floor, its edge sometimes out of the picture."""
+    """Draw a wall whose colour changes in some direction, and a floor whose edge may lie outside of the picture."""
     x, y = Canvas(_COARSE, _COARSE).grid()
     angle = draws.uniform(0, 2 * math.pi)
     towards = np.float32(math.cos(angle)) * x + np.float32(math.sin(angle)) * y
@@ -230,7 +230,7 @@ _MOST_RECTANGLES = 14
 
 
 def _rectangles(canvas: Canvas, draws: Draws, scene: Pixels) -> None:
-    """Windows, pictures, furniture: rectangles, some with a frame, some a little turned."""
+    """Draw windows, pictures, furniture: rectangles, some with a frame, some turned a little."""
     count = draws.integer(3, _MOST_RECTANGLES + 1)
     across = canvas.width / canvas.unit
     high = canvas.height / canvas.unit
@@ -254,7 +254,7 @@ _MOST_BARS = 12
 
 
 def _bars(canvas: Canvas, draws: Draws, scene: Pixels) -> None:
-    """A shelf, a blind, a fence: equal bars side by side, upright or lying."""
+    """Draw a shelf, a blind, a fence: equal bars side by side, vertical or horizontal."""
     chosen, upright = draws.chance(0.6), draws.chance(0.5)
     colour, count = _muted(draws), draws.integer(4, _MOST_BARS + 1)
     x, y, pitch, bar, long = draws.uniforms(5)
@@ -270,7 +270,7 @@ def _bars(canvas: Canvas, draws: Draws, scene: Pixels) -> None:
 
 
 def _lamps(canvas: Canvas, draws: Draws, scene: Pixels) -> Field:
-    """Draw up to four small lamps into the scene; their wide glow is returned, (_COARSE, _COARSE, 3)."""
+    """Draw up to four small lamps into the scene; return their wide glow, (_COARSE, _COARSE, 3)."""
     wide, high = canvas.width / canvas.unit, canvas.height / canvas.unit
     grid_x, grid_y = Canvas(_COARSE, _COARSE).grid()
     glow = np.zeros((_COARSE, _COARSE, 3), dtype=np.float32)

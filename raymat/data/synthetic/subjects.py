@@ -1,4 +1,4 @@
-"""What a procedural foreground is made of: outlines and colours, before anything is painted.
+"""Subjects of procedural foregrounds: outlines and colours, before anything is painted.
 
 Coordinates are those of `raymat.data.synthetic.canvas`: 0 is the picture's centre, 1 its shorter side, y down.
 """
@@ -20,7 +20,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a foreground: its outline, its colour (RGB 0..255) and how strongly (0..1) it is striped and mottled."""
+    """Part of a foreground: its outline, its colour (RGB 0..255) and how strongly (0..1) it is striped and mottled."""
 
     outline: Points
     colour: Colour
@@ -30,7 +30,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Subject:
-    """A foreground before it is painted: parts from back to front, and where hair grows.
+    """Subject of a foreground: parts from back to front, and where hair grows.
 
     `hair_outline` (n, 2) is the piece of outline the strands start from, `hair_length` in shorter sides.
     """
@@ -46,7 +46,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Veil:
-    """Something thin over or beside the subject: its outline, colour and opacity (0..1; 0: there is none)."""
+    """Veil over or beside the subject: its outline, colour and opacity (0..1; 0: there is none)."""
 
     outline: Points
     colour: Colour
@@ -54,13 +54,13 @@ class Veil:
 
 
 def hsv(hue: float, saturation: float, value: float) -> Colour:
-    """RGB 0..255 from hue in turns, saturation and value in 0..1."""
+    """Convert hue in turns, saturation and value in 0..1 to RGB 0..255."""
     red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def vivid(draws: Draws) -> Colour:
-    """A strong colour, as foregrounds wear and backgrounds do not."""
+    """Draw a strong colour, which foregrounds have and backgrounds do not."""
     hue, saturation, value = draws.uniforms(3)
     return hsv(hue, 0.45 + 0.5 * saturation, 0.3 + 0.65 * value)
 
@@ -76,14 +76,14 @@ def _hair(draws: Draws) -> Colour:
 
 
 def ripples(draws: Draws, count: int, strength: float) -> NDArray[np.float64]:
-    """Amplitudes (up to `strength`, weaker the higher) and phases of `count` harmonics."""
+    """Draw amplitudes (up to `strength`, weaker the higher) and phases of `count` harmonics."""
     waves = draws.uniforms(2 * count).reshape(count, 2)
     waves[:, 0] *= strength * 2 / np.arange(2, count + 2)
     return waves
 
 
 def figure(draws: Draws) -> Subject:
-    """A person, cut off by the lower edge: arms, neck, body, head, hair that may fall to the shoulders."""
+    """Draw a person, cut off by the lower edge: arms, neck, body, head, hair that may reach the shoulders."""
     scale, x = draws.uniform(0.8, 1.2), draws.uniform(-0.14, 0.14)
     y, lean = draws.uniform(-0.26, -0.12), draws.uniform(-0.06, 0.06)
     skin, cloth, hair = _skin(draws), vivid(draws), _hair(draws)
@@ -123,7 +123,7 @@ def figure(draws: Draws) -> Subject:
 
 
 def _torso(draws: Draws, chest: tuple[float, float], scale: float, cloth: Colour) -> Part:
-    """Shoulders and chest around the point `chest`, and as far down as any frame."""
+    """Return shoulders and chest around the point `chest`, down to below any frame."""
     outline = blob(
         chest,
         (0.23 * scale * draws.uniform(0.8, 1.15), 0.43 * scale),
@@ -135,7 +135,7 @@ def _torso(draws: Draws, chest: tuple[float, float], scale: float, cloth: Colour
 
 
 def _cap(head: Points, centre: tuple[float, float], brow: float) -> Points:
-    """The hair on a head: what of its outline lies above the height `brow`, a little larger."""
+    """Return the hair on a head: its outline above the height `brow`, a little larger."""
     around = np.roll(head, -24, axis=0)  # from the chin, so that the upper part is in one piece
     upper = around[around[:, 1] < brow]
     return np.asarray(np.array(centre) + (upper - np.array(centre)) * 1.12)
@@ -149,7 +149,7 @@ def _arm(
     cloth: Colour,
     skin: Colour,
 ) -> list[Part]:
-    """Sleeve and hand of an arm that starts at `shoulder` on one `side` (-1 or 1)."""
+    """Draw sleeve and hand of an arm that starts at `shoulder` on one `side` (-1 or 1)."""
     out, down, reach, lift = draws.uniforms(4)
     start = np.array(shoulder)
     bend = start + scale * np.array([side * (0.1 + 0.2 * out), 0.1 + 0.2 * down])
@@ -160,7 +160,7 @@ def _arm(
 
 
 def thing(draws: Draws) -> Subject:
-    """One to three blobs, perhaps with a tail, furry along a part of the first."""
+    """Draw an object of one to three blobs, perhaps with a tail, furry along a part of the first."""
     colours = [vivid(draws) for _ in range(4)]
     blobs = []
     for _ in range(3):
@@ -194,7 +194,7 @@ def thing(draws: Draws) -> Subject:
 
 
 def veil_near(draws: Draws, subject: Subject) -> Veil:
-    """A veil close to the subject's hindmost part; in three of four cases there is none."""
+    """Draw a veil close to the subject's hindmost part; in three of four cases there is none."""
     chosen = draws.chance(0.25)
     x, y, wide, tall, turn, opacity = draws.uniforms(6)
     near = subject.parts[0].outline.mean(axis=0)
