@@ -1,4 +1,4 @@
-"""`raymat demo`: both stages for real on this machine, with a worker killed on the way.
+"""`raymat demo`: both stages on this machine, with a worker killed on the way.
 
 Procedural pairs, a small network and small images, but the same code as any run: a local Ray
 cluster, two workers, Ray Data, checkpoints in a folder, a SIGKILL in the middle, a resume.
@@ -65,7 +65,7 @@ BOTH = {
 
 
 def main(argv: Sequence[str] = ()) -> int:
-    """Run the demo in ./demo, which it makes anew; returns the exit code."""
+    """Run the demo in ./demo, which it makes anew; return the exit code."""
     if argv:
         raise ConfigError(f"raymat demo takes no arguments, got {' '.join(argv)}")
     started = time.monotonic()
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] = ()) -> int:
 
 
 def _stage(config: RunConfig, kill: bool) -> str:
-    """Run one stage to its end; returns its line of the summary."""
+    """Run one stage to its end; return its line of the summary."""
     workers = config.workers.workers
     print(f"{config.stage}: {config.length.steps} steps on {workers} workers", flush=True)
     store = Store.open(config.storage, config.name)
@@ -141,7 +141,7 @@ class _HalfwayKiller(threading.Thread):
 
 
 def _begun(config: RunConfig) -> RunConfig:
-    """The configuration that the run was begun with: paths and `auto` are settled in it."""
+    """Return the configuration that the run was begun with, with absolute paths and nothing left to `auto`."""
     stored = read_run(Store.open(config.storage, config.name))
     assert stored is not None
     return from_dict(stored["config"])

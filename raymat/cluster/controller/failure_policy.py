@@ -1,4 +1,4 @@
-"""Which failures end a run, and which are tried again."""
+"""A failure policy that ends a run where trying again would end the same way."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from raymat.cluster.ray_train_internals import (
 from raymat.errors import CheckpointError, RaymatError, StorageError
 from raymat.train.run.notice import LeavingError
 
-MAX_FRUITLESS = 3  # the same failure this often without a commit between: it is no accident
-
-
-MAX_DEATHS = 10  # workers died this often without a commit between: it comes to nothing
+MAX_FRUITLESS = 3
+"""The same failure this often, with no progress between, ends the run."""
+MAX_DEATHS = 10
+"""Deaths of workers this often, with no progress between, end the run."""
 
 
 def raymat_error(error: BaseException) -> RaymatError | None:
-    """The first raymat error among a worker group's failures (lowest rank first), or None."""
+    """Return the first raymat error among a worker group's failures (lowest rank first), or None."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     for rank in sorted(failures):
         found = unwrap(failures[rank])
@@ -37,8 +37,7 @@ def raymat_error(error: BaseException) -> RaymatError | None:
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Whether trying again would end the same way: raymat's own errors, but for storage that
-    fails."""
+    """Return whether trying again would end the same way: so it is with raymat's errors, but for storage that fails."""
     found = raymat_error(error)
     may_pass = (isinstance(found, LeavingError) and not found.final) or (
         isinstance(found, StorageError) and not isinstance(found, CheckpointError)
@@ -47,26 +46,25 @@ def is_fatal(error: BaseException) -> bool:
 
 
 def somebody_died(error: BaseException) -> bool:
-    """Whether a worker's process or node was lost or froze; the other ranks then fail for that alone."""
+    """Return whether a worker's process or node was lost or froze; the other ranks then fail for that alone."""
     failures = getattr(error, "worker_failures", {})
     lost = (RayError, WorkerHealthCheckTimeoutError)
     return any(isinstance(unwrap(found), lost) for found in failures.values())
 
 
 def signature(error: BaseException) -> str:
-    """What a failure looks like: type and first line of each worker's, lowest rank first."""
+    """Return what a failure looks like: type and first line of each worker's, lowest rank first."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     found = [unwrap(failures[rank]) for rank in sorted(failures)]
     return "; ".join(f"{type(e).__name__}: {str(e).strip().partition(chr(10))[0]}" for e in found)
 
 
 class RaymatFailurePolicy(DefaultFailurePolicy):
-    """Ray's policy, but what would come again ends the run: at once for an error that raymat
-    raised on purpose, and when the very same failure came three times without a commit between.
+    """Ray's policy, which also ends the run at an error that raymat raised on purpose, and at failures without progress.
 
-    Killed workers are another matter: neither their deaths nor the broken connections of the others,
-    which name another port each time, tell of a fault. But where even they come to nothing the
-    machines are not worth their money.
+    The same failure three times without a commit between is no accident. Killed workers are another matter: neither their
+    deaths nor the broken connections of the others, which name another port each time, tell of a fault. But after ten
+    without a commit between the machines are not worth their money.
     """
 
     def __init__(
@@ -76,21 +74,23 @@ class RaymatFailurePolicy(DefaultFailurePolicy):
         self._newest_step, self._board = newest_step, board
         self._step = -1
         self._seen: Counter[str] = Counter()
-        """How often each failure came since the newest commit."""
+        """Number of each kind of failure since the newest commit."""
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        """Retry or raise after a failure; called by the controller."""
         found = raymat_error(training_failed_error)
         if isinstance(found, LeavingError) and not found.final:
-            return FailureDecision.RETRY  # as often as machines come and go: it is no failure
+            return (
+                FailureDecision.RETRY
+            )  # without a limit: machines that come and go are no failure
         if is_fatal(training_failed_error) or self._is_fruitless(training_failed_error):
             return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 
     def _is_fruitless(self, error: BaseException) -> bool:
-        """Whether the same has happened too often since the newest commit; the board is told why."""
-        waits = isinstance(
-            unwrap(error), WorkerGroupStartupTimeoutError
-        )  # somebody else has the places
+        """Return whether the same has happened too often since the newest commit; if so, say why on the blackboard."""
+        # Somebody else has the places.
+        waits = isinstance(unwrap(error), WorkerGroupStartupTimeoutError)
         if waits or isinstance(raymat_error(error), StorageError):
             return False
         step = self._newest_step()
@@ -107,7 +107,7 @@ class RaymatFailurePolicy(DefaultFailurePolicy):
         return True
 
     def _kind(self, error: BaseException) -> tuple[str, int]:
-        """What a failure is counted as, and how often it may come."""
+        """Return what a failure is counted as, and its limit."""
         hangs = self._board.hangs()
         if hangs:
             return hangs[0], MAX_FRUITLESS

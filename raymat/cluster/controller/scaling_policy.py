@@ -1,9 +1,9 @@
-"""How many workers to start, and when others are worth a restart: Ray's elastic policy with eyes of its own.
+"""A scaling policy that counts on responding machines only, and never stops workers that train.
 
-Ray's policy takes draining nodes, and nodes that died within the last half minute, for alive; asks for places there, and waits
-the start time-out out. And while training runs it restarts the workers as soon as there is room for more, without
-a word to them: all since the newest commit is lost. Here a start counts on machines that answer now; and a running
-group is never stopped: it is told, commits, and leaves by itself (`raymat.train.run.notice`).
+Ray's elastic policy takes draining nodes, and nodes that died within the last half minute, for alive; asks for places there,
+and waits the start time-out out. And while training runs it restarts the workers as soon as there is room for more, without
+a word to them: all since the newest commit is lost. Here a start counts on machines that respond now; and a running group is
+asked to leave: it commits, and leaves by itself (`raymat.train.run.notice`).
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from raymat.cluster.ray_train_internals import (
 from raymat.train.run.notice import LeavingError, Notice
 
 GROWTH_SECONDS = 5.0
-"""How often a running group is compared with what the cluster could hold."""
+"""Between two comparisons of a running group with what the cluster could hold."""
 RESTART_SECONDS = 15.0
-"""What a restart is taken to cost before one was measured."""
-SETTLE_SECONDS = 10.0
-"""Machines come in groups: room for more workers must have stood so long before it is worth a restart."""
+"""The assumed cost of a restart, before one was measured."""
+ROOM_SECONDS = 10.0
+"""How long room for more workers must have stood to be worth a restart: machines come in groups."""
 
 
 def growth_pays(
     workers: int, possible: int, *, restart_seconds: float, expected_seconds: float
 ) -> bool:
-    """Whether to restart `workers` workers as `possible` ones.
+    """Return whether to restart `workers` workers as `possible` ones.
 
     The restart costs `restart_seconds` of all workers' time; then the work goes `possible / workers` times as fast, for
     the `expected_seconds` until the number is likely to change again. It pays if more is done by then.
@@ -45,115 +45,152 @@ def growth_pays(
     return possible * (expected_seconds - restart_seconds) > workers * expected_seconds
 
 
+class RestartTimer:
+    """Measures what a restart costs: from the last sight of the workers before to the first that train."""
+
+    def __init__(self) -> None:
+        self.seconds = RESTART_SECONDS
+        """The newest measured cost."""
+        self._running: float | None = None
+        """When the workers were last seen to run."""
+        self._left: float | None = None
+        """When the workers before were last seen, until the new ones train."""
+
+    def note_running(self, now: float) -> None:
+        """Note that workers run."""
+        self._running = now
+
+    def note_stopped(self) -> None:
+        """Note that no workers run."""
+        self._left, self._running = self._running or self._left, None
+
+    def note_training(self, now: float) -> None:
+        """Note that the workers are at their steps."""
+        if self._left is not None:
+            self.seconds, self._left = now - self._left, None
+
+
+class Capacity:
+    """How many workers the cluster can hold, learned from its nodes and from starts that found no places."""
+
+    def __init__(self, scaling_config: Any) -> None:
+        self._config = scaling_config
+        self._usable: frozenset[str] = frozenset()
+        self._ceiling: tuple[frozenset[str], int] | None = None
+        """The most workers that found places on these nodes: somebody else has the rest."""
+
+    def count(self, check: bool) -> int:
+        """Return how many workers would fit if nothing else ran; `check`: on nodes that respond now."""
+        usable = usable_nodes(check)
+        each = worker_resources(self._config)
+        # Without GPUs, workers that fill a node would leave no core to decode with.
+        share = 1.0 if self._config.use_gpu else 0.5
+        possible = sum(places_on(node["Resources"], each, share) for node in usable.values())
+        self._usable = frozenset(usable)
+        if self._ceiling is not None and self._ceiling[0] == self._usable:
+            possible = min(possible, self._ceiling[1])
+        return min(possible, self._config.max_workers)
+
+    def note_failed_start(self, workers: int) -> None:
+        """Note that `workers` found no places: count fewer while the nodes are the same."""
+        self._ceiling = (self._usable, max(self._config.min_workers, workers - 1))
+
+
 class RaymatScalingPolicy(ElasticPolicy):
-    """See the module's text.
+    """The controller's policy on how many workers to start, and when others are worth a restart.
 
     Args:
-        board: by which the workers hear that others should take their places.
+        board: asks the workers to leave.
         spares: whether to keep processes ready for the next start.
     """
 
     def __init__(self, scaling_config: Any, board: Blackboard, spares: bool) -> None:
         super().__init__(scaling_config)
         self._board = board
-        self._looked = float("-inf")
-        self._room_since: tuple[int, float] | None = None
+        self._capacity = Capacity(scaling_config)
+        self._timer = RestartTimer()
+        self._prestart = Prestart() if spares else None
         self._started = time.monotonic()
-        self._restart_seconds = RESTART_SECONDS
-        self._training = False
-        self._spares = Prestart() if spares else None
-        self._worked: float | None = None
-        """When the workers were last seen to run."""
-        self._left: float | None = None
-        """When those before were last seen, until the new ones train."""
         self._asked = 0
-        self._usable: frozenset[str] = frozenset()
-        self._ceiling: tuple[frozenset[str], int] | None = None
-        """So many workers at most found places on these nodes: somebody else has the rest."""
+        """How many workers the newest start was to have."""
+        self._training = False
+        self._looked = float("-inf")
+        self._room: tuple[int, float] | None = None
+        """For how many workers there is room, and since when."""
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        self._refuse_if_stopped()
+        """Start as many workers as find places on nodes that respond now."""
+        self._raise_if_stopped()
         self.request_resources()
-        self._left, self._worked = self._worked or self._left, None
-        possible = self._possible(fresh=True)
+        self._timer.note_stopped()
+        possible = self._capacity.count(check=True)
         if possible < self.scaling_config.min_workers:
             time.sleep(0.5)  # Ray's controller asks again at once, and would burn a core
             return NoopDecision()
-        self._started, self._room_since, self._asked = time.monotonic(), None, possible
+        self._started, self._room, self._asked = time.monotonic(), None, possible
         self._training = False
-        if self._spares:
-            self._spares = Prestart()  # the workers that start take what there is
+        if self._prestart is not None:
+            self._prestart = Prestart()  # the workers that start take what there is
         self._board.forget_workers()
         return ResizeDecision(possible, worker_resources(self.scaling_config))
-
-    def _refuse_if_stopped(self) -> None:
-        """Told to stop while no workers run: there is nothing to commit."""
-        request = self._board.leave_request()
-        if request is not None and request.final:
-            raise LeavingError(f"{request.reason}: no workers were running", final=True)
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
+        """Leave the workers alone, but ask them to make way for more where that pays."""
         self.request_resources()
-        now = self._worked = time.monotonic()
-        if self._train(now) and self._spares:
-            self._spares.keep(worker_group_state.workers)
+        now = time.monotonic()
+        self._timer.note_running(now)
+        if self._is_training(now) and self._prestart is not None:
+            self._prestart.keep(worker_group_state.workers)
         if now - self._looked >= GROWTH_SECONDS:
             self._looked = now
-            self._consider(worker_group_state.num_workers, now)
+            self._consider_growth(worker_group_state.num_workers, now)
         return NoopDecision()
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """Workers who found no places within the start time-out: fewer next time, while the nodes are the same."""
+        """Start fewer workers next time if these found no places within the start time-out."""
         super().after_controller_state_update(previous_state, current_state)
         if failed_to_start(current_state):
-            fewer = max(self.scaling_config.min_workers, self._asked - 1)
-            self._ceiling = (self._usable, fewer)
+            self._capacity.note_failed_start(self._asked)
 
-    def _train(self, now: float) -> bool:
-        """Whether the workers are at their steps by now; at first also measured: what a restart costs, from the workers
-        before to the first that train."""
+    def _raise_if_stopped(self) -> None:
+        """Raise if the run is to stop while no workers run: there is nothing to commit."""
+        request = self._board.leave_request()
+        if request is not None and request.final:
+            raise LeavingError(f"{request.reason}: no workers were running", final=True)
+
+    def _is_training(self, now: float) -> bool:
         if not self._training:
             signs = self._board.signs().values()
             self._training = any(sign.doing.what == "training" for sign in signs)
-            if self._training and self._left is not None:
-                self._restart_seconds, self._left = now - self._left, None
+            if self._training:
+                self._timer.note_training(now)
         return self._training
 
-    def _consider(self, workers: int, now: float) -> None:
+    def _consider_growth(self, workers: int, now: float) -> None:
         """Ask the workers to make way for more of them, once the room for more has stood for a while."""
-        possible = self._possible(fresh=False)
+        possible = self._capacity.count(check=False)
         if possible <= workers:  # also if what came has gone again
-            self._withdraw()
+            self._withdraw_request()
             return
-        if self._room_since is None or self._room_since[0] != possible:
-            self._room_since = (possible, now)
-        expected = max(60.0, now - self._started)
+        if self._room is None or self._room[0] != possible:
+            self._room = (possible, now)
         pays = growth_pays(
-            workers, possible, restart_seconds=self._restart_seconds, expected_seconds=expected
+            workers,
+            possible,
+            restart_seconds=self._timer.seconds,
+            expected_seconds=max(60.0, now - self._started),
         )
-        if not pays or now - self._room_since[1] < SETTLE_SECONDS:
+        if not pays or now - self._room[1] < ROOM_SECONDS:
             return
-        if self._possible(fresh=True) < possible:  # a frozen node is known to be dead only later
-            self._withdraw()
+        if self._capacity.count(check=True) < possible:  # a frozen node counts as alive for a while
+            self._withdraw_request()
             return
         text = f"there is room for {possible} workers instead of {workers}"
         self._board.request_leave(Notice(text))
 
-    def _withdraw(self) -> None:
-        if self._room_since is not None:
+    def _withdraw_request(self) -> None:
+        if self._room is not None:
             self._board.request_leave(None)
-        self._room_since = None
-
-    def _possible(self, fresh: bool) -> int:
-        """How many workers the cluster could hold, had it nothing else to do; `fresh`: on nodes that respond now."""
-        usable = usable_nodes(check=fresh)
-        each = worker_resources(self.scaling_config)
-        # Without GPUs, workers that fill a node would leave no core to decode with.
-        share = 1.0 if self.scaling_config.use_gpu else 0.5
-        possible = sum(places_on(node["Resources"], each, share) for node in usable.values())
-        self._usable = frozenset(usable)
-        if self._ceiling is not None and self._ceiling[0] == self._usable:
-            possible = min(possible, self._ceiling[1])
-        return min(possible, self.scaling_config.max_workers)
+        self._room = None

@@ -1,7 +1,7 @@
-"""A driver that is told to stop has its workers commit first: `ray job stop`, `kubectl delete`, a time limit, Ctrl-C.
+"""Signals that stop a driver, which has its workers commit first: `ray job stop`, `kubectl delete`, a time limit, Ctrl-C.
 
-SIGTERM, or SIGINT, has the blackboard ask the workers to leave; they commit the step that they are at and leave, and the
-command ends with one line and the signal's exit code. The grace until SIGKILL is the sender's: `ray job stop` gives
+At SIGTERM or SIGINT the workers are asked to leave; they commit the step that they are at, and the command
+ends with one line and the signal's exit code. The grace until SIGKILL is the sender's: `ray job stop` gives
 RAY_JOB_STOP_WAIT_TIME_S, 3 s if the job does not set it. A second signal ends the driver at once.
 """
 

@@ -1,12 +1,11 @@
-"""Ray Data makes the micro-batches: ordered, one row and one block each, started at any step.
+"""A Ray Data source of micro-batches: in order, one row and one block each, from any step on.
 
-Ray Data cannot save the position of an iterator, and its start-up grows with the number of read
-tasks. So the stream is cut into windows. Rank 0 pins a window to the board, all ranks meet at a
-barrier, and each then runs one pass over its split of the same dataset, whose read tasks are made
-from the pinned window. With `preserve_order`, one block per row, and rows laid out step by step and
-rank by rank, the round-robin split hands every rank its share of every step. `raymat.cluster.worker.ray_feed`
-is the ranks' side. This one runs in the read tasks' processes, and imports no torch: that would
-cost each of them seconds at its start.
+Ray Data cannot save the position of an iterator, and its start-up grows with the number of read tasks. So the stream is
+cut into windows. Rank 0 writes a window to the blackboard, all ranks meet at a barrier, and each then runs one pass over
+its split of the same dataset, whose read tasks are made from that window. With `preserve_order`, one block per row, and
+rows laid out step by step and rank by rank, the round-robin split hands every rank its share of every step.
+`raymat.cluster.worker.ray_feed` is the ranks' side. This one runs in the read tasks' processes, and imports no torch, which
+would cost each of them seconds at its start.
 """
 
 from __future__ import annotations
@@ -28,16 +27,19 @@ from raymat.data.dataset.source import SourceSpec
 from raymat.data.sample_order import SampleOrder
 from raymat.distributed.world import World
 
-TASK_SECONDS = 1.5  # a read task should last this long: the scheduler wakes every 0.1 s at worst
-SECONDS_PER_MEGAPIXEL = 0.03  # decoding and warping one sample, from benchmarks/data_path.py
+TASK_SECONDS = 1.5
+"""What a read task should last: the scheduler wakes every 0.1 s at worst."""
+SECONDS_PER_MEGAPIXEL = 0.03
+"""For decoding and warping one sample, from benchmarks/data_path.py."""
 MAX_ROWS_PER_TASK = 50
-MAX_TASKS_PER_WINDOW = 500  # start-up costs about 0.8 ms a task
+MAX_TASKS_PER_WINDOW = 500
+"""Start-up costs about 0.8 ms a task."""
 MAX_TASK_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """Everything that a read task needs to make any micro-batch; small and picklable."""
+    """What a read task needs to make any micro-batch; small and picklable."""
 
     source: SourceSpec
     order: SampleOrder
@@ -45,8 +47,7 @@ class StreamPlan:
 
 
 def rows_per_task(plan: StreamPlan, window: Window) -> int:
-    """How many micro-batches one read task makes: enough to last, few enough to fit, and to keep
-    every slot busy."""
+    """Return how many micro-batches one read task makes: enough to last, few enough to fit and to keep every slot busy."""
     side = plan.geometry.resolution
     share = math.ceil(plan.order.batch_size / window.world)
     seconds = share * (0.005 + SECONDS_PER_MEGAPIXEL * side * side / 1e6)
@@ -56,7 +57,7 @@ def rows_per_task(plan: StreamPlan, window: Window) -> int:
 
 
 def make_row(plan: StreamPlan, window: Window, row: int) -> MicroBatch:
-    """Row `row` of a window: rows go step by step, and within a step rank by rank."""
+    """Make row `row` of a window: rows go step by step, and within a step rank by rank."""
     step = window.first + row // window.world
     world = World(row % window.world, window.world)
     source = plan.source.open()
@@ -76,7 +77,7 @@ def _read(plan: StreamPlan, window: Window, rows: range) -> Iterable[pa.Table]:
 
 
 class WindowDatasource(Datasource):
-    """The read tasks of whatever window is pinned to the board when an execution starts."""
+    """The read tasks of the window that stands on the blackboard when an execution starts."""
 
     def __init__(self, plan: StreamPlan, board: Blackboard) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class WindowDatasource(Datasource):
         data_context: DataContext | None = None,
     ) -> list[ReadTask]:
         window = self._board.window()
-        if window is None:  # planning before any window is pinned needs the form only
+        if window is None:  # planning before the first window needs the form only
             return []
         rows = (window.end - window.first) * window.world
         size = rows_per_task(self._plan, window)
@@ -116,7 +117,7 @@ class WindowDatasource(Datasource):
 def dataset_factory(
     plan: StreamPlan, board: Blackboard, decode_tasks: int | None
 ) -> Callable[[], ray.data.Dataset]:
-    """What TorchTrainer calls at every worker-group start to make the dataset."""
+    """Return what TorchTrainer calls at every start of the workers to make the dataset."""
 
     def make() -> ray.data.Dataset:
         context = DataContext.get_current()

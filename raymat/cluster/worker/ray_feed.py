@@ -1,4 +1,4 @@
-"""A rank's side of the stream: it asks for windows, and refuses what is not its own."""
+"""A rank's side of Ray Data's stream: it asks for windows, and refuses batches that are not its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raymat.errors import ClusterError
 
 
 class RayFeed:
-    """One rank's micro-batches from Ray Data: the feed that the training loop asks for."""
+    """The training loop's feed on Ray: one rank's micro-batches from Ray Data."""
 
     def __init__(self, shard: Any, board: Blackboard, plan: StreamPlan, world: World) -> None:
         self._shard = shard
@@ -26,7 +26,7 @@ class RayFeed:
         self._world = world
 
     def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
-        """This rank's share of steps first_step..end_step-1, in order."""
+        """Yield this rank's share of steps first_step..end_step-1, in order."""
         probe = Window("train", first_step, end_step, self._world.size)
         rows = MAX_TASKS_PER_WINDOW * rows_per_task(self._plan, probe)
         steps = max(1, rows // self._world.size)
@@ -34,7 +34,7 @@ class RayFeed:
             yield from self._pass("train", start, min(start + steps, end_step))
 
     def valid(self) -> Iterator[MicroBatch]:
-        """This rank's share of the validation batches, in order."""
+        """Yield this rank's share of the validation batches, in order."""
         order = self._plan.order
         batches = math.ceil(order.valid_examples / order.batch_size)
         if batches:
@@ -44,6 +44,7 @@ class RayFeed:
         window = Window(kind, first, end, self._world.size)
         if self._world.rank == 0:
             self._board.set_window(window)
+        # No rank may start its pass before the window stands: the read tasks are made from it.
         if self._world.size > 1:
             dist.barrier()
         batches = self._shard.iter_batches(
