@@ -1,4 +1,4 @@
-"""The beginning of an attempt: a number that nobody had before, and a record of who takes part."""
+"""The start of an attempt: it takes a number that none had before, and records who takes part."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What to do about a notice that machines of this run are about to be taken away, or that others have come.
+"""Notices that machines of a run are about to be taken away, or that others have come, and what to do about them.
 
-Whoever hears of it first lets all workers know with the gradients of the next step, so that listening costs a step
-nothing; from then on, and only until the notice is dealt with, the workers agree after each step on what to do.
+The worker that hears of one first tells all others with the gradients of the next step, so that listening costs a step
+nothing. From then on, and only until the notice is dealt with, the workers agree after each step on what to do.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from raymat.errors import RaymatError
 
 LEAVING_SECONDS = 2.0
-"""From raising an error in the workers until nothing of them runs any more."""
+"""From an error raised in the workers until none of them runs any more."""
 SAFETY = 2.0
-"""A save may take this much longer than the ones before."""
+"""Factor by which a save may take longer than the ones before."""
 FIRST_SAVE_SECONDS = 10.0
-"""What a save is taken to last before any was measured."""
+"""Assumed duration of a save, before one was measured."""
 CALM_SECONDS = 2.0
-"""Notices come in groups: without a deadline the workers stay this long after the newest, to leave once for all."""
+"""How long workers stay after the newest notice without a deadline: notices come in groups, and one leave will do."""
 
 
 class LeavingError(RaymatError):
-    """The workers leave on purpose, with everything committed that could be: start them again where there is room.
+    """The workers leave on purpose, with everything committed that could be, to be started again where there is room.
 
-    `final`: they are not to be started again. It survives pickling, as all that crosses from a worker must.
+    `final`: they are not to be started again. Survives pickling, as all that crosses from a worker must.
     """
 
     def __init__(self, message: str, *, final: bool = False) -> None:
@@ -35,31 +35,31 @@ class LeavingError(RaymatError):
 
 @dataclass(frozen=True)
 class Notice:
-    """That this run's workers should start anew somewhere else."""
+    """A reason for this run's workers to leave, and to start again somewhere else."""
 
     reason: str
     """For people: what goes or comes, as in "node 1f93 is drained"."""
     deadline: float | None = None
-    """Unix seconds at which machines are taken away; None: no haste."""
+    """Unix seconds at which machines are taken away; None if there is no hurry."""
     heard: float = 0.0
-    """Unix seconds."""
+    """Unix seconds at which it was first heard."""
     final: bool = False
     """The workers are not to be started again: the run is stopped, or goes on under another driver."""
 
 
 class Action(enum.Enum):
-    """What follows from a notice after a step."""
+    """What workers do about a notice after a step."""
 
     COMMIT = "commit"
     """Save now, and train on."""
     TRAIN = "train"
-    """There is time for another step."""
+    """Train on: there is time for another step."""
     LEAVE = "leave"
     """Save, wait until it is committed, and leave."""
 
 
 def merge(notices: Iterable[Notice | None]) -> Notice | None:
-    """One notice for all: the earliest deadline, every reason once, heard when the newest was, final if one is."""
+    """Merge notices into one: the earliest deadline, every reason once, heard when the newest was, final if one is."""
     found = [notice for notice in notices if notice is not None]
     if not found:
         return None
@@ -81,14 +81,14 @@ def action_on(
     step_seconds: float,
     since_save: float | None,
 ) -> Action:
-    """What to do `now` (Unix seconds) between two steps.
+    """Decide what to do `now` (Unix seconds) between two steps.
 
-    `save_seconds`: from a snapshot until it is committed, as measured; None before any was. `step_seconds`: of a
-    step. `since_save`: seconds since the newest snapshot that was taken under this notice; None before the first.
+    `save_seconds`: measured from a snapshot to its commit; None before the first. `step_seconds`: duration of a step.
+    `since_save`: seconds since the newest snapshot taken under this notice; None before the first.
 
     The last moment to leave is when a save, twice as slow as usual, and the step that is begun would still end before
     the deadline. Until then training goes on, and saves again whenever a save's time has passed since the one before.
-    A final notice waits for nothing: whoever gave it wants the workers gone.
+    At a final notice the workers leave at once.
     """
     if notice.final:
         return Action.LEAVE

@@ -1,4 +1,4 @@
-"""A run's run.json: read, create."""
+"""A run's `run.json`: who the run is, how it was configured, and which dataset it has."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from raymat.storage.store import Store
 from raymat.version import __version__
 
 RUN_FILE = "run.json"
-
-
 RUN_FORMATS = (1, 2)
 """2: with a lineage that is not empty, which a raymat that knows only 1 would ignore."""
 
 
 def read_run(store: Store) -> dict[str, Any] | None:
-    """The run's `run.json`, or None where there is no such run.
+    """Read the run's `run.json`; None where there is no such run.
 
     Raises:
         StorageError: the file is there but is not a run's.
@@ -46,7 +44,7 @@ def read_run(store: Store) -> dict[str, Any] | None:
 
 
 def create_run(config: RunConfig, store: Store) -> dict[str, Any]:
-    """List the dataset of a new run and write its `run.json`, which is returned."""
+    """List the dataset of a new run, and write and return its `run.json`."""
     run_id = uuid.uuid4().hex
     listing = list_dataset(config, store)
     stored = {

@@ -1,4 +1,4 @@
-"""Which process it is: named so that another on the same machine can tell whether it still lives."""
+"""The identity of a process, by which another on the same machine can tell whether it still lives."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class Owner:
     pid: int
     user: str
     machine: str | None
-    """Host, boot and process name space, within which a process number means one thing; None: this system does not say."""
+    """Host, boot and process name space, within which a process id means one process; None if this system does not say."""
     started: int | None
-    """Clock ticks from the boot to the process's start: a number is given again, but not at the same time."""
+    """Clock ticks from the boot to the process's start: an id is given again, but not at the same time."""
 
     @classmethod
     def me(cls) -> Owner:
-        """This process."""
+        """Return this process."""
         pid, host = os.getpid(), socket.gethostname()
         return cls(host, pid, _user(), _machine(host), _started(pid))
 
     @property
     def gone(self) -> bool:
-        """Whether the process certainly runs no more. Of one on another machine nothing is certain."""
+        """Whether the process has certainly ended. Of one on another machine nothing is certain."""
         if self.machine is None or self.machine != _machine(socket.gethostname()):
             return False
         return _started(self.pid) != self.started
@@ -49,7 +49,7 @@ def _user() -> str:
 
 
 def _machine(host: str) -> str | None:
-    """Two containers may have one host name: their process name spaces differ."""
+    """Name the machine. Two containers may have one host name: their process name spaces differ."""
     try:
         boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
         return f"{host}/{boot}/{os.readlink(PROC / 'self/ns/pid')}"
@@ -58,7 +58,7 @@ def _machine(host: str) -> str | None:
 
 
 def _started(pid: int) -> int | None:
-    """None where there is no such process, or only what is left of it."""
+    """When the process started; None where there is no such process, or only a zombie."""
     try:
         text = (PROC / str(pid) / "stat").read_text()
     except OSError:
