@@ -30,7 +30,7 @@ from raymat.model.matting import MattingBase
 from raymat.storage.store import Store
 from raymat.train.loop.interfaces import NullHost
 from raymat.train.loop.trainer import run
-from raymat.train.run.weights_reference import build_network, read_weights
+from raymat.train.run.selected_weights import build_network, read_weights
 
 PAIRS, VALID = 64, 16
 CPU = torch.device("cpu")

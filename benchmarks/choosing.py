@@ -32,7 +32,7 @@ from raymat.storage.store import Store
 from raymat.train.loop.interfaces import NullHost
 from raymat.train.loop.trainer import run
 from raymat.train.run.open_run import open_run
-from raymat.train.run.weights_reference import read_weights
+from raymat.train.run.selected_weights import read_weights
 
 SIDE, INTERVAL, TOP = 80, 40, 5
 TEST_SEED = 1

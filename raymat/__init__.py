@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from raymat.storage.store import Store
     from raymat.train.observability.events import read_events
     from raymat.train.observability.metrics_log import read_metrics
-    from raymat.train.run.weights_reference import build_network, read_state, read_weights
+    from raymat.train.run.selected_weights import build_network, read_state, read_weights
 
 __all__ = [
     "CheckpointError",
@@ -75,13 +75,13 @@ _MODULES = {
     "RunResult": "cluster.driver.launch",
     "Store": "storage.store",
     "build": "config.run",
-    "build_network": "train.run.weights_reference",
+    "build_network": "train.run.selected_weights",
     "export_network": "export.exporter",
     "fit": "cluster.driver.launch",
     "read_events": "train.observability.events",
     "read_metrics": "train.observability.metrics_log",
-    "read_state": "train.run.weights_reference",
-    "read_weights": "train.run.weights_reference",
+    "read_state": "train.run.selected_weights",
+    "read_weights": "train.run.selected_weights",
 }
 """Where each name is defined, below raymat; errors are in raymat.errors."""
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from raymat.analysis.layer_changes import LayerChange, by_layer, by_part
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.checkpoint.state_dict import bits_of
-from raymat.train.run.weights_reference import parse_reference, read_state, read_weights
+from raymat.train.run.selected_weights import read_state, read_weights
+from raymat.train.run.weights_reference import parse_reference
 
 TIMES = frozenset(
     [

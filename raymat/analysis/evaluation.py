@@ -20,7 +20,7 @@ from raymat.model.ops import widened
 from raymat.model.pretrained import load_matching
 from raymat.train.optim.forward import compose, loss_of
 from raymat.train.optim.mixed_precision import autocast, parameter_dtype
-from raymat.train.run.weights_reference import Selected, build_network
+from raymat.train.run.selected_weights import Selected, build_network
 from raymat.train.validation.evaluator import mean_of
 from raymat.train.validation.matting_metrics import ALPHA_METRICS, alpha_metrics, foreground_mse
 

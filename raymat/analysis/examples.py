@@ -16,7 +16,7 @@ from raymat.data.feed import LocalFeed
 from raymat.data.sample_order import Example
 from raymat.errors import ConfigError, DataError
 from raymat.storage.urls import redact
-from raymat.train.run.weights_reference import Selected
+from raymat.train.run.selected_weights import Selected
 
 DECODE_THREADS = 2
 """Threads that make pictures while the network computes; each holds at most two examples."""

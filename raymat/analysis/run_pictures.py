@@ -20,7 +20,7 @@ from raymat.model.matting import MattingBase
 from raymat.train.optim.forward import compose
 from raymat.train.run.run_file import read_run
 from raymat.train.run.run_url import open_url
-from raymat.train.run.weights_reference import Selected
+from raymat.train.run.selected_weights import Selected
 from raymat.train.validation.evaluator import Evaluator, Values, mean_values
 
 Split = Literal["valid", "train"]

@@ -22,7 +22,7 @@ from raymat.console import ProgressBar
 from raymat.errors import ConfigError
 from raymat.storage.output_files import check_output, write_output
 from raymat.train.optim.mixed_precision import settled
-from raymat.train.run.weights_reference import Selected, read_weights
+from raymat.train.run.selected_weights import Selected, read_weights
 
 _REPLACED_SHOWN = 10
 

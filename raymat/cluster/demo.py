@@ -29,7 +29,7 @@ from raymat.train.observability.metrics_log import read_metrics
 from raymat.train.optim.forward import compose
 from raymat.train.run.open_run import open_run
 from raymat.train.run.run_file import read_run
-from raymat.train.run.weights_reference import build_network, read_weights
+from raymat.train.run.selected_weights import build_network, read_weights
 
 FOLDER = "demo"
 PICTURE_EXAMPLES = 4

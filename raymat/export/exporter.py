@@ -22,7 +22,8 @@ from raymat.model.matting import MattingBase, MattingRefine
 from raymat.model.weights_reader import read_file
 from raymat.storage.faults import classify
 from raymat.storage.output_files import check_new_files, write_file
-from raymat.train.run.weights_reference import OnSkip, Selected, build_network, read_weights
+from raymat.train.run.checkpoint_choice import OnSkip
+from raymat.train.run.selected_weights import Selected, build_network, read_weights
 
 OVERRIDES = ("refine_mode", "backbone_scale", "refine_sample_pixels", "refine_threshold")
 

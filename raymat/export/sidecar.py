@@ -16,7 +16,7 @@ from raymat.export.formats import BASE_OUTPUTS, ONNX, OPSET, REFINE_OUTPUTS, For
 from raymat.model.pretrained import backbone_of
 from raymat.storage.digest import digest
 from raymat.storage.urls import redact
-from raymat.train.run.weights_reference import Selected
+from raymat.train.run.selected_weights import Selected
 from raymat.version import __version__
 
 SUFFIX = ".json"

@@ -23,7 +23,7 @@ from raymat.errors import ConfigError, WeightsError
 from raymat.model.matting import build
 from raymat.storage.store import Store
 from raymat.train.run.open_run import open_run
-from raymat.train.run.weights_reference import build_network, read_weights
+from raymat.train.run.selected_weights import build_network, read_weights
 from tests.support import runs
 from tests.support.datakit import write_dataset
 

@@ -10,7 +10,8 @@ from raymat.checkpoint.manifest import CheckpointId
 from raymat.cli.select import Options, select
 from raymat.errors import ConfigError
 from raymat.train.observability.metrics_log import MetricsLog
-from raymat.train.run.weights_reference import parse_reference, read_weights
+from raymat.train.run.selected_weights import read_weights
+from raymat.train.run.weights_reference import parse_reference
 
 LOSSES = {100: 0.9, 200: 0.5, 300: 0.2, 400: 0.3, 500: 0.4}
 

@@ -17,7 +17,7 @@ from raymat.errors import ConfigError, WeightsError
 from raymat.model.matting import MattingBase
 from raymat.model.pretrained import backbone_of
 from raymat.storage.urls import redact
-from raymat.train.run.weights_reference import Selected, build_network, read_weights
+from raymat.train.run.selected_weights import Selected, build_network, read_weights
 from raymat.version import __version__
 
 DATA = ("dataset", "backgrounds", "synthetic", "resolution", "crop", "batch_size", "valid_examples")

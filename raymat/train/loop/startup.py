@@ -22,7 +22,8 @@ from raymat.train.loop.schedule import Schedule
 from raymat.train.loop.state import ResumeContract, RunState
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.optim.lr_schedule import settle_cosine
-from raymat.train.run.weights_reference import Selected, parse_reference, pin, read_weights
+from raymat.train.run.selected_weights import Selected, read_weights
+from raymat.train.run.weights_reference import parse_reference, pin
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from raymat.train.loop.state import ResumeContract, RunState, capture, install, 
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.observability.events import read_events
 from raymat.train.optim.ema import WeightAverage
-from raymat.train.run.weights_reference import read_weights
+from raymat.train.run.selected_weights import read_weights
 from tests.support import runs
 from tests.support.small import build_small
 from tests.support.workers import WorkerError, in_workers

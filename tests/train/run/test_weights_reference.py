@@ -21,7 +21,8 @@ from raymat.errors import WeightsError
 from raymat.model.matting import MattingRefine, build
 from raymat.storage.store import Store
 from raymat.train.loop.startup import initialise_from
-from raymat.train.run.weights_reference import build_network, parse_reference, pin, read_weights
+from raymat.train.run.selected_weights import build_network, read_weights
+from raymat.train.run.weights_reference import parse_reference, pin
 from tests.support import runs
 from tests.support.workers import in_workers
 

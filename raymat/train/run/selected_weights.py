@@ -1,0 +1,182 @@
+"""Weights as a reference (`raymat.train.run.weights_reference`) asks for them, with what is known of their origin.
+
+Only what verifies is used: a damaged checkpoint is passed over where the reference leaves a choice, and an error where it
+does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from raymat.checkpoint.layout import split_run_url
+from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.reader import read_checkpoint
+from raymat.checkpoint.snapshot import Snapshot
+from raymat.checkpoint.state_dict import EMA, MODEL
+from raymat.config.run import RunConfig, from_dict
+from raymat.config.sections import ModelConfig, Stage
+from raymat.errors import CheckpointError, ConfigError, WeightsError
+from raymat.model.matting import MattingBase, build
+from raymat.model.pretrained import backbone_of, load_matching, tensors_in
+from raymat.model.weights_reader import read_file
+from raymat.storage.store import Store
+from raymat.storage.urls import redact
+from raymat.train.run.checkpoint_choice import OnSkip, candidates
+from raymat.train.run.weights_reference import parse_reference
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Weights, and what is known of their origin."""
+
+    what: str
+    """The reference that asked for them, without credentials."""
+    run_url: str | None
+    """None for a file, like `checkpoint`, `step` and `config`."""
+    checkpoint: CheckpointId | None
+    step: int | None
+    stage: Stage
+    config: RunConfig | None
+    """The run's, as it was when the checkpoint was written."""
+    ema: bool
+    weights: dict[str, Tensor]
+    """Published names to CPU tensors, with memory of their own."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A whole checkpoint, verified; `what` asked for it, without credentials."""
+
+    what: str
+    run_url: str
+    checkpoint: CheckpointId
+    snapshot: Snapshot
+
+
+def read_weights(
+    what: str,
+    *,
+    on_skip: OnSkip = lambda checkpoint, reason: None,
+) -> Selected:
+    """Read the weights that the reference `what` means.
+
+    For a moment, a whole checkpoint and its network once more are in memory.
+
+    Raises:
+        WeightsError: there is nothing that `what` could mean. StorageError: storage cannot be read.
+    """
+    request = parse_reference(what)
+    if request.is_file:
+        return _from_file(request.url)
+    return _selected(read_state(what, on_skip=on_skip), request.ema)
+
+
+def read_state(
+    what: str,
+    *,
+    on_skip: OnSkip = lambda checkpoint, reason: None,
+) -> State:
+    """Read the whole checkpoint that the reference `what`, not one to a file, means. Raises what `read_weights` does."""
+    request = parse_reference(what)
+    storage, name, checkpoint = split_run_url(request.url)
+    store = Store.open(storage, name)
+    reasons: list[str] = []
+
+    def skipped(passed_over: CheckpointId, reason: str) -> None:
+        reasons.append(reason)
+        on_skip(passed_over, reason)
+
+    for status in candidates(store, request, checkpoint, skipped):
+        try:
+            if status.state == "torn":
+                raise CheckpointError(status.reason)
+            snapshot = read_checkpoint(store, status.id, files=status.files)
+        except CheckpointError as error:
+            skipped(status.id, error.line)
+            continue
+        return State(redact(what), store.url, status.id, snapshot)
+    raise WeightsError(f"no checkpoint that verifies for {redact(what)}: {reasons[0]}")
+
+
+def build_network(selected: Selected) -> MattingBase:
+    """Build the network with these weights, on the CPU, in eval mode, float32.
+
+    For a file, names of tensors tell backbone and stage; all else is the default.
+
+    Raises:
+        WeightsError: the weights are not those of a whole network.
+    """
+    if selected.config is not None:
+        model = selected.config.model
+    else:
+        model = _guess_model(selected)
+    network = build(selected.stage, model, 0)
+    report = load_matching(network, selected.weights, selected.what)
+    lacking = [
+        name
+        for name in (*report.missing, *report.mismatched)
+        # Counters only; files older than PyTorch 0.4.1 lack them.
+        if not name.endswith("num_batches_tracked")
+    ]
+    if lacking:
+        raise WeightsError(
+            f"{selected.what} is no whole {selected.stage} network: {len(lacking)} tensors are missing or of another "
+            f"shape, the first {lacking[0]}"
+        )
+    return network.eval()
+
+
+def _from_file(url: str) -> Selected:
+    weights = tensors_in(read_file(url), redact(url))
+    return Selected(redact(url), None, None, None, _stage_of(weights), None, False, weights)
+
+
+def _selected(state: State, ema: bool) -> Selected:
+    what, checkpoint, snapshot = state.what, state.checkpoint, state.snapshot
+    prefix = EMA if ema else MODEL
+    # Copies: views of whole shards would keep the optimiser's moments alive.
+    weights = {
+        name.removeprefix(prefix): tensor.clone()
+        for name, tensor in snapshot.tensors.items()
+        if name.startswith(prefix)
+    }
+    if not weights and ema:
+        raise WeightsError(
+            f"{what}: {checkpoint} holds no averaged weights, the run was trained without: leave out @ema"
+        )
+    if not weights:
+        raise WeightsError(f"{what}: {checkpoint} holds no network (no tensor {MODEL}...)")
+    config = _config(what, snapshot.extra)
+    stage = config.stage if config else _stage_of(weights)
+    return Selected(what, state.run_url, checkpoint, checkpoint.step, stage, config, ema, weights)
+
+
+def _config(what: str, extra: Mapping[str, Any]) -> RunConfig | None:
+    flat = extra.get("config")
+    if not isinstance(flat, dict) or "stage" not in flat:
+        return None
+    try:
+        return from_dict(flat)
+    except ConfigError as error:
+        raise WeightsError(
+            f"{what}: its configuration is of another raymat ({error.line}): use the raymat that wrote it"
+        ) from error
+
+
+def _stage_of(weights: Mapping[str, Tensor]) -> Stage:
+    return "refine" if any(name.startswith("refiner.") for name in weights) else "base"
+
+
+def _guess_model(selected: Selected) -> ModelConfig:
+    backbone: Any = backbone_of(selected.weights)
+    if backbone is None:
+        raise WeightsError(
+            f"{selected.what} is no matting network: its {len(selected.weights)} tensors have no backbone that is known"
+        )
+    kernel = selected.weights.get("refiner.conv1.weight")
+    size: Any = 3 if kernel is None else int(kernel.shape[-1])
+    return ModelConfig(backbone=backbone, refine_kernel_size=size)
