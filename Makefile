@@ -17,7 +17,7 @@ PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; 
 	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
 endif
 
-.PHONY: help setup demo test lint types format chaos bench clean
+.PHONY: help setup demo quick test chaos lint types format hooks bench clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,9 +36,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## train both stages on made pictures, kill a worker halfway, resume (minutes on 2 cores)
 	$(BIN)/raymat demo
 
-# Most of a test's time is waiting for processes that start: two at a time, each file's in one, the longest not last.
+# Much of a test's time is waiting for processes that start: more files at a time than there are cores, the longest first.
+PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
+
+quick: setup ## the tests below cluster/ that take no time: in a minute, for the working day
+	$(BIN)/python -m pytest $(PARALLEL) --durations=10 -m 'not slow and not chaos' --ignore=tests/cluster --ignore=tests/chaos
+
 test: setup ## all tests but the long kill tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(PARALLEL) --durations=15
 
 chaos: setup ## the long kill tests
 	$(BIN)/python -m pytest -m chaos
@@ -53,6 +58,9 @@ format: setup ## rewrite the files as lint wants them
 
 types: setup ## type check
 	$(BIN)/mypy
+
+hooks: ## have git check style and types before each commit, with the tools of .venv
+	git config core.hooksPath .githooks
 
 bench: ## list the scripts that print the README's figures
 	@for f in benchmarks/*.py; do test ! -e "$$f" || echo "$(BIN)/python $$f"; done

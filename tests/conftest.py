@@ -34,8 +34,41 @@ os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="rm", dir="/tmp")
 atexit.register(shutil.rmtree, os.environ["RAY_TMPDIR"], ignore_errors=True)
 
 
+TESTS = Path(__file__).parent
+LONGEST_FIRST = (
+    "cluster/driver/test_bad_input.py",
+    "cluster/test_ray_internals.py",
+    "checkpoint/test_s3_faults.py",
+    "train/loop/test_trainer.py",
+    "cluster/driver/test_job.py",
+    "chaos/test_faults.py",
+    "cluster/driver/test_stop_signals.py",
+    "cluster/controller/test_prestart.py",
+    "cluster/spot/test_spot_watch.py",
+    "train/loop/test_background_validation.py",
+    "train/loop/test_injected_kills.py",
+    "checkpoint/test_local_cache.py",
+    "cluster/driver/test_launch.py",
+    "train/run/test_lease.py",
+    "train/loop/test_accumulate.py",
+    "train/loop/test_preemption.py",
+    "train/run/test_retraining.py",
+    "export/test_formats.py",
+    "cli/test_average.py",
+    "model/test_golden.py",
+)
+"""Files that the processes of a test run take first: all would wait for a long one that is begun last."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked gpu where there is none; torch is only imported when such a test was collected."""
+    """Put the longest files first, in one order for all processes, and skip tests that need a GPU where there is none."""
+    place = {TESTS / name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+    _skip_without_gpu(items)
+
+
+def _skip_without_gpu(items: list[pytest.Item]) -> None:
+    """Import torch only if such a test was collected."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

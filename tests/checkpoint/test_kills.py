@@ -23,6 +23,8 @@ from raymat.checkpoint.snapshot import Snapshot
 from raymat.storage.store import Store
 from tests.support.paths import ROOT, SUPPORT
 
+pytestmark = pytest.mark.slow
+
 
 class Writers:
     """Starts writers and kills them."""

@@ -401,6 +401,7 @@ def machines(tmp_path: Path) -> Machines:
     return Machines(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_all_machines_have_kept_is_not_read_from_storage(machines: Machines) -> None:
     found = in_workers(2, restore, machines.storage, machines.folders)
     assert [(rank["same"], rank["shards"], rank["told"]) for rank in found] == [(True, 0, [])] * 2
@@ -442,6 +443,7 @@ def cut(path: Path) -> None:
     os.truncate(path, 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -468,6 +470,7 @@ def test_a_damaged_copy_is_told_removed_and_read_from_storage_instead(
     assert kept_in(Path(machines.folders[1])) == []
 
 
+@pytest.mark.slow
 def test_a_copy_saves_a_checkpoint_whose_shard_storage_has_damaged(machines: Machines) -> None:
     flip(
         Path(machines.storage)
@@ -533,6 +536,7 @@ def train(
     return feed.at_first
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_machines_disks_and_equals_an_undisturbed_one(
     tmp_path: Path,
 ) -> None:
@@ -577,6 +581,7 @@ def leave(world: World, config: RunConfig, folders: list[str], seconds: float) -
     return runs.train(world, config, host=host, nearby=folders[world.rank])
 
 
+@pytest.mark.slow
 def test_who_leaves_by_a_notice_has_kept_the_last_checkpoint(tmp_path: Path) -> None:
     config = runs.tiny(tmp_path, "warned", checkpoint_interval=100, valid_examples=0)
     folders = [str(tmp_path / "machine-0"), str(tmp_path / "machine-1")]

@@ -34,6 +34,8 @@ from tests.support import runs
 from tests.support.fault_proxy import FAULTS, FaultProxy
 from tests.support.s3 import SECRET, S3Server
 
+pytestmark = pytest.mark.slow
+
 HASTY = {"read_timeout": 0.5, "retries": {"max_attempts": 0}}
 """Short silences, and no tries but the store's: a test has no time for the real ones."""
 BUSY = r"the storage is overloaded or fails \(.*\); wait, or look at the provider's state"

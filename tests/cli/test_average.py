@@ -97,6 +97,7 @@ def by_torch(state: State, batches: list[tuple[Tensor, Tensor]]) -> State:
     return made.state_dict()
 
 
+@pytest.mark.slow
 def test_the_average_of_one_is_it_with_the_statistics_of_the_runs_first_examples(
     tmp_path: Path,
 ) -> None:

@@ -77,6 +77,7 @@ def contents(folder: str) -> dict[str, tuple[int, int]]:
 # The same numbers as in training.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["base", "refine"])
 @pytest.mark.parametrize("prefix", ["", "ema_"])
 def test_a_checkpoint_s_validation_is_found_again_to_the_bit(

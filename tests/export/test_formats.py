@@ -72,6 +72,7 @@ def inputs(height: int, width: int) -> tuple[torch.Tensor, ...]:
 # TorchScript, by the command.
 
 
+@pytest.mark.slow
 def test_torchscript_prints_the_network_s_numbers_in_a_process_without_raymat(
     local: Any, raymat: Any, tmp_path: Path
 ) -> None:
@@ -92,6 +93,7 @@ def test_torchscript_prints_the_network_s_numbers_in_a_process_without_raymat(
     assert sorted(os.listdir(tmp_path)) == ["net.ts", "net.ts.json", "runs"]
 
 
+@pytest.mark.slow
 def test_the_sidecar_says_all_that_one_needs(local: Any, raymat: Any, tmp_path: Path) -> None:
     commit(local, "refine")
     path = tmp_path / "net.ts"
@@ -191,6 +193,7 @@ def test_without_the_extra_onnx_one_line_says_what_to_install(
     ]
 
 
+@pytest.mark.slow
 def test_safetensors_hold_the_weights_and_are_weights_to_export_from(
     local: Any, raymat: Any, tmp_path: Path
 ) -> None:
@@ -230,6 +233,7 @@ class SmallRefine(MattingRefine):
         self.eval().requires_grad_(False)
 
 
+@pytest.mark.slow
 @needs_onnx
 @pytest.mark.parametrize(
     "mode",

@@ -46,6 +46,7 @@ def traced(network: MattingBase) -> Any:
         return torch.jit.load(content)
 
 
+@pytest.mark.slow
 @each_mode
 def test_called_or_traced_it_gives_the_network_s_outputs_to_the_bit(
     stage: Any, options: dict[str, Any]

@@ -102,6 +102,7 @@ def test_outputs_are_the_golden_ones(index: int) -> None:
         )
 
 
+@pytest.mark.slow
 @each_case
 def test_loss_gradients_and_running_statistics_are_the_golden_ones(index: int) -> None:
     case = CASES[index]

@@ -22,6 +22,7 @@ def same(a: nn.Module, b: nn.Module) -> list[bool]:
     return [torch.equal(t, other[k]) for k, t in a.state_dict().items() if k in other]
 
 
+@pytest.mark.slow
 def test_equal_seeds_build_equal_networks(model: MattingBase) -> None:
     assert all(same(model, build("refine", SMALL, 7)))
 

@@ -38,6 +38,7 @@ def batch_of(accumulate: int) -> MicroBatch:
     return batch
 
 
+@pytest.mark.slow
 def test_chunks_are_one_loop_over_the_parts_of_the_batch_in_their_order() -> None:
     step, whole = new_step(), batch_of(1)
     network = copy.deepcopy(step.network).train()
@@ -136,6 +137,7 @@ def whole_run(world: int, folder: Path) -> RunConfig:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [2, pytest.param(3, marks=pytest.mark.chaos)])
 def test_any_number_of_workers_does_the_same_mathematics_in_chunks(
     tmp_path: Path, other: int
@@ -173,6 +175,7 @@ def train_small(world: World, config: RunConfig, kill: int | None) -> trainer.Ou
     return runs.train(world, config, patient=True)
 
 
+@pytest.mark.slow
 def test_killed_between_two_chunks_a_run_with_everything_goes_on_to_the_bit(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "steps": 6,

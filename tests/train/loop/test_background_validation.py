@@ -127,6 +127,7 @@ def assert_same_run(ours: RunConfig, theirs: RunConfig) -> None:
     assert numbers(ours) == numbers(theirs)
 
 
+@pytest.mark.slow
 def test_the_number_beside_training_is_that_of_the_loop_to_the_bit(
     tmp_path: Path, beside: RunConfig
 ) -> None:
@@ -151,6 +152,7 @@ def test_a_result_counts_from_the_next_validation_on_and_at_the_end_all_do(
     assert found == {4: ([], 4), 8: ([4], 8), 12: ([4, 8, 12], None)}
 
 
+@pytest.mark.slow
 def test_where_there_is_no_place_the_workers_validate_and_the_run_is_the_same(
     tmp_path: Path, beside: RunConfig
 ) -> None:
@@ -181,6 +183,7 @@ def test_after_three_deaths_the_workers_validate_the_checkpoint(
     assert_same_run(config, beside)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_while_a_validation_is_pending_changes_no_bit(
     tmp_path: Path, beside: RunConfig
 ) -> None:
@@ -200,6 +203,7 @@ def train_to_death(world: World, config: RunConfig, hangs: int) -> Outcome:
     return train(world, config, hangs=hangs, kill={1: 6}, patient=True)
 
 
+@pytest.mark.slow
 def test_a_result_that_is_there_is_not_looked_for_again(tmp_path: Path, beside: RunConfig) -> None:
     config = runs.tiny(tmp_path, "found", validation="beside", **POINTS)
     with pytest.raises(WorkerError):
@@ -232,6 +236,7 @@ def train_slowly_to_death(world: World, config: RunConfig) -> Outcome:
     return train(world, config, feed=_Waiting(config, world, {}))
 
 
+@pytest.mark.slow
 def test_a_notice_does_not_wait_for_a_validation(tmp_path: Path, beside: RunConfig) -> None:
     config = runs.tiny(tmp_path, "warned", validation="beside", **POINTS)
     # Eight steps ask, then each look at the result of step 4 that step 8 waits for, in vain: the tenth question.
@@ -355,6 +360,7 @@ def test_a_state_says_by_itself_what_its_network_and_its_average_say(
 IMPATIENT = {"plateau_min_delta": 10.0, "plateau_patience": 16, "schedule": "plateau"}
 
 
+@pytest.mark.slow
 def test_a_plateau_found_late_lowers_the_rates_at_the_same_step_wherever_it_was_found(
     tmp_path: Path,
 ) -> None:

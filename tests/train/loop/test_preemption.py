@@ -119,6 +119,7 @@ def leave_and_go_on(tmp_path: Path, rank: int, first: int, **options: Any) -> Ru
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.chaos)])
 def test_all_leave_after_the_step_in_which_one_heard_and_nothing_is_lost(
     tmp_path: Path, rank: int
@@ -134,6 +135,7 @@ def test_all_leave_after_the_step_in_which_one_heard_and_nothing_is_lost(
     assert (notice["reason"], notice["deadline"], notice["step"]) == ("node x is drained", None, 3)
 
 
+@pytest.mark.slow
 def test_a_validation_that_a_notice_breaks_off_is_made_up_for(tmp_path: Path) -> None:
     # Four steps ask, then the one batch of validation: the fifth question.
     config = leave_and_go_on(tmp_path, 1, 5, checkpoint_interval=8, valid_interval=4)
@@ -142,6 +144,7 @@ def test_a_validation_that_a_notice_breaks_off_is_made_up_for(tmp_path: Path) ->
     assert [e["step"] for e in events(config, "validation")] == [0, 4, 8]
 
 
+@pytest.mark.slow
 def test_a_withdrawn_notice_changes_nothing(tmp_path: Path) -> None:
     config = runs.tiny(tmp_path, "withdrawn", checkpoint_interval=8, valid_examples=0)
     outcomes = in_workers(2, train_warned, config, 1, 3, 7, 1000.0)
@@ -153,6 +156,7 @@ def test_a_withdrawn_notice_changes_nothing(tmp_path: Path) -> None:
     assert not events(config, "leave")
 
 
+@pytest.mark.slow
 def test_when_the_deadline_is_past_the_newest_commit_stands_and_the_event_says_so(
     tmp_path: Path,
 ) -> None:

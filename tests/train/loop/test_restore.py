@@ -62,6 +62,7 @@ def read_newest(world: World, storage: str) -> tuple[int, bool, int, int]:
     return snapshot.extra["at"], same, counting.bytes, contents.bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readers", [1, 2, 3, 6])
 def test_what_four_wrote_is_read_to_the_bit_each_byte_once_and_in_equal_parts(
     tmp_path: Path, readers: int

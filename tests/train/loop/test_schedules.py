@@ -359,6 +359,7 @@ def test_a_run_follows_its_schedules(undisturbed: RunConfig) -> None:
     assert [(e["step"], e["reductions"]) for e in told] == [(6, 1), (8, 2), (10, 3), (12, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "kill"),
     [

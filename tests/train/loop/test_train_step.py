@@ -64,6 +64,7 @@ def take(step: TrainStep, batches: list[Any]) -> list[StepResult]:
     return [step(batch, 2, RATES) for batch in batches]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "channels_last"),
     [("fp32", False), ("fp32", True), ("bf16", False), ("fp64", True)],
@@ -221,6 +222,7 @@ def test_each_part_of_the_network_has_its_own_rate(config: RunConfig, batches: l
     assert moved["decoder.conv4.weight"] == pytest.approx(1e-5, rel=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_optimiser_is_adam(config: RunConfig, batches: list[Any], channels_last: bool) -> None:
     step = new_step(config, "fp64", channels_last)

@@ -59,6 +59,7 @@ def test_two_workers_killed_and_resumed_equal_an_undisturbed_run_to_the_bit(tmp_
     assert_equal_to_the_bit(make_pair(tmp_path, 2, "base"))
 
 
+@pytest.mark.slow
 def test_a_refine_run_killed_and_resumed_equals_an_undisturbed_one_to_the_bit(
     tmp_path: Path,
 ) -> None:
@@ -98,6 +99,7 @@ def uneven(folder: Path, world: int) -> RunConfig:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_does_the_same_mathematics(tmp_path: Path) -> None:
     found = {}
     for world in (1, 2, 3):
@@ -171,6 +173,7 @@ def train_poisoned(world: World, config: RunConfig, steps: set[int], first: int 
     return runs.train(world, config, patient=True)
 
 
+@pytest.mark.slow
 def test_a_single_step_that_is_not_finite_is_skipped_and_named_at_any_world_size(
     tmp_path: Path,
 ) -> None:
@@ -196,6 +199,7 @@ def test_a_single_step_that_is_not_finite_is_skipped_and_named_at_any_world_size
         assert losses[1][step] == pytest.approx(losses[2][step], rel=1e-9, abs=0)
 
 
+@pytest.mark.slow
 def test_failures_that_persist_end_training_on_every_worker_and_across_restarts(
     tmp_path: Path,
 ) -> None:
@@ -260,6 +264,7 @@ def test_a_changed_promise_is_refused_with_the_difference(finished: RunConfig) -
         runs.train(World(), finished, listing_digest="other")
 
 
+@pytest.mark.slow
 def test_a_torn_and_a_damaged_checkpoint_are_skipped_and_named(tmp_path: Path) -> None:
     config = runs.tiny(tmp_path, "damaged", steps=3, checkpoint_interval=1, valid_examples=0)
     runs.train(World(), config, patient=True)

@@ -21,6 +21,7 @@ GRIDS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_event_files_of_a_run_killed_three_times_have_every_step_once(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -188,6 +188,7 @@ def train_small(world: World, config: Any, kill: dict[int, int]) -> trainer.Outc
     return runs.train(world, config, kill, patient=True)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_the_warm_up_the_average_is_the_same_to_the_bit(
     tmp_path: Path,
 ) -> None:

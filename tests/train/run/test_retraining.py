@@ -104,6 +104,7 @@ def stored(config: RunConfig) -> dict[str, Any]:
     return json.loads(runs.store_of(config).read("run.json"))
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_on_more_data_with_the_pass_under_way_finished_first(
     undisturbed: RunConfig,
 ) -> None:
@@ -137,6 +138,7 @@ def test_the_steps_before_are_those_of_a_run_that_never_grew(
     assert digests[-1][:2] == (4, 14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kill", [pytest.param(4, marks=pytest.mark.chaos), 5, pytest.param(6, marks=pytest.mark.chaos)]
 )
@@ -158,6 +160,7 @@ def test_killed_around_the_growth_and_resumed_equals_undisturbed_to_the_bit(
     assert rows(long) == rows(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_longer_run_sees_the_same_examples_with_any_number_of_workers(
     undisturbed: RunConfig, tmp_path: Path
 ) -> None:
@@ -167,6 +170,7 @@ def test_a_longer_run_sees_the_same_examples_with_any_number_of_workers(
     assert [row[5] for row in rows(config)] == [row[5] for row in rows(undisturbed)]
 
 
+@pytest.mark.slow
 def test_one_whose_end_is_lost_takes_it_again_as_it_was(
     undisturbed: RunConfig, tmp_path: Path
 ) -> None:
@@ -229,6 +233,7 @@ def test_a_run_of_steps_can_be_made_longer_by_steps_after_any_end(tmp_path: Path
     assert (longer.total_examples, longer.total_steps, longer.lineage.ends) == (22, 6, (14,))
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_that_is_made_longer_is_as_if_it_had_been_begun_so(
     tmp_path: Path,
 ) -> None:

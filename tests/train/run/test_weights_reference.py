@@ -270,6 +270,7 @@ def start_from(world: World, urls: list[str]) -> list[tuple[Tensor, str] | str]:
     return found
 
 
+@pytest.mark.slow
 def test_all_workers_start_from_the_checkpoint_that_the_first_chose(tmp_path: Path) -> None:
     commit_network(tmp_path, 5, 10)
     commit_network(tmp_path, 7, 20)
