@@ -22,6 +22,7 @@ from raymat.data.sample_order import SampleOrder
 from raymat.distributed.world import World
 from raymat.model import matting
 from raymat.train.loop.train_step import TrainStep
+from raymat.train.optim.forward import ForwardPass
 from raymat.train.optim.lr_schedule import rates
 
 PAIRS, BATCH, VALID = 64, 8, 16
@@ -29,8 +30,8 @@ PAIRS, BATCH, VALID = 64, 8, 16
 
 def evaluate(step: TrainStep, batches: list[MicroBatch], prefix: str = "ema_") -> float:
     """The mean loss of the averaged weights, or ("") of those in training."""
-    examiner = step.examiners(())[prefix]
-    losses = [values["loss"] for batch in batches for values in examiner(batch).values()]
+    evaluator = step.evaluators(())[prefix]
+    losses = [values["loss"] for batch in batches for values in evaluator(batch).values()]
     return sum(losses) / len(losses)
 
 
@@ -45,7 +46,7 @@ def recompute(step: TrainStep, batches: list[MicroBatch]) -> None:
         norm.reset_running_stats()
         norm.momentum = None
     for batch in batches:
-        composed = step._compose(batch)
+        composed = step.forward.compose(batch)
         matting.set_dropout_seeds(network, step._dropout_seeds(batch))
         network(composed.src, composed.bgr)
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -96,9 +97,17 @@ def main() -> None:
     source = SourceSpec.synthetic(count=PAIRS, seed=0, size=options.side, valid_count=VALID)
     feed = LocalFeed(source.open(), order, Geometry("base", options.side))
     step = TrainStep(
-        matting.build("base", config.model, 0), stage="base", precision="fp32", seed=0,
-        resolution=options.side, world=World(), device=torch.device("cpu"), optim=config.optim,
-    )  # fmt: skip
+        matting.build("base", config.model, 0),
+        ForwardPass(
+            stage="base",
+            precision="fp32",
+            seed=0,
+            resolution=options.side,
+            device=torch.device("cpu"),
+        ),
+        World(),
+        config.optim,
+    )
     valid, training = list(feed.valid()), list(feed.train(steps, steps + 16))
     print("loss of the averaged weights with statistics that are averaged, newest, recomputed;")
     print("and of the weights in training")

@@ -21,15 +21,13 @@ from raymat.analysis.averaging.soup import WeightSum
 from raymat.analysis.run_pictures import RunPictures
 from raymat.cli.average import Options, average
 from raymat.config.run import RunConfig, build
-from raymat.data.batch import Geometry
-from raymat.data.dataset.source import SourceSpec
 from raymat.data.feed import LocalFeed
-from raymat.data.sample_order import SampleOrder
 from raymat.distributed.world import World
 from raymat.model.matting import MattingBase
 from raymat.storage.store import Store
-from raymat.train.loop.interfaces import NullHost
+from raymat.train.loop.interfaces import Host, Worker
 from raymat.train.loop.trainer import run
+from raymat.train.run.open_run import open_run
 from raymat.train.run.selected_weights import build_network, read_weights
 
 PAIRS, VALID = 64, 16
@@ -41,6 +39,8 @@ def train(folder: Path, name: str, steps: int, **options: Any) -> RunConfig:
     defaults: dict[str, Any] = {
         "synthetic": PAIRS,
         "backbone": "mobilenetv2",
+        "device": "cpu",
+        "precision": "fp32",
         "resolution": 64,
         "crop": "64",
         "batch_size": 8,
@@ -52,29 +52,10 @@ def train(folder: Path, name: str, steps: int, **options: Any) -> RunConfig:
     config = build(
         "base", defaults | {"storage": str(folder), "name": name, "steps": steps} | options
     )
-    order = SampleOrder(
-        seed=config.data.seed,
-        pairs=PAIRS,
-        backgrounds=PAIRS,
-        batch_size=config.data.batch_size,
-        crop=config.data.crop,
-        total_examples=steps * config.data.batch_size,
-        valid_pairs=VALID,
-        valid_backgrounds=VALID,
-        valid_examples=VALID,
-    )
-    source = SourceSpec.synthetic(PAIRS, config.data.seed, config.data.resolution, VALID).open()
-    run(
-        config,
-        world=World(),
-        feed=LocalFeed(source, order, Geometry("base", config.data.resolution)),
-        store=Store.open(config.storage, config.name),
-        host=NullHost(),
-        order=order,
-        device=CPU,
-        run_id=name,
-        listing_digest="synthetic",
-    )
+    store = Store.open(config.storage, config.name)
+    prepared = open_run(config, store)
+    feed = LocalFeed(prepared.source.open(), prepared.order, prepared.geometry)
+    run(prepared, Worker(World(), CPU), feed=feed, store=store, host=Host())
     return config
 
 

@@ -37,16 +37,17 @@ from raymat.data.batch import Geometry
 from raymat.data.batch_maker import make_train_batch
 from raymat.data.dataset.source import SourceSpec
 from raymat.data.sample_order import Cursor, SampleOrder
-from raymat.distributed.collectives import Group
 from raymat.distributed.world import World
 from raymat.model import matting
 from raymat.storage.store import Store
+from raymat.train.loop.attempt import begin_attempt
 from raymat.train.loop.checkpointing import AsyncSaver
-from raymat.train.loop.interfaces import NullHost
+from raymat.train.loop.interfaces import Host, Worker
 from raymat.train.loop.state import ResumeContract, RunState, capture
 from raymat.train.loop.train_step import TrainStep
-from raymat.train.observability.events import EventLog
+from raymat.train.optim.forward import ForwardPass
 from raymat.train.optim.lr_schedule import rates
+from raymat.train.run.open_run import open_run
 
 
 class Training:
@@ -54,6 +55,7 @@ class Training:
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.config, self.device, self.record = config, device, RunState()
+        self.before_update: Callable[[], None] = lambda: None
         data = config.data
         order = SampleOrder(
             seed=0,
@@ -69,12 +71,15 @@ class Training:
         )
         self.step = TrainStep(
             matting.build("refine", config.model, 0),
-            stage="refine",
-            precision="fp16" if device.type == "cuda" else "fp32",
-            seed=0,
-            resolution=data.resolution,
-            world=World(),
-            device=device,
+            ForwardPass(
+                stage="refine",
+                precision="fp16" if device.type == "cuda" else "fp32",
+                seed=0,
+                resolution=data.resolution,
+                device=device,
+                channels_last=device.type == "cuda",
+            ),
+            World(),
         )
 
     def run(self, steps: int, after: Callable[[int], None] = lambda step: None) -> float:
@@ -82,7 +87,9 @@ class Training:
         self._synchronize()
         began = time.perf_counter()
         for number in range(1, steps + 1):
-            self.step(self._batch, self.config.data.batch_size, rates(self.config, 0))
+            size = self.config.data.batch_size
+            rate = rates(self.config, 0)
+            self.step(self._batch, size, rate, before_update=self.before_update)
             self.record.step += 1
             self.record.cursor = Cursor(self.record.step * self.config.data.batch_size)
             after(number)
@@ -100,20 +107,12 @@ class Savers:
     def __init__(self, training: Training, folder: Path) -> None:
         self.training, self.folder = training, folder
         store = Store.open(str(folder), "run")
-        events = EventLog.for_rank(store, 1, 0)
-        events.write_beside()
-        self.promise = ResumeContract(training.config, "none")
-        self.saver = AsyncSaver(
-            store,
-            Group(World(), training.device),
-            NullHost(),
-            events,
-            run_id="benchmark",
-            attempt=1,
-            promise=self.promise,
-            loggers=[],
-        )
-        training.step.before_update = self.saver.settle
+        run = open_run(training.config, store)
+        attempt = begin_attempt(run, Worker(World(), training.device), store)
+        attempt.events.write_beside()
+        self.contract = attempt.contract
+        self.saver = AsyncSaver(attempt, Host(), loggers=[])
+        training.before_update = self.saver.wait_for_copy
 
     def none(self) -> None:
         """No save."""
@@ -148,7 +147,7 @@ class Savers:
         os.sync()
 
     def _state(self) -> dict[str, Any]:
-        return capture(self.training.step, self.training.record, self.promise)[0]
+        return capture(self.training.step, self.training.record, self.contract)[0]
 
 
 def milliseconds(values: list[float]) -> str:
@@ -235,7 +234,8 @@ def main() -> None:
         {
             "synthetic": 16, "name": "run", "steps": 10**6, "resolution": side, "crop": side,
             "batch_size": 4 if cuda else 2, "refine_sample_pixels": 80_000 if cuda else 400,
-            "threads": options.threads,
+            "threads": options.threads, "device": device.type,
+            "precision": "fp16" if cuda else "fp32",
         },
     )  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="raymat-stall-", dir=options.folder))

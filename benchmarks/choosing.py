@@ -29,7 +29,7 @@ from raymat.data.dataset.source import SourceSpec
 from raymat.data.feed import LocalFeed
 from raymat.distributed.world import World
 from raymat.storage.store import Store
-from raymat.train.loop.interfaces import NullHost
+from raymat.train.loop.interfaces import Host, Worker
 from raymat.train.loop.trainer import run
 from raymat.train.run.open_run import open_run
 from raymat.train.run.selected_weights import read_weights
@@ -67,15 +67,11 @@ def train(folder: Path, steps: int) -> RunConfig:
     store = Store.open(config.storage, config.name)
     prepared = open_run(config, store)
     run(
-        config,
-        world=World(),
+        prepared,
+        Worker(World(), CPU),
         feed=LocalFeed(prepared.source.open(), prepared.order, prepared.geometry),
         store=store,
-        host=NullHost(),
-        order=prepared.order,
-        device=CPU,
-        run_id=prepared.run_id,
-        listing_digest=prepared.listing_digest,
+        host=Host(),
     )
     return config
 

@@ -2,7 +2,7 @@
 
 In turns, in one process: steps of the tiny network as they are, and the same steps with all that a
 worker on Ray does beside them: the listener's thread (the cluster's state and the driver's wish
-twice a second, a sign of life with the stack every 2 s), the pulse, the question in each step, and
+twice a second, a sign of life with the stack every 2 s), the heartbeat, the question in each step, and
 what follows from it. Printed: the ratio of the medians, and the same from the seconds that the
 listening itself takes, which no other unrest of the machine touches.
 
@@ -30,6 +30,7 @@ from raymat.distributed.world import World
 from raymat.model import matting
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.loop.watchdog import Heartbeat
+from raymat.train.optim.forward import ForwardPass
 from raymat.train.optim.lr_schedule import rates
 
 
@@ -59,12 +60,14 @@ class Training:
         )
         self._step = TrainStep(
             matting.build("base", self.config.model, 0),
-            stage="base",
-            precision="fp32",
-            seed=0,
-            resolution=data.resolution,
-            world=World(),
-            device=torch.device("cpu"),
+            ForwardPass(
+                stage="base",
+                precision="fp32",
+                seed=0,
+                resolution=data.resolution,
+                device=torch.device("cpu"),
+            ),
+            World(),
         )
 
     def step(self, heard: bool = False) -> None:
@@ -79,11 +82,13 @@ def plain(training: Training, steps: int) -> float:
     return time.perf_counter() - began
 
 
-def listening(training: Training, steps: int, listener: NoticeListener, pulse: Heartbeat) -> float:
+def listening(
+    training: Training, steps: int, listener: NoticeListener, heartbeat: Heartbeat
+) -> float:
     began = time.perf_counter()
     for number in range(steps):
-        pulse.beat("waiting for a batch", number)
-        pulse.beat("training", number)
+        heartbeat.record_activity("waiting for a batch", number)
+        heartbeat.record_activity("training", number)
         training.step(listener.notice() is not None)
     return time.perf_counter() - began
 
@@ -96,13 +101,13 @@ def thread_seconds(listener: NoticeListener, seconds: float) -> float:
     return time.clock_gettime(clock) - before
 
 
-def question_seconds(listener: NoticeListener, pulse: Heartbeat) -> float:
+def question_seconds(listener: NoticeListener, heartbeat: Heartbeat) -> float:
     """Of the training thread, in each step."""
     times = 100_000
     began = time.perf_counter()
     for number in range(times):
-        pulse.beat("waiting for a batch", number)
-        pulse.beat("training", number)
+        heartbeat.record_activity("waiting for a batch", number)
+        heartbeat.record_activity("training", number)
         listener.notice()
     return (time.perf_counter() - began) / times
 
@@ -121,15 +126,15 @@ def main() -> None:
     without, within = [], []
     for _ in range(options.rounds):
         without.append(plain(training, options.steps))
-        listener, pulse = NoticeListener(board, 0), Heartbeat()
-        listener.attend(pulse)
-        within.append(listening(training, options.steps, listener, pulse))
+        listener, heartbeat = NoticeListener(board, 0), Heartbeat()
+        listener.register_heartbeat(heartbeat)
+        within.append(listening(training, options.steps, listener, heartbeat))
         listener.stop()
     a, b = statistics.median(without), statistics.median(within)
     print(f"{options.steps / a:.2f} steps/s; listening {options.steps / b:.2f}: ratio {a / b:.4f}")
-    listener, pulse = NoticeListener(board, 0), Heartbeat()
-    listener.attend(pulse)
-    thread, question = thread_seconds(listener, 20.0) / 20.0, question_seconds(listener, pulse)
+    listener, heartbeat = NoticeListener(board, 0), Heartbeat()
+    listener.register_heartbeat(heartbeat)
+    thread, question = thread_seconds(listener, 20.0) / 20.0, question_seconds(listener, heartbeat)
     lost = thread + question * options.steps / a
     print(
         f"the listener takes {1e3 * thread:.2f} ms of CPU a second, the questions {1e6 * question:.1f} us a "

@@ -18,7 +18,7 @@ from raymat.data.sample_order import Example
 from raymat.model.matting import MattingBase
 from raymat.model.ops import widened
 from raymat.model.pretrained import load_matching
-from raymat.train.optim.forward import compose, loss_of
+from raymat.train.optim.forward import compose, loss_of, place
 from raymat.train.optim.mixed_precision import autocast, parameter_dtype
 from raymat.train.run.selected_weights import Selected, build_network
 from raymat.train.validation.evaluator import mean_of
@@ -48,9 +48,7 @@ class Candidate:
         dtype = parameter_dtype(precision)
         if dtype != torch.float32:
             load_matching(network.to(dtype), selected.weights, selected.what)
-        network.to(device)
-        if _channels_last(device):
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        place(network, device, precision, _channels_last(device))
         facts = {
             "run": selected.run_url,
             "checkpoint": None if selected.checkpoint is None else str(selected.checkpoint),

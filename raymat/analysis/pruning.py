@@ -15,11 +15,11 @@ from raymat.config.run import from_dict
 from raymat.console import ProgressBar
 from raymat.errors import CheckpointError, ConfigError
 from raymat.storage.store import Store
-from raymat.train.loop.schedule import Schedule
 from raymat.train.observability.events import highest_attempt
 from raymat.train.run.open_run import data_of_run
 from raymat.train.run.run_file import read_run
 from raymat.train.run.run_url import list_checkpoints
+from raymat.train.run.schedule import Schedule
 from raymat.train.validation.criteria import metric_of, validated
 
 

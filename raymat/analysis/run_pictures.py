@@ -17,7 +17,7 @@ from raymat.data.dataset.run_dataset import geometry_of, sample_order, source_of
 from raymat.data.dataset.source import FolderSource, Source, SourceSpec
 from raymat.data.feed import LocalFeed
 from raymat.model.matting import MattingBase
-from raymat.train.optim.forward import compose
+from raymat.train.optim.forward import ForwardPass
 from raymat.train.run.run_file import read_run
 from raymat.train.run.run_url import open_url
 from raymat.train.run.selected_weights import Selected
@@ -81,33 +81,26 @@ class RunPictures:
         size = self.config.data.batch_size
         steps = -(-examples // size)
         for batch in self._feed(steps * size).train(0, steps):
-            yield compose(
-                batch,
-                seed=self.config.data.seed,
-                resolution=self.config.data.resolution,
-                device=device,
-                dtype=torch.float32,
-                channels_last=False,
-            )
+            yield self._forward(device).compose(batch)
 
     def measure(self, network: MattingBase, metric: str, device: torch.device) -> float:
         """Return the mean of "loss" or a metric of `alpha_metrics` over the validation examples; NaN if one is not finite."""
-        data = self.config.data
-        examiner = Evaluator(
-            network,
-            stage=self.config.stage,
-            precision="fp32",
-            seed=data.seed,
-            resolution=data.resolution,
-            device=device,
-            channels_last=False,
-            metrics=() if metric == "loss" else (metric,),
-        )
+        metrics = () if metric == "loss" else (metric,)
+        evaluator = Evaluator(network, self._forward(device), metrics)
         values: dict[int, Values] = {}
         for batch in self._feed(1).valid():
-            values |= examiner(batch)
+            values |= evaluator(batch)
         mean = mean_values(values)[metric]
         return math.nan if mean is None else mean
+
+    def _forward(self, device: torch.device) -> ForwardPass:
+        return ForwardPass(
+            stage=self.config.stage,
+            precision="fp32",
+            seed=self.config.data.seed,
+            resolution=self.config.data.resolution,
+            device=device,
+        )
 
     def _feed(self, total: int) -> LocalFeed:
         order = sample_order(self.config, self.source, total)

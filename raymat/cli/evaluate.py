@@ -21,7 +21,7 @@ from raymat.config.sections import DataConfig, Device, Precision
 from raymat.console import ProgressBar
 from raymat.errors import ConfigError
 from raymat.storage.output_files import check_output, write_output
-from raymat.train.optim.mixed_precision import settled
+from raymat.train.optim.mixed_precision import precision_on
 from raymat.train.run.selected_weights import Selected, read_weights
 
 _REPLACED_SHOWN = 10
@@ -196,7 +196,7 @@ def _print_skipped(checkpoint: object, reason: str) -> None:
 
 def _precision(config: RunConfig | None, device: torch.device) -> Precision:
     theirs = config and config.workers.device in (device.type, "auto") and config.optim.precision
-    return theirs or settled(None, device)
+    return theirs or precision_on(device.type)
 
 
 def _note_other_resolutions(selected: Sequence[Selected], resolution: int) -> None:

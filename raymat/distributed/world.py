@@ -1,4 +1,4 @@
-"""What a worker is told about its surroundings."""
+"""A worker's place among the workers of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class World:
             raise ValueError(f"rank {self.rank} is not in a world of {self.size}")
 
     def share(self, count: int, rank: int | None = None) -> range:
-        """The positions, out of `count`, that belong to `rank` (default: this worker's).
+        """Return the positions, out of `count`, that belong to `rank` (default: this worker's).
 
         Contiguous, in rank order, sizes differing by one at most: 8 over 3 workers are 3, 3, 2.
         """

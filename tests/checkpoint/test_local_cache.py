@@ -35,7 +35,7 @@ from raymat.errors import ConfigError, StorageError
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.store import Store
 from raymat.train.loop import trainer
-from raymat.train.loop.interfaces import NullHost
+from raymat.train.loop.interfaces import Host
 from raymat.train.loop.restore import read_together
 from raymat.train.observability.events import read_events
 from raymat.train.run.notice import LeavingError
@@ -576,8 +576,8 @@ class SlowDisk(LocalCache):
 
 def leave(world: World, config: RunConfig, folders: list[str], seconds: float) -> Any:
     """A worker that hears of its machine's end in its second step."""
-    trainer.Nearby = SlowDisk  # type: ignore[attr-defined,misc]
-    host = Warned(2, seconds=seconds) if world.rank else NullHost()
+    trainer.LocalCache = SlowDisk  # type: ignore[attr-defined,misc]
+    host = Warned(2, seconds=seconds) if world.rank else Host()
     return runs.train(world, config, host=host, nearby=folders[world.rank])
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from raymat.checkpoint import async_writer, snapshot
 from raymat.checkpoint.manifest import parse_manifest_name
 from raymat.storage import backends, store
-from raymat.train.loop import checkpointing, retainer, train_step, trainer
+from raymat.train.loop import boundary, checkpointing, commits, train_step, trainer
 from raymat.train.observability import tensorboard_log
 
 
@@ -280,7 +280,7 @@ def _deletions(passes: Passes) -> None:
 
         return wrapper
 
-    _around(retainer, "prune", labelled("prune"))
+    _around(commits, "prune", labelled("prune"))
     _around(tensorboard_log.TensorBoardLog, "resumed", labelled("replay"))
 
     def delete(plain: Any, self: Any, paths: list[str]) -> None:
@@ -299,15 +299,16 @@ def _places(injector: Injector) -> None:
     """Where a run goes on and what it knows to be committed: points, and notes of both."""
     passes, journal = injector.passes, injector.journal
 
-    def restored(plain: Any, self: Any, *args: Any) -> None:
+    def restored(plain: Any, attempt: Any, *args: Any) -> Any:
         passes("restore/begun")
-        plain(self, *args)
-        name = None if self.newest is None else str(self.newest)
-        rank, attempt = self.group.world.rank, self.attempt.number
-        journal.note("restored", checkpoint=name, rank=rank, attempt=attempt)
+        start = plain(attempt, *args)
+        name = None if start.checkpoint is None else str(start.checkpoint)
+        rank, number = attempt.group.world.rank, attempt.number
+        journal.note("restored", checkpoint=name, rank=rank, attempt=number)
         passes("restore/done")
+        return start
 
-    _around(trainer._Training, "_begin", restored)
+    _around(trainer, "start_from_newest", restored)
     _between(passes, store.Store, "read_into", before="restore/reading")
 
     def committed(plain: Any, self: Any, found: list[Any]) -> None:
@@ -318,8 +319,8 @@ def _places(injector: Injector) -> None:
         if found:
             passes("commit/told")
 
-    _around(trainer._Training, "_committed", committed)
-    _between(passes, trainer._Training, "_end", before="end/begun")
+    _around(boundary.Boundary, "_committed", committed)
+    _between(passes, trainer.Trainer, "_end", before="end/begun")
 
 
 def train_worker_to_kill(config: dict[str, Any]) -> None:

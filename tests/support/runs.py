@@ -22,7 +22,7 @@ from raymat.data.feed import LocalFeed
 from raymat.data.sample_order import SampleOrder
 from raymat.distributed.world import World
 from raymat.storage.store import Store
-from raymat.train.loop.interfaces import Host, NullHost
+from raymat.train.loop.interfaces import Host, Worker
 from raymat.train.loop.trainer import Outcome, run
 from raymat.train.run.open_run import OpenedRun, open_run
 from raymat.train.validation.interface import Job, Validator
@@ -82,6 +82,16 @@ def source_of(config: RunConfig) -> SourceSpec:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run that nobody had to prepare."""
+
+    config: RunConfig
+    run_id: str
+    listing_digest: str
+    order: SampleOrder
+
+
 class Feed:
     """LocalFeed, which can kill this process when it is asked for a step.
 
@@ -131,16 +141,11 @@ def train(
     """One worker of a run; rank r dies when it has the batch of step index kill[r]."""
     torch.set_num_threads(1)
     return run(
-        config,
-        world=world,
+        Prepared(config, config.name, listing_digest, order_of(config)),
+        Worker(world, torch.device("cpu"), nearby),
         feed=feed or Feed(config, world, kill or {}, patient),
         store=store_of(config),
-        host=host or NullHost(),
-        order=order_of(config),
-        device=torch.device("cpu"),
-        run_id=config.name,
-        listing_digest=listing_digest,
-        nearby=nearby,
+        host=host or Host(),
         validator=validator,
     )
 
@@ -155,15 +160,11 @@ def without_ray(config: RunConfig) -> Store:
 
 def _train_prepared(world: World, prepared: OpenedRun) -> None:
     run(
-        prepared.config,
-        world=world,
+        prepared,
+        Worker(world, torch.device("cpu")),
         feed=LocalFeed(prepared.source.open(), prepared.order, prepared.geometry, world),
         store=store_of(prepared.config),
-        host=NullHost(),
-        order=prepared.order,
-        device=torch.device("cpu"),
-        run_id=prepared.run_id,
-        listing_digest=prepared.listing_digest,
+        host=Host(),
     )
 
 

@@ -14,6 +14,7 @@ from raymat.model.init import initialise
 from raymat.model.matting import MattingBase, SeededDropout
 from raymat.model.ops import resize
 from raymat.train.loop.train_step import TrainStep
+from raymat.train.optim.forward import ForwardPass
 
 OUT_CHANNELS = 37
 
@@ -66,6 +67,10 @@ def new_step(precision: Any = "fp64", **options: Any) -> TrainStep:
     """A step of base at 32 pixels, in one worker."""
     torch.set_num_threads(1)
     return TrainStep(
-        build_small("base", None, 0), stage="base", precision=precision, seed=0, resolution=32,
-        world=World(), device=torch.device("cpu"), optim=OptimConfig(**options),
-    )  # fmt: skip
+        build_small("base", None, 0),
+        ForwardPass(
+            stage="base", precision=precision, seed=0, resolution=32, device=torch.device("cpu")
+        ),
+        World(),
+        OptimConfig(**options),
+    )

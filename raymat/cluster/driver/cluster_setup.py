@@ -16,6 +16,7 @@ import ray
 from raymat.cluster.ray_internals import apply_settings
 from raymat.config.run import RunConfig
 from raymat.errors import ClusterError, ConfigError
+from raymat.train.optim.mixed_precision import precision_on
 
 OBJECT_STORE_BYTES = 2 * 2**30
 
@@ -39,7 +40,7 @@ def resolve_auto(
             )
         device = "cuda" if resources.get("GPU", 0) > 0 else "cpu"
     precision = config.optim.precision or (begun.optim.precision if begun else None)
-    precision = precision or ("fp16" if device == "cuda" else "fp32")
+    precision = precision_on(device, precision)
     if precision == "fp16" and device == "cpu":
         raise ConfigError("--precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
     return dataclasses.replace(

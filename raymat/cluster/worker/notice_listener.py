@@ -49,7 +49,7 @@ class NoticeListener:
 
     def __init__(self, board: Blackboard, rank: int) -> None:
         self._board, self._rank = board, rank
-        self._pulse: Heartbeat | None = None
+        self._heartbeat: Heartbeat | None = None
         self._polls = 0
         self._node = ray.get_runtime_context().get_node_id()
         self._notice: Notice | None = None
@@ -64,9 +64,9 @@ class NoticeListener:
         """Return the notice that holds now."""
         return self._notice
 
-    def attend(self, pulse: Heartbeat) -> None:
+    def register_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Show the blackboard what the training thread does from now on."""
-        self._pulse = pulse
+        self._heartbeat = heartbeat
 
     def stop(self) -> None:
         """Stop listening."""
@@ -92,8 +92,8 @@ class NoticeListener:
 
     def _sign(self) -> None:
         self._polls += 1
-        if self._pulse is not None and self._polls % SIGN_POLLS == 0:
-            sign = SignOfLife(HOST, self._node, os.getpid(), self._pulse.look())
+        if self._heartbeat is not None and self._polls % SIGN_POLLS == 0:
+            sign = SignOfLife(HOST, self._node, os.getpid(), self._heartbeat.activity())
             self._board.sign(self._rank, sign)
 
     def _signal(self) -> Notice | None:

@@ -25,6 +25,7 @@ from raymat.config.run import RunConfig
 from raymat.distributed.world import World
 from raymat.storage.store import Store
 from raymat.train.loop import trainer
+from raymat.train.loop.interfaces import Host, Worker
 from raymat.train.loop.watchdog import Activity, Heartbeat
 from raymat.train.observability.event_kinds import parse_event
 from raymat.train.observability.progress import Progress
@@ -103,7 +104,7 @@ class CheckpointReporter:
         return ray.train.Checkpoint(path, filesystem=storage.storage_filesystem)
 
 
-class RayHost:
+class RayHost(Host):
     """The training loop's host on Ray: it reports commits to Ray Train, and all else to the blackboard."""
 
     def __init__(self, rank: int, board: Blackboard, lease: LeaseWatch | None) -> None:
@@ -143,13 +144,13 @@ class RayHost:
         if known is not None and known.line is not None:
             self._board.print_line(known.line)
 
-    def attend(self, pulse: Heartbeat) -> None:
+    def register_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Show the blackboard what this worker does from now on."""
-        self._listener.attend(pulse)
+        self._listener.register_heartbeat(heartbeat)
 
-    def stuck(self, doing: Activity) -> None:
+    def stuck(self, activity: Activity) -> None:
         """End this process: the controller then starts all workers anew."""
-        text = f"rank {self._rank} stood still {doing.what} after step {doing.step}"
+        text = f"rank {self._rank} stood still {activity.what} after step {activity.step}"
         self._board.report_hang(text)
         os._exit(HANG_EXIT)  # nothing gentler ends a thread that hangs in a system call
 
@@ -173,17 +174,13 @@ def train_worker(config: dict[str, Any]) -> None:
     plan = StreamPlan(run.source, run.order, run.geometry)
     shard = ray.train.get_dataset_shard("train")
     lease = LeaseWatch(store, spec.lease) if world.rank == 0 else None
+    folder = cache_folder(run.config.checkpoint.nearby, store, tempfile.gettempdir())
     trainer.run(
-        run.config,
-        world=world,
+        run,
+        Worker(world, worker_device(run.config), folder),
         feed=RayFeed(shard, spec.board, plan, world),
         store=store,
         host=RayHost(world.rank, spec.board, lease),
-        order=run.order,
-        device=worker_device(run.config),
-        run_id=run.run_id,
-        listing_digest=run.listing_digest,
-        nearby=cache_folder(run.config.checkpoint.nearby, store, tempfile.gettempdir()),
         validator=RayValidator(spec.board, spec.job, run.config, spec.resources),
     )
 

@@ -1,77 +1,83 @@
-"""The two seams of the training loop: where its batches come from, and who is told how it goes."""
+"""What the training loop is given: the run, the worker process it runs in, and the host that follows it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from raymat.checkpoint.manifest import CheckpointId
+from raymat.config.run import RunConfig
+from raymat.data.sample_order import SampleOrder
+from raymat.distributed.world import World
 from raymat.train.loop.watchdog import Activity, Heartbeat
 from raymat.train.observability.progress import Progress
 from raymat.train.run.notice import Notice
 
 
-class Host(Protocol):
-    """Whoever runs the training loop."""
+class TrainableRun(Protocol):
+    """A run, equal on all workers and in all of its attempts."""
+
+    @property
+    def config(self) -> RunConfig: ...
+
+    @property
+    def run_id(self) -> str: ...
+
+    @property
+    def listing_digest(self) -> str:
+        """The digest of the dataset's listing."""
+
+    @property
+    def order(self) -> SampleOrder: ...
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This process: its place among the workers, its device, and its machine's disk."""
+
+    world: World
+    device: torch.device
+    cache_folder: str | None = None
+    """A folder on this machine for copies of its newest shards; None: keep none."""
+
+
+class Host:
+    """Whoever runs the training loop and follows it. By default every method does nothing: override what you need."""
+
+    def register_heartbeat(self, heartbeat: Heartbeat) -> None:
+        """Keep `heartbeat`, from which any thread can read what this worker does. Called once, before all else."""
 
     def restored(self, checkpoint: CheckpointId | None) -> None:
-        """Training goes on from `checkpoint`, or begins. Called once by every worker."""
+        """Training resumes from `checkpoint`, or starts from the first step. Called once by every worker."""
 
     def committed(self, checkpoint: CheckpointId, metrics: dict[str, Any]) -> None:
-        """`checkpoint` is committed. Called by every worker at the same step, when none of them is busy; must return at
-        once. Of several that were committed while one was busy only the newest is told.
+        """Take note of a commit; must return at once.
+
+        Every worker calls it at the same step, when none of them is busy. Of several checkpoints that were committed
+        while one was busy, only the newest is passed on.
         """
 
     def busy(self) -> bool:
-        """Whether this worker still deals with what `committed` told it."""
-
-    def notice(self) -> Notice | None:
-        """What this worker has heard and that still holds; asked in every step, must return at once."""
-
-    def progress(self, progress: Progress) -> None:
-        """Called by rank 0 after logged steps and commits; must return at once."""
-
-    def event(self, event: dict[str, Any]) -> None:
-        """An event that this worker writes to the run's log; must return at once."""
-
-    def attend(self, pulse: Heartbeat) -> None:
-        """What this worker does can be seen there, at any time. Called once, before anything else."""
-
-    def stuck(self, doing: Activity) -> None:
-        """This worker's training thread stands still, for longer than it may: end the process, if somebody starts it anew.
-
-        Called in a thread of its own.
-        """
-
-    def ended(self) -> None:
-        """Training is over, by every worker's own account: wait for what `committed` began."""
-
-
-class NullHost:
-    """A host that needs to know nothing."""
-
-    def restored(self, checkpoint: CheckpointId | None) -> None:
-        return
-
-    def committed(self, checkpoint: CheckpointId, metrics: dict[str, Any]) -> None:
-        return
-
-    def busy(self) -> bool:
+        """Whether this worker still handles the last `committed`."""
         return False
 
     def notice(self) -> Notice | None:
+        """Return the notice that holds for this worker now; asked in every step, must return at once."""
         return None
 
     def progress(self, progress: Progress) -> None:
-        return
+        """Take note of the run's progress; rank 0 calls it after logged steps and commits; must return at once."""
 
     def event(self, event: dict[str, Any]) -> None:
-        return
+        """Take note of an event that this worker writes to the run's log; must return at once."""
 
-    def attend(self, pulse: Heartbeat) -> None:
-        return
+    def stuck(self, activity: Activity) -> None:
+        """End this process if somebody restarts it: its training thread has stood still for too long.
 
-    def stuck(self, doing: Activity) -> None:
-        return
+        Called in the watchdog's thread.
+        """
 
     def ended(self) -> None:
-        return
+        """Wait for what `committed` began: training is over, by every worker's account."""

@@ -1,4 +1,4 @@
-"""What a run shows of itself: rows and pictures to its loggers, progress to its host. Only rank 0's does anything."""
+"""What a run shows of itself: rows and pictures to its loggers, progress to its host, how long it took to start."""
 
 from __future__ import annotations
 
@@ -9,107 +9,164 @@ from typing import Any
 from torch import Tensor
 
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.distributed.collectives import Group
-from raymat.errors import StorageError
+from raymat.train.loop.attempt import Attempt
 from raymat.train.loop.interfaces import Host
-from raymat.train.loop.schedule import Schedule
 from raymat.train.loop.state import RunState
 from raymat.train.observability.image_grids import training_grids
-from raymat.train.observability.logger import Logger
+from raymat.train.observability.logger_setup import make_loggers
 from raymat.train.observability.progress import Progress
+from raymat.train.observability.unreadable_images import ReplacementReport
+from raymat.train.validation.result import StoredResult
 
 
 class Reporter:
-    """One worker's; `loggers` are empty on all but rank 0."""
+    """One worker's; only rank 0's has loggers and shows anything."""
 
-    def __init__(
-        self,
-        *,
-        stage: str,
-        schedule: Schedule,
-        group: Group,
-        host: Host,
-        attempt: int,
-        loggers: list[Logger],
-    ) -> None:
-        self.loggers = loggers
+    def __init__(self, attempt: Attempt, host: Host) -> None:
+        """Open the loggers. Called by all workers; raises on all of them.
+
+        Raises:
+            ConfigError: --logger cannot be used.
+        """
+        self._attempt, self._host = attempt, host
+        self.loggers = make_loggers(
+            attempt.store, attempt.number, attempt.config.log.logger, attempt.group
+        )
+        self.replaced = ReplacementReport(attempt.events)
         self.loss: float | None = None
         """The newest logged training loss; None where it was not finite."""
-        self._stage, self._schedule, self._group = stage, schedule, group
-        self._host, self._attempt = host, attempt
         self._commit: tuple[int, float] | None = None
         self._pace = _Pace()
+        self._start = _StartClock()
 
-    def resumed(self, step: int) -> None:
+    def resumed(self, step: int, checkpoint: CheckpointId | None) -> None:
         """Tell the loggers that the run goes on after `step`. Called by all workers; raises on all of them.
 
         Raises:
             StorageError: a logger could not clear away what comes again.
         """
-        error = None
-        try:
+        if checkpoint is not None:
+            self.committed(checkpoint)
+
+        def resume() -> None:
             for logger in self.loggers:
                 logger.resumed(step)
-        except StorageError as raised:
-            error = raised
-        self._group.raise_together(error)
+
+        self._attempt.group.on_all(resume)
+
+    def batch_arrived(self) -> None:
+        """Note that the feed gave a batch."""
+        self._start.batch_arrived()
+
+    def step_ended(self, step: int) -> None:
+        """Write how long the attempt took to its first step: what a restart costs ends here."""
+        times = self._start.step_ended()
+        if times is not None:
+            self._attempt.emit("first_step", step=step, **times)
 
     def row(self, kind: str, step: int, loss: float | None, **fields: Any) -> None:
-        """A row of completed step `step`."""
+        """Log a row of completed step `step`."""
         if kind == "train":
             self.loss = loss
+        schedule = self._attempt.schedule
         place = {
             "kind": kind,
             "step": step,
-            "examples": self._schedule.examples(step),
-            "epoch": self._schedule.epoch(step),
+            "examples": schedule.examples(step),
+            "epoch": schedule.epoch(step),
             "time": time.time(),
             "loss": loss,
         }
         for logger in self.loggers:
             logger.row(place | fields)
 
+    def validation(self, step: int, result: StoredResult | None, waited: float) -> None:
+        """Log the row of a validation and write its event. `waited`: seconds that training stood still for it."""
+        if result is None:
+            return
+        self.replaced.note(result.replaced)
+        found = result.found
+        self.row(
+            "valid",
+            step,
+            found.loss,
+            digest=found.digest,
+            count=found.count,
+            metrics=found.metrics,
+        )
+        self._attempt.emit(
+            "validation",
+            step=step,
+            loss=found.loss,
+            metrics=found.metrics,
+            seconds=result.seconds,
+            place=result.place,
+            waited=waited,
+        )
+
     def images(self, step: int, pictures: Mapping[str, Tensor]) -> None:
-        """The grids of a training step's pictures."""
+        """Log the grids of a training step's pictures."""
         grids = training_grids(pictures)
         for logger in self.loggers:
             logger.images(step, grids)
 
     def committed(self, checkpoint: CheckpointId) -> None:
-        """`checkpoint` is the newest one, committed or restored now."""
+        """Note that `checkpoint` is the newest one, committed or restored now."""
         self._commit = (checkpoint.step, time.time())
 
-    def progress(self, record: RunState) -> None:
+    def progress(self, state: RunState) -> None:
         """Tell the host how far the run is."""
-        if not self._group.leads:
+        attempt = self._attempt
+        if not attempt.group.leads:
             return
-        examples = record.cursor.next_example
+        examples = state.cursor.next_example
         step, when = self._commit or (None, None)
         self._host.progress(
             Progress(
-                stage=self._stage,
-                step=record.step,
-                total_steps=self._schedule.total_steps,
-                examples_left=self._schedule.total_examples - examples,
+                stage=attempt.config.stage,
+                step=state.step,
+                total_steps=attempt.schedule.total_steps,
+                examples_left=attempt.schedule.total_examples - examples,
                 examples_per_second=self._pace.measure(examples),
                 loss=self.loss,
-                valid_loss=record.valid_loss,
+                valid_loss=state.valid_loss,
                 commit_step=step,
                 commit_time=when,
-                world=self._group.world.size,
-                attempt=self._attempt,
+                world=attempt.group.world.size,
+                attempt=attempt.number,
             )
         )
 
-    def metrics(self, record: RunState) -> dict[str, Any]:
-        """What a host is told with a commit: step, examples, the newest training loss, and what the newest validation
-        found (`valid_loss`, `valid_sad`, ...), as far as it was finite."""
-        found = {"step": record.step, "examples": record.cursor.next_example}
-        values = {"loss": self.loss, "valid_loss": record.valid_loss}
-        if record.validations:
-            newest = record.validations[-1].metrics
+    def metrics(self, state: RunState) -> dict[str, Any]:
+        """Return what a host is told with a commit, as far as it is finite: step, examples, the newest training loss,
+        and the newest validation's (`valid_loss`, `valid_sad`, ...)."""
+        found = {"step": state.step, "examples": state.cursor.next_example}
+        values = {"loss": self.loss, "valid_loss": state.valid_loss}
+        if state.validations:
+            newest = state.validations[-1].metrics
             values |= {f"valid_{name}": value for name, value in newest.items()}
         return found | {name: value for name, value in values.items() if value is not None}
+
+
+class _StartClock:
+    """Measures how long an attempt takes to its first batch and to the end of its first step."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._batch: float | None = None
+        self._done = False
+
+    def batch_arrived(self) -> None:
+        """Note the time of the first batch."""
+        if self._batch is None:
+            self._batch = time.monotonic() - self._began
+
+    def step_ended(self) -> dict[str, float] | None:
+        """Return the seconds to the end of the first step and to its batch; None after any later step."""
+        if self._done or self._batch is None:
+            return None
+        self._done = True
+        return {"seconds": time.monotonic() - self._began, "batch": self._batch}
 
 
 class _Pace:
@@ -120,7 +177,7 @@ class _Pace:
         self._since: tuple[float, int] | None = None
 
     def measure(self, examples: int) -> float:
-        """The pace when `examples` have been consumed; 0 before there is one."""
+        """Return the pace when `examples` have been consumed; 0 before there is one."""
         now = time.monotonic()
         if self._since is None:
             self._since = (now, examples)

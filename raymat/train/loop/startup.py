@@ -1,171 +1,132 @@
-"""What an attempt begins with: the newest verified checkpoint, else other weights or new ones."""
+"""The start of an attempt: from the newest verified checkpoint, else from other weights or new ones."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
 
 from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.config.run import RunConfig
 from raymat.distributed.collectives import Group
-from raymat.errors import RaymatError
 from raymat.model.matting import MattingBase, build
 from raymat.model.pretrained import InitReport, load_init, load_matching
-from raymat.storage.store import Store
 from raymat.storage.urls import redact
-from raymat.train.loop.restore import restore
-from raymat.train.loop.schedule import Schedule
-from raymat.train.loop.state import ResumeContract, RunState
+from raymat.train.loop.attempt import Attempt
+from raymat.train.loop.interfaces import Host
+from raymat.train.loop.reporter import Reporter
+from raymat.train.loop.restore import Restored, restore
+from raymat.train.loop.state import RunState
 from raymat.train.loop.train_step import TrainStep
+from raymat.train.optim.forward import ForwardPass
 from raymat.train.optim.lr_schedule import settle_cosine
 from raymat.train.run.selected_weights import Selected, read_weights
 from raymat.train.run.weights_reference import parse_reference, pin
 
 
 @dataclass(frozen=True)
-class Startup:
-    """The network with its optimiser, and where it stands."""
+class StartingPoint:
+    """Where an attempt starts: the network with its optimiser, and what the run remembers."""
 
     step: TrainStep
-    record: RunState
+    state: RunState
     checkpoint: CheckpointId | None
-    """Of which they are; None if nothing is trained yet."""
+    """What they were read from; None if nothing is trained yet."""
     damaged: frozenset[CheckpointId]
-    """Newer ones that could not be used."""
+    """Newer checkpoints that could not be used."""
 
 
-def begin(
-    config: RunConfig,
-    store: Store,
-    group: Group,
-    schedule: Schedule,
-    device: torch.device,
-    *,
-    run_id: str,
-    promise: ResumeContract,
-    local_cache: LocalCache | None,
-    beat: Callable[[str], None],
-    tell: Callable[..., None],
-) -> Startup:
+def start_from_newest(
+    attempt: Attempt, host: Host, reporter: Reporter, cache: LocalCache | None
+) -> StartingPoint:
     """Build the network and put the run's state into it. Called by all workers; raises on all of them.
 
-    `beat` is told what is being done, `tell` the events `skip`, `restore`, `init` and `ema`.
+    Writes the events `skip`, `restore`, `init` and `ema`; tells the loggers and the host where the run goes on.
 
     Raises:
         ConfigError, DataError: the run was begun with another configuration or dataset.
         WeightsError: --init cannot be used. CheckpointError, StorageError: no checkpoint can be read.
     """
-    beat("building the network")
-    step = _build(config, group, device)
-    beat("reading a checkpoint")
-    began = time.monotonic()
-    damaged: set[CheckpointId] = set()
+    config = attempt.config
+    attempt.record_activity("building the network")
+    network = build(config.stage, config.model, config.data.seed)
+    step = TrainStep(
+        network, ForwardPass.of(config, attempt.device), attempt.group.world, config.optim
+    )
+    attempt.record_activity("reading a checkpoint")
+    restored, damaged = _restore(attempt, step, cache)
+    if restored.checkpoint is None:
+        _initialise(attempt, step)
+    state, schedule = restored.state, attempt.schedule
+    state.rates = settle_cosine(config, schedule.total_examples, state.rates)
+    state.judge(config, attempt.run.order.lineage, schedule.total_steps)
+    # The loggers clear away what comes again before anything new can be logged.
+    reporter.resumed(state.step, restored.checkpoint)
+    host.restored(restored.checkpoint)
+    return StartingPoint(step, state, restored.checkpoint, damaged)
+
+
+def _restore(
+    attempt: Attempt, step: TrainStep, cache: LocalCache | None
+) -> tuple[Restored, frozenset[CheckpointId]]:
+    """Restore `step`; return what was restored, and which newer checkpoints are damaged."""
+    began, damaged = time.monotonic(), set[CheckpointId]()
 
     def skipped(checkpoint: CheckpointId, reason: str) -> None:
         damaged.add(checkpoint)
-        tell("skip", checkpoint=str(checkpoint), step=checkpoint.step, reason=reason)
+        attempt.emit("skip", checkpoint=str(checkpoint), step=checkpoint.step, reason=reason)
 
-    found = restore(
-        step,
-        store,
-        group,
-        run_id=run_id,
-        promise=promise,
-        schedule=schedule,
-        on_skip=skipped,
-        local_cache=local_cache,
-    )
-    record = found.record
-    if found.checkpoint is not None:
-        tell(
+    restored = restore(attempt, step, skipped, cache)
+    if restored.checkpoint is not None:
+        at = restored.state.step
+        attempt.emit(
             "restore",
-            checkpoint=str(found.checkpoint),
-            step=record.step,
+            checkpoint=str(restored.checkpoint),
+            step=at,
             seconds=time.monotonic() - began,
-            nearby_bytes=found.nearby_bytes,
-            storage_bytes=found.storage_bytes,
+            nearby_bytes=restored.nearby_bytes,
+            storage_bytes=restored.storage_bytes,
         )
-        _tell_average(step, record, tell)
-    else:
-        _initialise(step, config.model.init, group, tell)
-    record.rates = settle_cosine(config, schedule.total_examples, record.rates)
-    return Startup(step, record, found.checkpoint, frozenset(damaged))
+        if step.ema is not None and not step.ema.updates:  # --ema-decay is new in this run
+            summary = f"the average of the weights begins with those of step {at}"
+            attempt.emit("ema", step=at, summary=summary)
+    return restored, frozenset(damaged)
 
 
-def _build(config: RunConfig, group: Group, device: torch.device) -> TrainStep:
-    assert config.optim.precision is not None
-    return TrainStep(
-        build(config.stage, config.model, config.data.seed),
-        stage=config.stage,
-        precision=config.optim.precision,
-        seed=config.data.seed,
-        resolution=config.data.resolution,
-        world=group.world,
-        device=device,
-        optim=config.optim,
-    )
-
-
-def _initialise(step: TrainStep, url: str | None, group: Group, tell: Callable[..., None]) -> None:
+def _initialise(attempt: Attempt, step: TrainStep) -> None:
     step.share_weights()
+    url = attempt.config.model.init
     if url is not None:
-        report = initialise_from(step.network, url, group)
-        tell("init", url=url, summary=report.summary)
+        report = initialise_from(step.network, url, attempt.group)
+        attempt.emit("init", url=url, summary=report.summary)
+    # Last: the average begins with the weights that training begins with.
     if step.ema is not None:
         step.ema.restart()
 
 
-def _tell_average(step: TrainStep, record: RunState, tell: Callable[..., None]) -> None:
-    """A run that is given --ema-decay later has no average from before."""
-    if step.ema is not None and not step.ema.updates:
-        summary = f"the average of the weights begins with those of step {record.step}"
-        tell("ema", step=record.step, summary=summary)
-
-
 def initialise_from(network: MattingBase, url: str, group: Group) -> InitReport:
-    """Load the weights at `url` (a file, or whatever `raymat.train.run.weights_reference` reads) into `network`, the same on every
-    worker.
+    """Load the weights at `url` into `network`, the same on every worker.
 
-    Called by all workers; raises on all of them.
+    `url`: a file, or whatever `raymat.train.run.weights_reference` reads. Called by all workers; raises on all of them.
 
     Raises:
         WeightsError: nothing there fits. StorageError: a run's checkpoint cannot be read.
     """
-    report, error = None, None
-    try:
-        report = _load(network, url, group)
-    except RaymatError as found:
-        error = found
-    group.raise_together(error)
-    assert report is not None
-    return report
-
-
-def _load(network: MattingBase, url: str, group: Group) -> InitReport:
     if parse_reference(url).is_file:
-        return load_init(network, url)
-    selected, notes = _read_run(url, group)
-    source = "; ".join([f"{redact(url)} ({selected.checkpoint})", *notes])
-    return load_matching(network, selected.weights, source)
-
-
-def _read_run(url: str, group: Group) -> tuple[Selected, list[str]]:
-    """The weights of the checkpoint that rank 0 chooses, and on rank 0 what it passed over."""
+        return group.on_all(lambda: load_init(network, url))
     notes: list[str] = []
-    mine: Selected | None = None
-    outcome: CheckpointId | RaymatError | None = None
-    if group.leads:
-        try:
-            mine = read_weights(url, on_skip=lambda _, why: notes.append(f"passed over: {why}"))
-            outcome = mine.checkpoint
-        except RaymatError as error:
-            outcome = error
-    outcome = group.from_lead(outcome)
-    if isinstance(outcome, RaymatError):
-        raise outcome
-    assert outcome is not None
-    return mine or read_weights(pin(url, outcome)), notes
+    mine: list[Selected] = []
+
+    def choose() -> CheckpointId | None:
+        mine.append(read_weights(url, on_skip=lambda _, why: notes.append(f"passed over: {why}")))
+        return mine[0].checkpoint
+
+    # Rank 0 chooses: meanwhile the run may commit a newer checkpoint, and all workers must read the same.
+    checkpoint = group.on_lead(choose)
+    assert checkpoint is not None
+
+    def load() -> InitReport:
+        selected = mine[0] if mine else read_weights(pin(url, checkpoint))
+        source = "; ".join([f"{redact(url)} ({selected.checkpoint})", *notes])
+        return load_matching(network, selected.weights, source)
+
+    return group.on_all(load)

@@ -30,10 +30,16 @@ from raymat.config.run import RunConfig, from_dict, to_dict
 from raymat.data.lineage import NO_LINEAGE, Lineage
 from raymat.data.sample_order import Cursor
 from raymat.errors import CheckpointError, DataError
-from raymat.train.loop.schedule import Schedule
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.optim.lr_schedule import RateState
-from raymat.train.validation.criteria import Validation, best_of, stop_reason, validations_of
+from raymat.train.run.schedule import Schedule
+from raymat.train.validation.criteria import (
+    Validation,
+    best_of,
+    plateau_reductions,
+    stop_reason,
+    validations_of,
+)
 from raymat.version import __version__
 
 
@@ -52,13 +58,19 @@ class RunState:
     pending_validation: int | None = None
     """The step whose validation was begun and does not count yet."""
     rates: RateState = field(default_factory=RateState)
+    stopped: str | None = None
+    """Why training ends before the run's length, by the validations so far."""
 
     @property
     def valid_loss(self) -> float | None:
         """Of the newest validation."""
         return self.validations[-1].loss if self.validations else None
 
-    def validated(self, validation: Validation, since: int) -> None:
+    def complete(self, schedule: Schedule) -> bool:
+        """Whether the run ends here: at its length, or early."""
+        return self.step >= schedule.total_steps or self.stopped is not None
+
+    def add_validation(self, validation: Validation, since: int) -> None:
         """Add one; the first after step `since` displaces those up to it, which were of another validation set."""
         if validation.step > since:
             kept = [kept for kept in self.validations if kept.step > since]
@@ -66,6 +78,13 @@ class RunState:
                 self.rates = replace(self.rates, reductions_before=self.rates.reductions)
             self.validations = kept
         self.validations.append(validation)
+
+    def judge(self, config: RunConfig, lineage: Lineage, total_steps: int) -> None:
+        """Set what follows from the validations so far: the plateau's reductions, and whether the run stops early."""
+        reductions = plateau_reductions(config, self.validations, lineage)
+        reductions += self.rates.reductions_before
+        self.rates = replace(self.rates, reductions=reductions)
+        self.stopped = self.stop_reason(config, lineage) if self.step < total_steps else None
 
     def stop_reason(self, config: RunConfig, lineage: Lineage) -> str | None:
         """Why the run stops early now; None if it does not, or if there is a validation to be waited for."""
@@ -126,8 +145,8 @@ def capture(
         "validations": [asdict(validation) for validation in record.validations],
         "pending_validation": record.pending_validation,
         "config": to_dict(promise.config),
-        "precision": step.precision,
-        "channels_last": step.channels_last,
+        "precision": step.forward.precision,
+        "channels_last": step.forward.channels_last,
         "threads": torch.get_num_threads(),
         "listing_digest": promise.listing_digest,
         "past": promise.lineage.to_dict(),

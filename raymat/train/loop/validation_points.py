@@ -1,8 +1,8 @@
 """One worker's part in the run's validations: when, where, and from when on their results count.
 
-With --validation loop a validation point is a pause: all workers validate, and the result counts at once. Else a validation is
-begun there, beside training if there is a place, and its result counts from the next validation point on, or from the
-run's end, wherever it was found. The run's last validation is always a pause: there is nothing to train meanwhile.
+With --validation loop a validation point is a pause: all workers validate, and the result counts at once. Otherwise a
+validation begins there, beside training if there is a place, and its result counts from the next validation point on, or
+from the run's end, wherever it was found. The run's last validation is always a pause: there is nothing left to train.
 """
 
 from __future__ import annotations
@@ -10,263 +10,237 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import TypeVar
 
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.checkpoint.reader import Contents, read_contents
-from raymat.config.run import RunConfig
+from raymat.checkpoint.reader import read_contents
 from raymat.data.feed import Feed
-from raymat.distributed.collectives import Group
-from raymat.errors import CheckpointError, RaymatError
-from raymat.storage.store import Store
-from raymat.train.loop.checkpointing import AsyncSaver, Saved
+from raymat.errors import CheckpointError
+from raymat.train.loop.attempt import Attempt
+from raymat.train.loop.checkpointing import AsyncSaver
 from raymat.train.loop.preemption import PreemptionHandler
-from raymat.train.loop.reporter import Reporter
 from raymat.train.loop.restore import read_together
-from raymat.train.loop.schedule import Schedule
+from raymat.train.loop.startup import StartingPoint
 from raymat.train.loop.state import RunState
-from raymat.train.loop.train_step import TrainStep
 from raymat.train.observability.unreadable_images import ReplacementReport
 from raymat.train.validation.checkpoint_validation import evaluators_of
 from raymat.train.validation.criteria import Validation
 from raymat.train.validation.deferred import Answer, DeferredValidation
 from raymat.train.validation.evaluator import Evaluator, validate
+from raymat.train.validation.interface import Validator
 from raymat.train.validation.result import StoredResult
 
+T = TypeVar("T")
+
 POLL_SECONDS = 0.2
-"""How often the workers look whether what they wait for is there."""
+"""How often the workers look for a result that they wait for."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What validations need of the attempt."""
+@dataclass(frozen=True)
+class Finding:
+    """A validation that counts from now on."""
 
-    config: RunConfig
-    schedule: Schedule
-    store: Store
-    run_id: str
-    attempt: int
-    group: Group
-    feed: Feed
-    step: TrainStep
-    saver: AsyncSaver
-    departure: PreemptionHandler
-    report: Reporter
-    replaced: ReplacementReport
-    beat: Callable[[str], None]
-    """Says what this worker turns to."""
-    tell: Callable[..., None]
-    """Writes an event once for all workers."""
-    committed: Callable[[list[Saved]], None]
-    """Told of what is found to be committed."""
-    validated: Callable[[Validation], None]
-    """Told of a validation that counts from now on."""
-    complete: Callable[[], bool]
-    """Whether the run ends where it is."""
-    valid_since: int
-    """The step after which the validation set became what it is."""
+    step: int
+    result: StoredResult | None
+    """None: it is lost."""
+    waited: float = 0.0
+    """Seconds that training stood still for it."""
+
+    @property
+    def validation(self) -> Validation:
+        """What the run remembers of it."""
+        if self.result is None:
+            return Validation(self.step, None)
+        return Validation(self.step, self.result.found.loss, self.result.found.metrics)
 
 
-class ValidationPoints:
-    """Every method is called by all workers, at the same steps."""
+class PausedValidation:
+    """All workers validate together while training stands still. All of them call every method, at the same steps."""
 
-    def __init__(self, parts: Parts, record: RunState, late: DeferredValidation | None) -> None:
-        """`late`: on rank 0 alone."""
-        self._parts, self._record, self._late = parts, record, late
-        self._beside = False
-        """Whether the newest one is to run beside training, once its checkpoint is committed."""
-        self.waited = 0.0
-        """Seconds that training stood still for results, in this attempt."""
+    def __init__(
+        self,
+        attempt: Attempt,
+        feed: Feed,
+        start: StartingPoint,
+        preemption: PreemptionHandler,
+        replaced: ReplacementReport,
+    ) -> None:
+        self._attempt, self._feed, self._step, self._state = attempt, feed, start.step, start.state
+        self._preemption, self._replaced = preemption, replaced
 
-    def start(self, restored: CheckpointId | None) -> None:
-        """Before the first step: what is due, or was begun, at the step that the run goes on from.
-
-        Without a checkpoint that is what the first weights are worth; and a validation set that cannot be read shows
-        now, not hours later.
-        """
-        schedule, record = self._parts.schedule, self._record
-        if restored is None:
-            if schedule.valid_examples:
-                self._show(0, self._pause())
-            return
-        pending = record.pending_validation
-        if pending is not None and pending > self._parts.valid_since:
-            self._alike(lambda late: late.resume(pending, restored))
-        done = [validation.step for validation in record.validations]
-        if schedule.validates(record.step) and record.step not in (pending, *done):
-            self.due(restored)  # a notice came in the middle of it
-
-    def due(self, restored: CheckpointId | None = None) -> None:
-        """A validation is due after the step that the run is at. `restored`: its checkpoint, if it is committed already.
-
-        Raises:
-            LeavingError: the workers leave; all is done again from the checkpoint of this step.
-        """
-        self._settle()
-        step = self._record.step
-        schedule = self._parts.schedule
-        # Also where the run had ended before it was made longer: there it counted at once.
-        if not schedule.validates_late or schedule.stops(step) or self._parts.complete():
-            self._apply(step, self._pause())
-            return
-        place = self._alike(lambda late: late.place())
-        self._record.pending_validation = step
-        self._alike(lambda late: late.expect(step))
-        self._beside = place.claim is not None
-        if not self._beside:
-            self._parts.tell("validation_in_loop", step=step, reason=place.text)
-            self._keep(self._pause())
-        elif restored is not None:
-            self.committed(restored)
-
-    def saved(self) -> None:
-        """The save of a validation point was due: where it was left out, only the workers still have the weights."""
-        step, saver = self._record.step, self._parts.saver
-        if self._beside and step == self._record.pending_validation and saver.newest_step != step:
-            self._beside = False
-            self._parts.tell("validation_in_loop", step=step, reason="storage is behind")
-            self._keep(self._pause())
-
-    def committed(self, checkpoint: CheckpointId) -> None:
-        """`checkpoint` is committed: a validation that waits for it begins."""
-        if self._late is not None:
-            self._late.committed(checkpoint)
-
-    def look(self) -> None:
-        """Begin again what died. Not a collective."""
-        if self._late is not None:
-            self._late.look()
-
-    def _settle(self) -> None:
-        """From now on the result of the validation that is under way counts; wait for it if need be."""
-        step = self._record.pending_validation
-        if step is None:
-            return
-        if step <= self._parts.valid_since:
-            # Of another validation set than all that come: who found it when must not matter.
-            self._record.pending_validation = None
-            self._parts.tell("validation_lost", step=step, reason="the validation set has changed")
-            return
+    def of_training(self) -> StoredResult:
+        """Validate the weights as they are. Raises LeaveRequest if the workers are to leave."""
         began = time.monotonic()
-        answer = self._await(step)
-        waited = time.monotonic() - began
-        self.waited += waited
-        result, reason = answer.result, answer.reason
-        if answer.checkpoint is not None:
-            self._parts.tell("validation_in_loop", step=step, reason=reason)
-            result, reason = self._from(answer.checkpoint)
-        if result is None:
-            self._parts.tell("validation_lost", step=step, reason=reason)
-        self._record.pending_validation = None
-        self._apply(step, result, waited)
+        return self._validate(self._step.evaluators(self._attempt.config.log.metrics), began)
 
-    def _await(self, step: int) -> Answer:
-        while True:
-            lost = not self._parts.saver.awaits(step)
-            answer: Answer = self._alike(
-                partial(DeferredValidation.look, lost=lost, waited_for=True)
-            )
-            if not answer.waits:
-                return answer
-            self._between("waiting for a validation")
-            time.sleep(POLL_SECONDS)
-            self._parts.committed(self._parts.saver.poll())
+    def of_checkpoint(self, checkpoint: CheckpointId) -> tuple[StoredResult | None, str]:
+        """Validate a checkpoint with networks of its own, so that training's stay as they are.
 
-    def _from(self, checkpoint: CheckpointId) -> tuple[StoredResult | None, str]:
-        """Validate a checkpoint together, with networks of its own: training's stay as they are."""
-        parts, began = self._parts, time.monotonic()
-        contents = self._contents(checkpoint)
-        if isinstance(contents, str):
-            return None, contents
+        Returns the result, or None and why the checkpoint cannot be read. Raises LeaveRequest, StorageError.
+        """
+        attempt, began = self._attempt, time.monotonic()
         try:
-            snapshot, _ = read_together(parts.store, parts.group, contents)
+            contents = attempt.group.on_lead(
+                lambda: read_contents(attempt.store, checkpoint, attempt.run.run_id)
+            )
+            snapshot, _ = read_together(attempt.store, attempt.group, contents)
         except CheckpointError as error:
             return None, error.line
-        examiners = evaluators_of(snapshot.tensors, snapshot.extra, parts.config, parts.step.device)
-        return self._pause(examiners, began), ""
+        evaluators = evaluators_of(snapshot, attempt.config, attempt.device)
+        return self._validate(evaluators, began), ""
 
-    def _contents(self, checkpoint: CheckpointId) -> Contents | str:
-        """What to read of it, or why it cannot be read."""
+    def check_preemption(self, activity: str) -> None:
+        """Record that training stands still for `activity`; raise LeaveRequest if the workers are to leave."""
+        state = self._state
+        self._attempt.record_activity(activity, state.step)
+        # Before the first step there is nothing to lose, after the last nothing left to do.
+        if state.step and not state.complete(self._attempt.schedule):
+            self._preemption.check_between_batches(state.step)
 
-        def read(late: DeferredValidation) -> Contents | str:
-            try:
-                return read_contents(self._parts.store, checkpoint, self._parts.run_id)
-            except CheckpointError as error:
-                return error.line
-
-        found: Contents | str = self._alike(read)
-        return found
-
-    def _pause(
-        self, examiners: dict[str, Evaluator] | None = None, began: float | None = None
-    ) -> StoredResult:
-        """What all workers find together. Default: of the weights as they are."""
-        parts = self._parts
-        began = time.monotonic() if began is None else began
-        if examiners is None:
-            examiners = parts.step.examiners(parts.config.log.metrics)
-        parts.beat("validating")
+    def _validate(self, evaluators: dict[str, Evaluator], began: float) -> StoredResult:
+        self._attempt.record_activity("validating", self._state.step)
         found = validate(
-            examiners,
-            parts.feed,
-            parts.group,
-            parts.replaced.see,
-            lambda: self._between("validating"),
+            evaluators,
+            self._feed,
+            self._attempt.group,
+            self._replaced.see,
+            lambda: self.check_preemption("validating"),
         )
         return StoredResult(found, "loop", time.monotonic() - began)
 
-    def _between(self, what: str) -> None:
-        self._parts.beat(what)
-        # Before the first step there is nothing to lose, after the last nothing left to do.
-        step = self._record.step
-        if step and not self._parts.complete():
-            self._parts.departure.listen(step)
 
-    def _keep(self, result: StoredResult) -> None:
-        """It counts later, as if it had been found beside training."""
-        attempt = self._parts.attempt
-        self._alike(lambda late: late.here(result, attempt))
+class ValidationPoints:
+    """Decides where each validation runs and when its result counts; the trainer applies what counts.
 
-    def _apply(self, step: int, result: StoredResult | None, waited: float = 0.0) -> None:
-        """`result` is that of the validation after `step` steps, and counts from now on; None: it is lost."""
-        found = result.found if result else None
-        loss, metrics = (found.loss, found.metrics) if found else (None, {})
-        self._parts.validated(Validation(step, loss, metrics))
-        if result is not None:
-            self._parts.replaced.note(result.replaced)
-            self._show(step, result, waited)
+    All workers call every method at the same steps.
+    """
 
-    def _show(self, step: int, result: StoredResult, waited: float = 0.0) -> None:
-        """A row and an event."""
-        found = result.found
-        self._parts.report.row(
-            "valid",
-            step,
-            found.loss,
-            digest=found.digest,
-            count=found.count,
-            metrics=found.metrics,
-        )
-        self._parts.tell(
-            "validation",
-            step=step,
-            loss=found.loss,
-            metrics=found.metrics,
-            seconds=result.seconds,
-            place=result.place,
-            waited=waited,
-        )
+    def __init__(
+        self,
+        attempt: Attempt,
+        state: RunState,
+        paused: PausedValidation,
+        saver: AsyncSaver,
+        validator: Validator,
+    ) -> None:
+        self._attempt, self._state, self._paused, self._saver = attempt, state, paused, saver
+        limit = attempt.config.workers.stuck_after.seconds
+        self._deferred = DeferredValidation(attempt.store, validator, attempt.events, limit=limit)
+        """Asked on rank 0 alone."""
+        self._beside = False
+        """Whether the newest validation is to run beside training, once its checkpoint is committed."""
+        self.waited = 0.0
+        """Seconds that training stood still for results, in this attempt."""
 
-    def _alike(self, ask: Callable[[DeferredValidation], Any]) -> Any:
-        """What `ask` gives on rank 0, on all workers; what it raises is raised on all of them."""
-        value: Any = None
-        if self._late is not None:
-            try:
-                value = ask(self._late)
-            except RaymatError as error:
-                value = error
-        value = self._parts.group.from_lead(value)
-        if isinstance(value, RaymatError):
-            raise value
-        return value
+    def of_first_weights(self) -> Finding | None:
+        """Validate before the first step: a validation set that cannot be read shows now, not hours later."""
+        if not self._attempt.schedule.valid_examples:
+            return None
+        return Finding(0, self._paused.of_training())
+
+    def resume(self, restored: CheckpointId) -> bool:
+        """Take up a pending validation; return whether one is due now, because a preemption broke it off."""
+        state, pending = self._state, self._state.pending_validation
+        if pending is not None and pending > self._valid_since:
+            self._on_lead(lambda deferred: deferred.resume(pending, restored))
+        known = (pending, *(validation.step for validation in state.validations))
+        return self._attempt.schedule.validates(state.step) and state.step not in known
+
+    def expects_result(self) -> bool:
+        """Whether a validation is pending whose result counts from now on: wait for it with `poll`."""
+        step = self._state.pending_validation
+        if step is None:
+            return False
+        if step > self._valid_since:
+            return True
+        # Of another validation set than all that come: who found the result when must not matter.
+        self._state.pending_validation = None
+        self._emit_lost(step, "the validation set has changed")
+        return False
+
+    def poll(self) -> Answer:
+        """Return what is known of the pending result, after a pause if there is nothing to do but to wait.
+
+        Raises:
+            LeaveRequest: the workers are to leave; a later attempt waits for the result.
+        """
+        assert self._state.pending_validation is not None
+        lost = not self._saver.agreement.awaits(self._state.pending_validation)
+        answer = self._on_lead(lambda deferred: deferred.poll(lost=lost, waited_for=True))
+        if answer.waits:
+            self._paused.check_preemption("waiting for a validation")
+            time.sleep(POLL_SECONDS)
+        return answer
+
+    def take_pending(self, answer: Answer, waited: float) -> Finding:
+        """Return the pending validation, of which `answer` is known after `waited` seconds; validate it if need be."""
+        step = self._state.pending_validation
+        assert step is not None
+        self.waited += waited
+        result, reason = answer.result, answer.reason
+        if answer.checkpoint is not None:
+            self._emit_in_loop(step, reason)
+            result, reason = self._paused.of_checkpoint(answer.checkpoint)
+        if result is None:
+            self._emit_lost(step, reason)
+        self._state.pending_validation = None
+        return Finding(step, result, waited)
+
+    def begin(self, restored: CheckpointId | None) -> Finding | None:
+        """Begin the validation that is due; return it if it counts at once. `restored`: its checkpoint, if committed.
+
+        Raises:
+            LeaveRequest: the workers are to leave; all is done again from the checkpoint of this step.
+        """
+        state, schedule = self._state, self._attempt.schedule
+        step = state.step
+        # Also where the run had ended before it was made longer: there it counted at once.
+        if not schedule.validates_late or schedule.stops(step) or state.complete(schedule):
+            return Finding(step, self._paused.of_training())
+        place = self._on_lead(lambda deferred: deferred.place())
+        state.pending_validation = step
+        self._on_lead(lambda deferred: deferred.expect(step))
+        self._beside = place.claim is not None
+        if not self._beside:
+            self._validate_now(place.text)
+        elif restored is not None:
+            self.committed(restored)
+        return None
+
+    def saved(self) -> None:
+        """Validate now if the save of a validation point was left out: only the workers still have its weights."""
+        step = self._state.step
+        pending = step == self._state.pending_validation
+        if self._beside and pending and self._saver.newest_step != step:
+            self._beside = False
+            self._validate_now("storage is behind")
+
+    def committed(self, checkpoint: CheckpointId) -> None:
+        """Begin the validation that waits for the commit of `checkpoint`."""
+        if self._attempt.group.leads:
+            self._deferred.committed(checkpoint)
+
+    def restart_dead(self) -> None:
+        """Begin again what died. Not a collective."""
+        if self._attempt.group.leads:
+            self._deferred.poll()
+
+    @property
+    def _valid_since(self) -> int:
+        """The step after which the validation set became what it is."""
+        return self._attempt.run.order.lineage.valid_since
+
+    def _validate_now(self, reason: str) -> None:
+        """Find the result in a pause; it counts later, as if it had been found beside training."""
+        self._emit_in_loop(self._state.step, reason)
+        result, number = self._paused.of_training(), self._attempt.number
+        self._on_lead(lambda deferred: deferred.keep(result, number))
+
+    def _on_lead(self, ask: Callable[[DeferredValidation], T]) -> T:
+        return self._attempt.group.on_lead(lambda: ask(self._deferred))
+
+    def _emit_in_loop(self, step: int, reason: str) -> None:
+        self._attempt.emit("validation_in_loop", step=step, reason=reason)
+
+    def _emit_lost(self, step: int, reason: str) -> None:
+        self._attempt.emit("validation_lost", step=step, reason=reason)

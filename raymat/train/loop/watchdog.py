@@ -1,7 +1,7 @@
-"""What the training thread is doing, for those who watch whether it still does anything.
+"""Detects a training thread that hangs.
 
-A thread that hangs (in a read that never ends, in a collective that somebody left) can be neither asked nor
-interrupted. So it says beforehand what it turns to, and another thread looks at the clock.
+A thread that hangs (in a read that never ends, in a collective that another worker left) can be neither asked nor
+interrupted. So it records what it is about to do, and another thread watches the clock.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
+"""How often the watchdog looks at the heartbeat."""
 STACK_FRAMES = 12
-"""The innermost ones are told."""
+"""How many of the innermost frames an Activity has."""
 
 
 @dataclass(frozen=True)
@@ -27,30 +28,31 @@ class Activity:
     step: int
     """Completed steps."""
     since: float
-    """Unix seconds at which it turned to it."""
+    """When it began or last showed progress, in Unix seconds."""
     stack: str = ""
     """Where in the code it is, a line for each frame, the innermost last."""
 
 
 class Heartbeat:
-    """Made and beaten by the training thread, read by any other."""
+    """The training thread's record of what it does; made and written by that thread, read by any other."""
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
         self._doing = ("starting", 0)
         self._at = time.monotonic()
 
-    def beat(self, what: str, step: int) -> None:
-        """The training thread turns to `what`, or goes on with it."""
-        self._doing, self._at = (what, step), time.monotonic()
+    def record_activity(self, what: str, step: int | None = None) -> None:
+        """Record that the training thread begins `what`, or goes on with it. `step`: completed ones; default: as before."""
+        self._doing = (what, self._doing[1] if step is None else step)
+        self._at = time.monotonic()
 
-    def seconds(self) -> float:
-        """Since the last beat."""
+    def idle_seconds(self) -> float:
+        """Return the seconds since the last record."""
         return time.monotonic() - self._at
 
-    def look(self) -> Activity:
-        """What goes on now, with the stack."""
-        (what, step), seconds = self._doing, self.seconds()
+    def activity(self) -> Activity:
+        """Return what the training thread does now, with its stack."""
+        (what, step), seconds = self._doing, self.idle_seconds()
         frame = sys._current_frames().get(self._thread)
         stack = traceback.extract_stack(frame, limit=None)[-STACK_FRAMES:] if frame else []
         lines = [f"{entry.filename}:{entry.lineno} {entry.name}" for entry in stack]
@@ -58,11 +60,13 @@ class Heartbeat:
 
 
 class Watchdog:
-    """A thread that notices when the pulse stops. A context manager around what beats it."""
+    """A thread that notices when the heartbeat stops, as a context manager around the training."""
 
-    def __init__(self, pulse: Heartbeat, limit: float, stuck: Callable[[Activity], None]) -> None:
-        """`stuck` is called once, in the watch's thread, when there was no beat for `limit` seconds."""
-        self._pulse, self._limit, self._stuck = pulse, limit, stuck
+    def __init__(
+        self, heartbeat: Heartbeat, limit: float, on_stuck: Callable[[Activity], None]
+    ) -> None:
+        """Call `on_stuck` once, in the watchdog's thread, after `limit` seconds without a record."""
+        self._heartbeat, self._limit, self._on_stuck = heartbeat, limit, on_stuck
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="stuck-watch", daemon=True)
 
@@ -73,7 +77,7 @@ class Watchdog:
         self._ended.set()
 
     def _watch(self) -> None:
-        while not self._ended.wait(min(LOOK_SECONDS, self._limit / 4)):
-            if self._pulse.seconds() > self._limit:
-                self._stuck(self._pulse.look())
+        while not self._ended.wait(min(CHECK_SECONDS, self._limit / 4)):
+            if self._heartbeat.idle_seconds() > self._limit:
+                self._on_stuck(self._heartbeat.activity())
                 return

@@ -19,20 +19,17 @@ def make_loggers(store: Store, attempt: int, own: str | None, group: Group) -> l
     Raises:
         ConfigError: there is no such module, or no such name in it.
     """
-    loggers: list[Logger] = []
-    error: ConfigError | None = None
-    if group.leads:
-        from raymat.train.observability.tensorboard_log import (
-            TensorBoardLog,  # half a second that only rank 0 needs
-        )
 
-        loggers = [MetricsLog(store, attempt), TensorBoardLog(store, attempt)]
-        try:
-            loggers += [_make(own, store, attempt)] if own else []
-        except ConfigError as raised:
-            error = raised
-    group.raise_together(error)
-    return loggers
+    def make() -> list[Logger]:
+        if not group.leads:
+            return []
+        # Imported here: half a second that only rank 0 needs.
+        from raymat.train.observability.tensorboard_log import TensorBoardLog
+
+        loggers: list[Logger] = [MetricsLog(store, attempt), TensorBoardLog(store, attempt)]
+        return [*loggers, _make(own, store, attempt)] if own else loggers
+
+    return group.on_all(make)
 
 
 def _make(own: str, store: Store, attempt: int) -> Logger:

@@ -1,21 +1,88 @@
-"""What training and evaluation share: from a micro-batch to what a network is given, and a stage's loss."""
+"""The forward pass that training and evaluation share: from a micro-batch to a network's outputs and a stage's loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from raymat.config.sections import Stage
+from raymat.config.run import RunConfig
+from raymat.config.sections import Precision, Stage
 from raymat.data.batch import MicroBatch
 from raymat.data.composite import Augmentation, Composed, composite
 from raymat.train.optim.losses import base_loss, refine_loss
+from raymat.train.optim.mixed_precision import autocast, parameter_dtype
 
 Loss = Callable[[tuple[Tensor, ...], Composed], Tensor]
 """From a network's outputs and the truth to the mean over the examples ()."""
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardPass:
+    """How a run computes its network: where, in which precision and memory format, and by which loss."""
+
+    stage: Stage
+    precision: Precision
+    seed: int
+    """The run's, by which examples are augmented."""
+    resolution: int
+    """The run's, in pixels."""
+    device: torch.device
+    channels_last: bool = False
+    """Whether weights and pictures lie in memory with the channels last."""
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, device: torch.device, channels_last: bool | None = None
+    ) -> ForwardPass:
+        """Return that of a run whose precision is settled. `channels_last`: default: on cuda."""
+        assert config.optim.precision is not None
+        return cls(
+            stage=config.stage,
+            precision=config.optim.precision,
+            seed=config.data.seed,
+            resolution=config.data.resolution,
+            device=device,
+            channels_last=device.type == "cuda" if channels_last is None else channels_last,
+        )
+
+    def place(self, network: Network) -> Network:
+        """Move `network` to the device, its precision and memory format; returns it."""
+        return place(network, self.device, self.precision, self.channels_last)
+
+    def compose(self, batch: MicroBatch) -> Composed:
+        """Return the pictures of `batch` on the device."""
+        return compose(
+            batch,
+            seed=self.seed,
+            resolution=self.resolution,
+            device=self.device,
+            dtype=parameter_dtype(self.precision),
+            channels_last=self.channels_last,
+        )
+
+    def __call__(self, network: nn.Module, composed: Composed) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the mean loss over the examples () and the outputs of a network that `place` has moved."""
+        with autocast(self.precision, self.device):
+            outputs = network(composed.src, composed.bgr)
+        return loss_of(self.stage)(outputs, composed), outputs
+
+
+def place(
+    network: Network, device: torch.device, precision: Precision, channels_last: bool
+) -> Network:
+    """Move `network` to `device`, in the dtype that `precision` keeps weights in; returns it."""
+    network.to(device=device, dtype=parameter_dtype(precision))
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    network.to(memory_format=memory)  # type: ignore[call-overload]
+    return network
 
 
 def compose(
@@ -27,7 +94,7 @@ def compose(
     dtype: torch.dtype,
     channels_last: bool,
 ) -> Composed:
-    """The pictures of `batch` on `device`; `seed` and `resolution` are the run's."""
+    """Return the pictures of `batch` on `device`; `seed` and `resolution` are the run's."""
     fgr, pha, bgr = (_to_device(array, device) for array in (batch.fgr, batch.pha, batch.bgr))
     augmentation = Augmentation(seed, batch.numbers, resolution) if batch.train else None
     composed = composite(fgr, pha, bgr, augmentation, dtype)
@@ -37,7 +104,7 @@ def compose(
 
 
 def loss_of(stage: Stage) -> Loss:
-    """The stage's loss."""
+    """Return the stage's loss."""
     return _base if stage == "base" else _refine
 
 
@@ -52,7 +119,7 @@ def _refine(outputs: tuple[Tensor, ...], truth: Composed) -> Tensor:
 
 
 def _to_device(array: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Pixels as a tensor on `device`; the array may be read-only. Copies to a GPU go through pinned memory, unwaited for."""
+    """Copy pixels to a tensor on `device`; the array may be read-only. Copies to a GPU are pinned and asynchronous."""
     pinned = torch.empty(array.shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
     np.copyto(pinned.numpy(), array)
     return pinned.to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""What numbers a run computes with, and the scale that keeps half-precision gradients from vanishing."""
+"""Precisions, and the loss scale that keeps half-precision gradients from vanishing."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from raymat.errors import CheckpointError
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def settled(precision: Precision | None, device: torch.device) -> Precision:
-    """The configured precision, or the device's default: fp16 on cuda, fp32 on cpu."""
-    return precision or ("fp16" if device.type == "cuda" else "fp32")
+def precision_on(device_type: str, precision: Precision | None = None) -> Precision:
+    """Return `precision`, or the device type's default where it is None: fp16 on cuda, fp32 on cpu."""
+    return precision or ("fp16" if device_type == "cuda" else "fp32")
 
 
 def parameter_dtype(precision: Precision) -> torch.dtype:
-    """What weights and pictures are kept in: float64 for fp64, else float32."""
+    """Return the dtype of weights and pictures: float64 for fp64, else float32."""
     return torch.float64 if precision == "fp64" else torch.float32
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """The context of a network's forward pass."""
+    """Return the context for a network's forward pass."""
     dtype = _AUTOCAST.get(precision)
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
 class LossScale:
-    """The factor on the loss in fp16, searched for as torch's GradScaler does, without the host waiting for the device.
+    """The factor on the loss in fp16, adjusted as torch's GradScaler does but without the host waiting for the device.
 
-    Doubled after 2,000 good steps in a row, halved after a step whose gradients were not finite, never below 1: there
-    such a step is no longer the search's doing. With other precisions it is 1 and stays so.
+    It doubles after 2,000 good steps in a row and halves after a step whose gradients were not finite, never below 1:
+    there the scale is not to blame for such a step. With other precisions it stays 1.
     """
 
     INITIAL, FLOOR, GROWTH_STEPS = 65536.0, 1.0, 2000
@@ -46,11 +46,11 @@ class LossScale:
         self._good_steps = torch.zeros((), dtype=torch.int32, device=device)
 
     def at_floor(self) -> Tensor:
-        """Boolean (): whether it cannot go lower. Ask before `update`."""
+        """Return whether it cannot go lower, boolean (). Call before `update`."""
         return self.value <= self.FLOOR
 
     def update(self, bad: Tensor) -> None:
-        """After a step; `bad` is boolean (): whether its gradients were not finite."""
+        """Adjust the scale after a step; `bad` is boolean (): whether its gradients were not finite."""
         if not self.used:
             return
         good_steps = torch.where(bad, 0, self._good_steps + 1)
@@ -60,11 +60,11 @@ class LossScale:
         self._good_steps = torch.where(grow, 0, good_steps).to(torch.int32)
 
     def state_dict(self) -> dict[str, float]:
-        """JSON-able; reads from the device."""
+        """Return the state, JSON-able; reads from the device."""
         return {"scale": float(self.value), "good_steps": int(self._good_steps)}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """The inverse of `state_dict`. Raises CheckpointError for what is none."""
+        """Load what `state_dict` returned. Raises CheckpointError if it is something else."""
         try:
             scale, good_steps = float(state["scale"]), int(state["good_steps"])
         except (KeyError, TypeError, ValueError) as error:

@@ -1,6 +1,6 @@
-"""Validation: every example by itself, and means that do not depend on who evaluated what.
+"""Validation of a network, with results that do not depend on which worker evaluated which example.
 
-An example is a batch of its own, whoever holds it, so that its numbers are the same to the bit; and the mean is the
+Each example is a batch of its own, so that its numbers are the same to the bit on any worker; and the mean is the
 correctly rounded sum (`math.fsum`) over the examples in their order. So a validation gives the same numbers with any
 number of workers, and in another process beside training on a machine of the same kind.
 """
@@ -15,59 +15,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raymat.config.sections import Precision, Stage
 from raymat.data.batch import MicroBatch
 from raymat.data.feed import Feed
 from raymat.data.sample_order import digest_lanes, digest_text
 from raymat.distributed.collectives import Group
-from raymat.train.optim.forward import compose, loss_of
-from raymat.train.optim.mixed_precision import autocast, parameter_dtype
+from raymat.train.optim.forward import ForwardPass
 from raymat.train.validation.matting_metrics import alpha_metrics
 
 Values = dict[str, float]
-"""What was measured of one example, by name: loss and metrics."""
+"""The loss and metrics of one example, by name."""
 
 
 class Evaluator:
     """A network's loss and metrics of single examples."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        stage: Stage,
-        precision: Precision,
-        seed: int,
-        resolution: int,
-        device: torch.device,
-        channels_last: bool,
-        metrics: Sequence[str],
-    ) -> None:
-        """`network` lies on `device` in its precision and memory format; `metrics`: names of `alpha_metrics`."""
+    def __init__(self, network: nn.Module, forward: ForwardPass, metrics: Sequence[str]) -> None:
+        """Measure `network`, which `forward` has placed; `metrics`: names of `alpha_metrics`."""
         self.network = network
-        self._loss, self._metrics = loss_of(stage), tuple(metrics)
-        self._precision: Precision = precision
-        self._seed, self._resolution = seed, resolution
-        self._device, self._channels_last = device, channels_last
+        self._forward, self._metrics = forward, tuple(metrics)
 
     @torch.no_grad()
     def __call__(self, batch: MicroBatch) -> dict[int, Values]:
-        """By example number; leaves the network in evaluation mode. Not a collective."""
+        """Return what was measured by example number; leaves the network in evaluation mode. Not a collective."""
         self.network.eval()
-        return {one.examples[0].number: self._examine(one) for one in singles(batch)}
+        return {one.examples[0].number: self._measure(one) for one in singles(batch)}
 
-    def _examine(self, one: MicroBatch) -> Values:
-        truth = compose(
-            one,
-            seed=self._seed,
-            resolution=self._resolution,
-            device=self._device,
-            dtype=parameter_dtype(self._precision),
-            channels_last=self._channels_last,
-        )
-        with autocast(self._precision, self._device):
-            outputs = self.network(truth.src, truth.bgr)
-        found: dict[str, Tensor] = {"loss": self._loss(outputs, truth)}
+    def _measure(self, one: MicroBatch) -> Values:
+        truth = self._forward.compose(one)
+        loss, outputs = self._forward(self.network, truth)
+        found: dict[str, Tensor] = {"loss": loss}
         if self._metrics:
             found |= alpha_metrics(outputs[0], truth.pha, self._metrics)
         return {name: float(value.double()) for name, value in found.items()}
@@ -85,16 +61,16 @@ class ValidationResult:
 
 
 def validate(
-    examiners: Mapping[str, Evaluator],
+    evaluators: Mapping[str, Evaluator],
     feed: Feed,
     group: Group,
     see: Callable[[MicroBatch], None],
     between: Callable[[], None] = lambda: None,
 ) -> ValidationResult:
-    """What the validation examples say of each network in `examiners`. Called by all workers.
+    """Validate each network in `evaluators`. Called by all workers.
 
-    Names are those of the metrics behind the examiner's key: {"": ..., "ema_": ...}. `see` is shown each batch.
-    `between` is called before each, on all workers equally often; what it raises ends this.
+    Each metric's name has its evaluator's key in front: {"": ..., "ema_": ...}. `see` is shown each batch. `between` is
+    called before each, on all workers equally often; an error that it raises ends the validation.
     """
     mine: dict[int, Values] = {}
     lanes = digest_lanes(())
@@ -102,7 +78,7 @@ def validate(
         between()
         see(batch)
         lanes = lanes + digest_lanes(batch.examples)
-        mine |= examine(examiners, batch)
+        mine |= measure(evaluators, batch)
     parts = group.gather((mine, lanes.tolist()))
     values = {number: found for part, _ in parts for number, found in part.items()}
     digest = digest_text(map(sum, zip(*(each for _, each in parts), strict=True)))
@@ -110,34 +86,34 @@ def validate(
     return ValidationResult(means.pop("loss", None), means, len(values), digest)
 
 
-def examine(examiners: Mapping[str, Evaluator], batch: MicroBatch) -> dict[int, Values]:
-    """What each of `examiners` measures of each example, its key before the names; by example number."""
+def measure(evaluators: Mapping[str, Evaluator], batch: MicroBatch) -> dict[int, Values]:
+    """Return what each evaluator measures of each example, by example number, its key in front of the names."""
     found: dict[int, Values] = {example.number: {} for example in batch.examples}
-    for prefix, examiner in examiners.items():
-        for number, values in examiner(batch).items():
+    for prefix, evaluator in evaluators.items():
+        for number, values in evaluator(batch).items():
             found[number] |= {f"{prefix}{name}": value for name, value in values.items()}
     return found
 
 
 def mean_values(values: Mapping[int, Values]) -> dict[str, float | None]:
-    """The mean of each name over the examples, by number; None where an example's is not finite."""
+    """Return the mean of each name over the examples; None where an example's value is not finite."""
     numbers = sorted(values)
     names = values[numbers[0]] if numbers else ()
     return {name: mean_of([values[number][name] for number in numbers]) for name in names}
 
 
 def finite(value: float) -> float | None:
-    """`value`, or None where it is not finite: JSON has no such numbers."""
+    """Return `value`, or None where it is not finite: JSON has no such numbers."""
     return value if math.isfinite(value) else None
 
 
 def mean_of(values: Sequence[float]) -> float | None:
-    """The mean, correctly rounded; None where one of `values` is not finite."""
+    """Return the correctly rounded mean; None where one of `values` is not finite."""
     return finite(math.fsum(values) / len(values)) if all(map(math.isfinite, values)) else None
 
 
 def singles(batch: MicroBatch) -> Iterator[MicroBatch]:
-    """Each example of `batch` as a batch."""
+    """Yield each example of `batch` as a batch."""
     for i in range(len(batch.examples)):
         at = slice(i, i + 1)
         yield dataclasses.replace(

@@ -53,18 +53,20 @@ def test_chunks_are_one_loop_over_the_parts_of_the_batch_in_their_order() -> Non
             0, tuple(whole.examples[n] for n in numbers), whole.fgr[numbers], whole.pha[numbers],
             whole.bgr[numbers], (), True,
         )  # fmt: skip
-        composed = step._compose(part)
+        composed = step.forward.compose(part)
         set_dropout_seeds(network, step._dropout_seeds(part))
-        loss = step._objective._loss(network(composed.src, composed.bgr), composed)
+        loss, _ = step.forward(network, composed)
         (loss / 3).backward()
         total += float(loss.detach()) / 3
     found = {}
-    step.before_update = lambda: found.update(
-        {n: p.grad.clone() for n, p in step.network.named_parameters() if p.grad is not None}
-    )
-    result = step(batch_of(3), 6, RATES)
+
+    def look() -> None:
+        named = step.network.named_parameters()
+        found.update({n: p.grad.clone() for n, p in named if p.grad is not None})
+
+    result = step(batch_of(3), 6, RATES, before_update=look)
     assert float(result.loss_sum) / 6 == pytest.approx(total, rel=1e-13)
-    assert result.health.read()[0] == pytest.approx(total, rel=1e-13)
+    assert result.health.read().loss == pytest.approx(total, rel=1e-13)
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-12, atol=1e-15)
     buffers = dict(step.network.named_buffers())
@@ -94,7 +96,7 @@ def test_a_step_that_is_not_finite_in_one_chunk_is_undone_altogether() -> None:
     step, factors = new_step("fp32"), iter([1.0, float("nan"), 1.0])
     before = copy.deepcopy(step.network.state_dict())
     step.network.decoder.register_forward_hook(lambda m, i, o: o * next(factors))
-    assert step(batch_of(3), 6, RATES).health.read()[2]
+    assert step(batch_of(3), 6, RATES).health.read().skipped
     assert all(torch.equal(t, before[n]) for n, t in step.network.state_dict().items())
 
 

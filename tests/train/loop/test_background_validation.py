@@ -23,18 +23,19 @@ from raymat.distributed.world import World
 from raymat.errors import RaymatError
 from raymat.storage.store import Store
 from raymat.train.loop import startup
-from raymat.train.loop.retainer import Retainer
+from raymat.train.loop.commits import Retainer
 from raymat.train.loop.state import ResumeContract, RunState, capture
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.loop.trainer import Outcome
-from raymat.train.observability.events import read_events
+from raymat.train.observability.events import EventLog, read_events
 from raymat.train.observability.metrics_log import read_metrics
+from raymat.train.optim.forward import ForwardPass
 from raymat.train.run.notice import LeavingError
 from raymat.train.validation import checkpoint_validation as beside_module
 from raymat.train.validation.checkpoint_validation import evaluators_of, validate_checkpoint
 from raymat.train.validation.criteria import Validation
 from raymat.train.validation.deferred import DeferredValidation
-from raymat.train.validation.evaluator import ValidationResult, examine
+from raymat.train.validation.evaluator import ValidationResult, measure
 from raymat.train.validation.interface import NoValidator, Place, ValidationStatus
 from raymat.train.validation.result import StoredResult
 from tests.support import runs
@@ -282,12 +283,11 @@ def test_a_result_is_the_same_after_a_journey_through_storage_and_a_damaged_one_
 
 
 def test_what_was_never_saved_and_has_no_result_is_lost(tmp_path: Path) -> None:
-    late = DeferredValidation(
-        Store.open(str(tmp_path), "run"), NoValidator(), lambda *a, **k: None, limit=1.0
-    )
+    store = Store.open(str(tmp_path), "run")
+    late = DeferredValidation(store, NoValidator(), EventLog.for_rank(store, 1, 0), limit=1.0)
     late.resume(4, CheckpointId(6, 2))
-    assert late.look().waits
-    answer = late.look(lost=True, waited_for=True)
+    assert late.poll().waits
+    answer = late.poll(lost=True, waited_for=True)
     assert (answer.waits, answer.result, answer.checkpoint) == (False, None, None)
 
 
@@ -334,22 +334,24 @@ def test_a_state_says_by_itself_what_its_network_and_its_average_say(
     config = runs.job_of(config, CheckpointId(1, 1)).config
     step = TrainStep(
         build_small("base", None, 0),
-        stage="base",
-        precision="fp32",
-        seed=config.data.seed,
-        resolution=config.data.resolution,
-        world=World(),
-        device=torch.device("cpu"),
-        channels_last=channels_last,
-        optim=config.optim,
+        ForwardPass(
+            stage="base",
+            precision="fp32",
+            seed=config.data.seed,
+            resolution=config.data.resolution,
+            device=torch.device("cpu"),
+            channels_last=channels_last,
+        ),
+        World(),
+        config.optim,
     )
     feed = runs.Feed(config, World(), {})
     for batch in feed.train(0, 2):
         step(batch, len(batch.examples), {"backbone": 1e-3, "aspp": 1e-3, "decoder": 1e-3})
-    tensors, extra = capture(step, RunState(), ResumeContract(config, "synthetic"))
+    snapshot = Snapshot.take(0, *capture(step, RunState(), ResumeContract(config, "synthetic")))
     (valid,) = feed.valid()
-    alone = examine(evaluators_of(tensors, extra, config, torch.device("cpu")), valid)
-    assert alone == examine(step.examiners(config.log.metrics), valid)
+    alone = measure(evaluators_of(snapshot, config, torch.device("cpu")), valid)
+    assert alone == measure(step.evaluators(config.log.metrics), valid)
     names = {"loss", "ema_loss"} if decay else {"loss"}
     assert {name for name in alone[0] if name.endswith("loss")} == names
     if decay:

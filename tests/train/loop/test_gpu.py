@@ -10,9 +10,10 @@ import torch
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.distributed.world import World
 from raymat.model.matting import build
-from raymat.train.loop.nonfinite_steps import NonfiniteStepCounter
 from raymat.train.loop.state import ResumeContract, RunState, capture, install
 from raymat.train.loop.train_step import TrainStep
+from raymat.train.optim.forward import ForwardPass
+from raymat.train.optim.step_health import NonfiniteStepCounter
 from tests.support import runs
 
 pytestmark = pytest.mark.gpu
@@ -24,12 +25,15 @@ CONFIG = runs.tiny("memory://", "gpu", crop=32)
 def new_step(precision: Any) -> TrainStep:
     return TrainStep(
         build("base", CONFIG.model, 0),
-        stage="base",
-        precision=precision,
-        seed=0,
-        resolution=32,
-        world=World(),
-        device=torch.device("cuda", 0),
+        ForwardPass(
+            stage="base",
+            precision=precision,
+            seed=0,
+            resolution=32,
+            device=torch.device("cuda", 0),
+            channels_last=True,
+        ),
+        World(),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from raymat.config.run import RunConfig
 from raymat.distributed.world import World
-from raymat.train.loop.interfaces import NullHost
+from raymat.train.loop.interfaces import Host
 from raymat.train.loop.trainer import Outcome
 from raymat.train.observability.events import read_events
 from raymat.train.run.notice import Action, LeavingError, Notice, action_on, merge
@@ -74,7 +74,7 @@ def test_that_leaving_is_final_is_known_on_the_other_side_of_a_pickle() -> None:
         assert (error.line, error.final) == ("stopped", final)
 
 
-class Warned(NullHost):
+class Warned(Host):
     """A host of one rank that hears of a drain from the first-th question on, and no more from the end-th on.
 
     `seconds`: from hearing to the deadline; None: there is none. A step asks once, and once more when something was
@@ -97,7 +97,7 @@ class Warned(NullHost):
 
 
 def train_warned(world: World, config: RunConfig, rank: int, *warning: Any, **more: Any) -> Outcome:
-    host = Warned(*warning) if world.rank == rank else NullHost()
+    host = Warned(*warning) if world.rank == rank else Host()
     return runs.train(world, config, host=host)
 
 

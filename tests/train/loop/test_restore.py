@@ -17,7 +17,7 @@ from raymat.distributed.collectives import Group
 from raymat.distributed.world import World
 from raymat.errors import CheckpointError, StorageError
 from raymat.storage.store import Store
-from raymat.train.loop.restore import _candidates, _next, read_together
+from raymat.train.loop.restore import iter_candidates, read_together
 from tests.support.workers import in_workers
 
 OLD, NEW = CheckpointId(10, 1), CheckpointId(20, 1)
@@ -81,15 +81,18 @@ def take(world: World, storage: str) -> tuple[int | None, list[tuple[int, str]],
     """The step that the workers took, what rank 0 was told to have skipped, and the error."""
     store, group = Store.open(storage, "run"), Group(world, torch.device("cpu"))
     skipped: list[tuple[int, str]] = []
-    candidates = _candidates(store, "r", lambda c, why: skipped.append((c.step, why)))
+    candidates = iter_candidates(store, "r", lambda c, why: skipped.append((c.step, why)))
     while True:
-        found = group.from_lead(_next(candidates) if group.leads else None)
-        if found.error is not None or found.contents is None:
-            return None, skipped, found.error.line if found.error else ""
         try:
-            return read_together(store, group, found.contents)[0].step, skipped, ""
+            contents = group.on_lead(lambda: next(candidates, None))
         except CheckpointError as error:
-            skipped.append((found.contents.checkpoint.step, error.line))
+            return None, skipped, error.line
+        if contents is None:
+            return None, skipped, ""
+        try:
+            return read_together(store, group, contents)[0].step, skipped, ""
+        except CheckpointError as error:
+            skipped.append((contents.checkpoint.step, error.line))
 
 
 def test_damage_that_any_worker_could_find_is_refused_by_all(tmp_path: Path) -> None:

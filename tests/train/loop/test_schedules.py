@@ -16,7 +16,7 @@ from raymat.data.lineage import DatasetSpan, Lineage
 from raymat.distributed.world import World
 from raymat.errors import CheckpointError, ConfigError
 from raymat.train.loop import startup
-from raymat.train.loop.interfaces import NullHost
+from raymat.train.loop.interfaces import Host
 from raymat.train.loop.state import RunState
 from raymat.train.loop.trainer import Outcome
 from raymat.train.observability.events import read_events
@@ -176,7 +176,7 @@ def test_a_plateau_counts_only_validations_that_were_due_whatever_the_runs_lengt
 def test_reductions_stay_where_another_validation_set_displaces_what_was_found() -> None:
     config = of(schedule="plateau", plateau_patience=16, valid_interval=2)
     record = RunState(validations=validations([1, 2, 2]), rates=RateState(reductions=1))
-    record.validated(Validation(8, 9.0), since=6)
+    record.add_validation(Validation(8, 9.0), since=6)
     assert [v.step for v in record.validations] == [8]
     assert record.rates == RateState(reductions=1, reductions_before=1)
     assert RateState.load_state_dict(record.rates.state_dict()) == record.rates
@@ -292,7 +292,7 @@ EVENTFUL: dict[str, Any] = {
 """Of 4 examples a step: patience begins with the warm-up's end at 14 and runs out at 24 (step 6), 32 (8), 40 (10), 48."""
 
 
-class Killer(NullHost):
+class Killer(Host):
     """Kills this process when an event of this kind and step is told."""
 
     def __init__(self, kind: str, step: int) -> None:

@@ -16,10 +16,11 @@ from raymat.distributed.gradient_buckets import GradientSum
 from raymat.distributed.world import World
 from raymat.errors import CheckpointError
 from raymat.model.matting import build
-from raymat.train.loop.nonfinite_steps import NonfiniteStepCounter
 from raymat.train.loop.state import ResumeContract, RunState, capture, install
 from raymat.train.loop.train_step import StepResult, TrainStep
+from raymat.train.optim.forward import ForwardPass
 from raymat.train.optim.mixed_precision import LossScale
+from raymat.train.optim.step_health import Health, NonfiniteStepCounter
 from tests.support import runs
 from tests.support.workers import in_workers
 
@@ -41,13 +42,15 @@ def new_step(config: RunConfig, precision: Any = "fp32", channels_last: bool = F
     torch.set_num_threads(1)
     return TrainStep(
         build("base", config.model, 0),
-        stage="base",
-        precision=precision,
-        seed=0,
-        resolution=32,
-        world=World(),
-        device=CPU,
-        channels_last=channels_last,
+        ForwardPass(
+            stage="base",
+            precision=precision,
+            seed=0,
+            resolution=32,
+            device=CPU,
+            channels_last=channels_last,
+        ),
+        World(),
     )
 
 
@@ -126,9 +129,9 @@ def test_every_precision_learns(config: RunConfig, batches: list[Any], precision
     losses = []
     for _ in range(12):
         (result,) = take(step, batches[:1])
-        loss, _, skipped, failed, _ = result.health.read()
-        assert (skipped, failed) == (False, False)
-        losses.append(loss)
+        health = result.health.read()
+        assert (health.skipped, health.failed) == (False, False)
+        losses.append(health.loss)
     assert losses[-1] < 0.7 * losses[0]
     assert {t.dtype for t in step.network.parameters()} == {torch.float32}
 
@@ -140,9 +143,9 @@ def test_a_loss_scale_that_overflows_is_lowered_and_no_failure(
     step.scale.load_state_dict({"scale": 2.0**126, "good_steps": 5})
     before = tensors_of(step)
     (result,) = take(step, batches[:1])
-    loss, _, skipped, failed, _ = result.health.read()
-    assert (skipped, failed) == (True, False)
-    assert 0 < loss < 5
+    health = result.health.read()
+    assert (health.skipped, health.failed) == (True, False)
+    assert 0 < health.loss < 5
     assert changed(step, before) == []
     assert step.scale.state_dict() == {"scale": 2.0**125, "good_steps": 0}
 
@@ -169,14 +172,15 @@ def test_a_gradient_that_is_not_finite_fails_although_the_loss_is(
     before = tensors_of(step)
     hook = step.network.decoder.conv4.weight.register_hook(lambda g: g * float("inf"))
     (result,) = take(step, batches[:1])
-    loss, norm, skipped, failed, _ = result.health.read()
-    assert 0 < loss < 5
-    assert not norm < float("inf")
-    assert (skipped, failed) == (True, True)
+    health = result.health.read()
+    assert 0 < health.loss < 5
+    assert not health.norm < float("inf")
+    assert (health.skipped, health.failed) == (True, True)
     assert changed(step, before) == []
     hook.remove()
     (result,) = take(step, batches[:1])
-    assert result.health.read()[2:] == (False, False, False)
+    health = result.health.read()
+    assert (health.skipped, health.failed, health.heard) == (False, False, False)
     after = changed(step, before)
     assert "backbone.features.0.1.running_mean" in after
     assert len(after) > 800
@@ -194,19 +198,19 @@ def test_an_undone_step_is_as_if_it_had_never_been(config: RunConfig, batches: l
 
 def test_one_failure_in_a_row_too_many_is_an_error() -> None:
     class Failed:
-        def read(self) -> tuple[float, float, bool, bool, bool]:
-            return float("nan"), 1.0, True, True, False
+        def read(self) -> Health:
+            return Health(float("nan"), 1.0, True, True, False)
 
     watch = NonfiniteStepCounter(2, CPU)
     for step in (1, 2):
         (bad,) = watch.push(step, range(step * 8, step * 8 + 8), Failed())  # type: ignore[arg-type]
         assert bad.fields()["examples"] == [step * 8, step * 8 + 7]
-        watch.refuse()
+        watch.require_finite()
     watch.push(3, range(24, 32), Failed())  # type: ignore[arg-type]
     with pytest.raises(
         Exception, match=r"in 3 steps in a row, the last: step 1 \(examples 8 to 15\)"
     ):
-        watch.refuse()
+        watch.require_finite()
 
 
 def test_each_part_of_the_network_has_its_own_rate(config: RunConfig, batches: list[Any]) -> None:
@@ -283,8 +287,8 @@ def test_an_evaluation_changes_nothing(config: RunConfig, batches: list[Any]) ->
     step = new_step(config)
     take(step, batches[:1])
     before = tensors_of(step)
-    examiner = step.examiners(("sad",))[""]
-    values = examiner(batches[1])
+    evaluator = step.evaluators(("sad",))[""]
+    values = evaluator(batches[1])
     assert list(values) == [2, 3]
-    assert examiner(copy.copy(batches[1])) == values
+    assert evaluator(copy.copy(batches[1])) == values
     assert changed(step, before) == []

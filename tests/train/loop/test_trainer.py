@@ -16,7 +16,7 @@ from raymat.data.batch import MicroBatch, Replacement
 from raymat.distributed.world import World
 from raymat.errors import ConfigError, DataError, StorageError, TrainingError, WeightsError
 from raymat.train.loop import startup
-from raymat.train.loop.interfaces import NullHost
+from raymat.train.loop.interfaces import Host
 from raymat.train.loop.trainer import Outcome
 from raymat.train.observability.events import read_events
 from raymat.train.observability.metrics_log import read_metrics
@@ -231,7 +231,7 @@ def again(config: RunConfig, **options: Any) -> RunConfig:
     return runs.tiny(storage, config.name, **({"steps": 4, "valid_interval": 2} | options))
 
 
-class Heard(NullHost):
+class Heard(Host):
     """A host that keeps what it is told."""
 
     def __init__(self) -> None:

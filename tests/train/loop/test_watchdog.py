@@ -19,9 +19,9 @@ def test_a_thread_that_hangs_in_a_read_is_told_with_the_line_it_hangs_in() -> No
         seen.set()
 
     def train() -> None:
-        pulse = Heartbeat()
-        with Watchdog(pulse, 0.3, stuck):
-            pulse.beat("waiting for a batch", 12)
+        heartbeat = Heartbeat()
+        with Watchdog(heartbeat, 0.3, stuck):
+            heartbeat.record_activity("waiting for a batch", 12)
             hang(reader)
 
     thread = threading.Thread(target=train)
@@ -44,10 +44,10 @@ def hang(reader: int) -> None:
 
 def test_a_thread_that_goes_on_is_left_alone() -> None:
     found: list[Activity] = []
-    pulse = Heartbeat()
-    with Watchdog(pulse, 2.0, found.append):
+    heartbeat = Heartbeat()
+    with Watchdog(heartbeat, 2.0, found.append):
         for step in range(12):
-            pulse.beat("training", step)
+            heartbeat.record_activity("training", step)
             time.sleep(0.25)
     time.sleep(2.5)
     assert found == []

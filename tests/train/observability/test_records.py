@@ -13,12 +13,12 @@ import torch
 
 from raymat.errors import ConfigError, StorageError
 from raymat.storage.store import Store
-from raymat.train.loop.schedule import Schedule
 from raymat.train.observability.events import EventLog, next_attempt, read_events
 from raymat.train.observability.image_grids import grid, training_grids
 from raymat.train.observability.metrics_log import MetricsLog, read_metrics
 from raymat.train.observability.tensorboard_log import TensorBoardLog
 from raymat.train.optim.lr_schedule import rates
+from raymat.train.run.schedule import Schedule
 from tests.support import runs
 
 

@@ -35,10 +35,13 @@ def gradients(step: TrainStep) -> dict[str, Tensor]:
 def seen(step: TrainStep, batch: Any) -> tuple[dict[str, Tensor], float]:
     """The gradients that the optimiser is given in a step, and the norm that the step tells."""
     found: dict[str, Tensor] = {}
-    step.before_update = lambda: found.update({n: g.clone() for n, g in gradients(step).items()})
-    _, norm, skipped, _, _ = step(batch, 2, RATES).health.read()
-    assert not skipped
-    return found, norm
+
+    def look() -> None:
+        found.update({n: g.clone() for n, g in gradients(step).items()})
+
+    health = step(batch, 2, RATES, before_update=look).health.read()
+    assert not health.skipped
+    return found, health.norm
 
 
 def norm_of(found: dict[str, Tensor]) -> float:
@@ -69,7 +72,7 @@ def test_a_clipped_step_that_is_not_finite_is_skipped(batches: list[Any]) -> Non
     step = new_step("fp32", clip_norm=1.0, weight_decay=0.5)
     before = copy.deepcopy(step.network.state_dict())
     hook = step.network.decoder.register_forward_hook(lambda m, i, o: o * float("inf"))
-    assert step(batches[0], 2, RATES).health.read()[2]
+    assert step(batches[0], 2, RATES).health.read().skipped
     hook.remove()
     assert all(torch.equal(t, before[n]) for n, t in step.network.state_dict().items())
 
@@ -141,7 +144,7 @@ def test_a_frozen_part_works_as_in_evaluation(batches: list[Any]) -> None:
     for module in (step.network.aspp, step.network.aspp[3], step.network.backbone):
         assert isinstance(module, nn.Module)
         module.register_forward_hook(look(""))
-    step.examiners(())[""](batches[0])
+    step.evaluators(())[""](batches[0])
     assert set(modes) == {False}
     modes.clear()
     step(batches[0], 2, RATES)

@@ -18,6 +18,7 @@ from raymat.train.loop.state import ResumeContract, RunState, capture, install, 
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.observability.events import read_events
 from raymat.train.optim.ema import WeightAverage
+from raymat.train.optim.forward import ForwardPass
 from raymat.train.run.selected_weights import read_weights
 from tests.support import runs
 from tests.support.small import build_small
@@ -37,9 +38,11 @@ def batches() -> list[Any]:
 def new_step(decay: float | None = 0.999, precision: Any = "fp32") -> TrainStep:
     torch.set_num_threads(1)
     return TrainStep(
-        build_small("base", None, 0), stage="base", precision=precision, seed=0, resolution=32,
-        world=World(), device=CPU, optim=OptimConfig(ema_decay=decay),
-    )  # fmt: skip
+        build_small("base", None, 0),
+        ForwardPass(stage="base", precision=precision, seed=0, resolution=32, device=CPU),
+        World(),
+        OptimConfig(ema_decay=decay),
+    )
 
 
 def average_of(step: TrainStep) -> dict[str, Tensor]:
@@ -91,7 +94,7 @@ def test_a_step_that_is_not_finite_leaves_the_average_as_it_was(batches: list[An
     step(batches[0], 2, RATES)
     before = average_of(step)
     hook = step.network.decoder.register_forward_hook(lambda m, i, o: o * float("nan"))
-    assert step(batches[1], 2, RATES).health.read()[2]
+    assert step(batches[1], 2, RATES).health.read().skipped
     assert all(torch.equal(tensor, before[name]) for name, tensor in average_of(step).items())
     hook.remove()
     step(batches[2], 2, RATES)
@@ -160,9 +163,8 @@ def test_what_is_copied_beside_a_step_changes_only_when_the_optimiser_does(
     def look() -> None:
         seen.append([n for n in names if not torch.equal(before[n], tensors[n])])
 
-    step.before_update = look
-    step.examiners(())["ema_"](batches[1])
-    step(batches[1], 2, RATES)
+    step.evaluators(())["ema_"](batches[1])
+    step(batches[1], 2, RATES, before_update=look)
     assert seen == [[]]
     assert len([n for n in names if not torch.equal(before[n], tensors[n])]) > 20
 
@@ -176,7 +178,7 @@ def test_an_evaluation_of_the_average_is_one_of_a_network_with_its_weights(
     live = {name: tensor.clone() for name, tensor in step.network.state_dict().items()}
     other = new_step(None)
     other.network.load_state_dict(average_of(step))
-    mine, others = step.examiners(("sad",)), other.examiners(("sad",))
+    mine, others = step.evaluators(("sad",)), other.evaluators(("sad",))
     assert list(others) == [""]
     assert mine["ema_"](batches[3]) == others[""](batches[3])
     assert mine[""](batches[3]) != others[""](batches[3])
@@ -188,7 +190,6 @@ def train_small(world: World, config: Any, kill: dict[int, int]) -> trainer.Outc
     return runs.train(world, config, kill, patient=True)
 
 
-@pytest.mark.slow
 def test_killed_in_the_middle_of_the_warm_up_the_average_is_the_same_to_the_bit(
     tmp_path: Path,
 ) -> None:

@@ -12,7 +12,6 @@ from raymat.config.run import RunConfig, build, to_dict
 from raymat.config.values import Range
 from raymat.data.lineage import NO_LINEAGE, DatasetSpan, Lineage
 from raymat.data.sample_order import Cursor, Example, SampleOrder
-from raymat.train.loop.schedule import Schedule
 from raymat.train.run.extension import (
     RunPosition,
     longer,
@@ -20,6 +19,7 @@ from raymat.train.run.extension import (
     total_examples,
     with_more_data,
 )
+from raymat.train.run.schedule import Schedule
 
 
 def config(**options: Any) -> RunConfig:

@@ -17,7 +17,7 @@ from raymat.data.feed import LocalFeed
 from raymat.distributed.world import World
 from raymat.storage.store import Store
 from raymat.train.loop import startup
-from raymat.train.loop.interfaces import NullHost
+from raymat.train.loop.interfaces import Host, Worker
 from raymat.train.loop.trainer import Outcome, run
 from raymat.train.observability.events import read_events
 from raymat.train.observability.metrics_log import read_metrics
@@ -40,15 +40,11 @@ def resume(config: RunConfig, store: Store) -> Outcome:
     prepared = open_run(config, store)
     assert prepared.resumed
     return run(
-        prepared.config,
-        world=World(),
+        prepared,
+        Worker(World(), torch.device("cpu")),
         feed=LocalFeed(prepared.source.open(), prepared.order, prepared.geometry, World()),
         store=store,
-        host=NullHost(),
-        order=prepared.order,
-        device=torch.device("cpu"),
-        run_id=prepared.run_id,
-        listing_digest=prepared.listing_digest,
+        host=Host(),
     )
 
 

@@ -22,7 +22,7 @@ from raymat.distributed.world import World
 from raymat.errors import CheckpointError, ConfigError, DataError, StorageError
 from raymat.storage.store import Store
 from raymat.train.loop import startup, trainer
-from raymat.train.loop.interfaces import NullHost
+from raymat.train.loop.interfaces import Host, Worker
 from raymat.train.loop.state import RunState
 from raymat.train.loop.trainer import Outcome
 from raymat.train.observability.metrics_log import read_metrics
@@ -61,15 +61,11 @@ def work(world: World, run: OpenedRun, kill: Mapping[int, int] | None = None) ->
     feed = Feed(run.source.open(), run.order, run.geometry, world)
     feed.kill_at = (kill or {}).get(world.rank)
     return trainer.run(
-        run.config,
-        world=world,
+        run,
+        Worker(world, torch.device("cpu")),
         feed=feed,
         store=runs.store_of(run.config),
-        host=NullHost(),
-        order=run.order,
-        device=torch.device("cpu"),
-        run_id=run.run_id,
-        listing_digest=run.listing_digest,
+        host=Host(),
     )
 
 
@@ -260,10 +256,10 @@ def test_the_default_virtual_epoch_stays_as_long_as_the_dataset_was_at_the_begin
 
 def test_validations_of_another_set_are_displaced_by_the_first_of_the_new_one() -> None:
     record = RunState(validations=[Validation(2, 0.1), Validation(4, 0.2)])
-    record.validated(Validation(4, 0.3), 4)  # one that was owed
+    record.add_validation(Validation(4, 0.3), 4)  # one that was owed
     assert [v.loss for v in record.validations] == [0.1, 0.2, 0.3]
     for step in (6, 8):
-        record.validated(Validation(step, 0.5), 4)
+        record.add_validation(Validation(step, 0.5), 4)
     assert [v.step for v in record.validations] == [6, 8]
 
 

@@ -16,6 +16,7 @@ from raymat.train.loop import startup
 from raymat.train.loop.state import ResumeContract, RunState, capture, install
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.observability.metrics_log import read_metrics
+from raymat.train.optim.forward import ForwardPass
 from raymat.train.validation.criteria import Validation, best_of
 from raymat.train.validation.evaluator import mean_values
 from tests.support import runs
@@ -26,12 +27,14 @@ def new_step(config: RunConfig) -> TrainStep:
     torch.set_num_threads(1)
     return TrainStep(
         build_small("base", None, 0),
-        stage="base",
-        precision="fp32",
-        seed=0,
-        resolution=config.data.resolution,
-        world=World(),
-        device=torch.device("cpu"),
+        ForwardPass(
+            stage="base",
+            precision="fp32",
+            seed=0,
+            resolution=config.data.resolution,
+            device=torch.device("cpu"),
+        ),
+        World(),
     )
 
 
@@ -43,10 +46,10 @@ def test_an_example_measures_the_same_in_any_company(tmp_path: Path) -> None:
     found = []
     for batch_size in (2, 3, 8):
         config = runs.tiny(tmp_path, "r", valid_examples=5, batch_size=batch_size)
-        examiner = new_step(config).examiners(("sad", "mse"))[""]
+        evaluator = new_step(config).evaluators(("sad", "mse"))[""]
         values: dict[int, Any] = {}
         for batch in runs.Feed(config, World(), {}).valid():
-            values |= examiner(batch)
+            values |= evaluator(batch)
         found.append(values)
     assert found[0] == found[1] == found[2]
     assert sorted(found[0]) == [0, 1, 2, 3, 4]

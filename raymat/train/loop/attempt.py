@@ -1,0 +1,137 @@
+"""One attempt at a run: its number, what every part of the loop needs to know, and how its end is recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from raymat.config.run import RunConfig
+from raymat.distributed.collectives import Group
+from raymat.errors import RaymatError, first_line
+from raymat.storage.store import Store
+from raymat.train.loop.interfaces import Host, TrainableRun, Worker
+from raymat.train.loop.state import ResumeContract
+from raymat.train.loop.watchdog import Activity, Heartbeat, Watchdog
+from raymat.train.observability.attempt_events import AttemptStarted, Participant
+from raymat.train.observability.events import EventLog, next_attempt
+from raymat.train.optim.mixed_precision import precision_on
+from raymat.train.run.notice import LeavingError
+from raymat.train.run.schedule import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One worker's view of one attempt at a run; nothing in it changes until the attempt ends."""
+
+    run: TrainableRun
+    config: RunConfig
+    """The run's, with the precision for this device."""
+    schedule: Schedule
+    store: Store
+    group: Group
+    device: torch.device
+    number: int
+    events: EventLog
+    heartbeat: Heartbeat
+
+    @property
+    def contract(self) -> ResumeContract:
+        """What a checkpoint must have been made under for this attempt to resume it."""
+        return ResumeContract(self.config, self.run.listing_digest, self.run.order.lineage)
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Write an event that all workers know of: once, by rank 0."""
+        if self.group.leads:
+            self.events.emit(kind, **fields)
+
+    def record_activity(self, what: str, step: int | None = None) -> None:
+        """Tell the watchdog what the training thread begins. `step`: completed steps; default: as before."""
+        self.heartbeat.record_activity(what, step)
+
+
+def begin_attempt(run: TrainableRun, worker: Worker, store: Store) -> Attempt:
+    """Take the next attempt's number. Called by all workers; raises on all of them.
+
+    Sets this process's number of threads, which the last bits of every sum depend on.
+
+    Raises:
+        ConfigError: the run cannot be trained. StorageError: the storage cannot be read or written.
+    """
+    config, device = run.config, worker.device
+    schedule = Schedule.of(config, run.order)
+    precision = precision_on(device.type, config.optim.precision)
+    torch.set_num_threads(config.workers.threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    group = Group(worker.world, device)
+    me = Participant(rank=worker.world.rank, pid=os.getpid(), host=socket.gethostname())
+    start = AttemptStarted(
+        world=worker.world.size,
+        ranks=group.gather(me),
+        stage=config.stage,
+        total_steps=schedule.total_steps,
+        device=device.type,
+    )
+    number, events = _claim_number(store, group, start)
+    return Attempt(
+        run=run,
+        config=dataclasses.replace(
+            config, optim=dataclasses.replace(config.optim, precision=precision)
+        ),
+        schedule=schedule,
+        store=store,
+        group=group,
+        device=device,
+        number=number,
+        events=events,
+        heartbeat=Heartbeat(),
+    )
+
+
+@contextmanager
+def supervise(attempt: Attempt, host: Host) -> Iterator[None]:
+    """Watch the training thread in the block, and write an `end` event for whatever ends it before its time."""
+    events, rank = attempt.events, attempt.group.world.rank
+    events.listener = host.event
+    events.write_beside()
+    host.register_heartbeat(attempt.heartbeat)
+
+    def on_stuck(activity: Activity) -> None:
+        events.emit("stuck", rank=rank, **dataclasses.asdict(activity))
+        events.close()  # before the host ends this process
+        host.stuck(activity)
+
+    try:
+        limit = attempt.config.workers.stuck_after.seconds
+        with Watchdog(attempt.heartbeat, limit, on_stuck):
+            yield
+    except LeavingError as error:
+        events.emit("end", outcome="left", error=error.line)
+        raise
+    except BaseException as error:
+        text = error.line if isinstance(error, RaymatError) else first_line(error)
+        events.emit("end", outcome="failed", error=f"{type(error).__name__}: {text}")
+        raise
+    finally:
+        events.close()
+
+
+def _claim_number(store: Store, group: Group, start: AttemptStarted) -> tuple[int, EventLog]:
+    logs: list[EventLog] = []
+
+    def claim() -> int:
+        number = next_attempt(store)
+        logs.append(EventLog.for_rank(store, number, 0))
+        # Required: a number whose event is not in storage could be claimed a second time.
+        logs[0].emit(start, required=True)
+        return number
+
+    number = group.on_lead(claim)
+    return number, logs[0] if logs else EventLog.for_rank(store, number, group.world.rank)

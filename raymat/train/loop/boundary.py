@@ -1,0 +1,113 @@
+"""A boundary between two steps: first validation, then the checkpoint that holds its result or that it reads, then notices."""
+
+from __future__ import annotations
+
+import time
+
+from raymat.checkpoint.manifest import CheckpointId
+from raymat.train.loop.attempt import Attempt
+from raymat.train.loop.checkpointing import Saved
+from raymat.train.loop.commits import Checkpoints
+from raymat.train.loop.preemption import PreemptionHandler
+from raymat.train.loop.reporter import Reporter
+from raymat.train.loop.steps import TrainingSteps
+from raymat.train.loop.validation_points import Finding, ValidationPoints
+from raymat.train.optim.lr_schedule import rates
+
+
+class Boundary:
+    """One worker's part. All workers call every method at the same steps."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        steps: TrainingSteps,
+        checkpoints: Checkpoints,
+        validations: ValidationPoints,
+        preemption: PreemptionHandler,
+        reporter: Reporter,
+    ) -> None:
+        self._attempt, self._steps, self._state = attempt, steps, steps.state
+        self._checkpoints, self._validations = checkpoints, validations
+        self._preemption, self._reporter = preemption, reporter
+
+    def begin(self) -> None:
+        """Do what is due before the first step, at the checkpoint that the run resumes from."""
+        newest = self._checkpoints.newest
+        if newest is None:
+            first = self._validations.of_first_weights()
+            if first is not None:  # it is shown, and counts for nothing
+                self._reporter.validation(first.step, first.result, first.waited)
+        elif self._validations.resume(newest):
+            was_complete = self.complete
+            self._validate(newest)
+            if self._state.stopped and not was_complete:
+                self._checkpoints.saver.reopen()
+                self.commit()
+
+    def cross(self) -> None:
+        """Do what is due after a step.
+
+        Raises:
+            LeaveRequest: the workers are to leave, says a notice.
+        """
+        schedule, step = self._attempt.schedule, self._state.step
+        if schedule.validates(step):
+            self._validate()
+        # After the validation: the checkpoint holds its result, or is what it reads.
+        if self._state.stopped or schedule.commits(step):
+            self.commit()
+            self._validations.saved()
+        # Last: what was due at this step is not due again after a restart.
+        if not self.complete and self._preemption.check(step, self._steps.heard):
+            self.commit()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run ends here."""
+        return self._state.complete(self._attempt.schedule)
+
+    def commit(self, until: float | None = None) -> None:
+        """Save; at the run's end, or with `until` (Unix seconds), also wait until it is committed."""
+        self._attempt.record_activity("saving", self._state.step)
+        self._steps.read_health()
+        found = self._checkpoints.save(self._state, last=self.complete, until=until)
+        if found:
+            self._committed(found)
+            self._reporter.progress(self._state)
+
+    def poll(self) -> None:
+        """Note what storage and the validation beside training have done since the last look."""
+        self._committed(self._checkpoints.saver.poll())
+        self._validations.restart_dead()
+        self._reporter.progress(self._state)
+
+    def _validate(self, restored: CheckpointId | None = None) -> None:
+        """Let the pending result count, then begin the validation of this step. `restored`: its checkpoint."""
+        if self._validations.expects_result():
+            began = time.monotonic()
+            while (answer := self._validations.poll()).waits:
+                # Its checkpoint may be committed only now.
+                self._committed(self._checkpoints.saver.poll())
+            self._apply(self._validations.take_pending(answer, time.monotonic() - began))
+        # Only now: the pending result may end the run here, and then this validation counts at once.
+        found = self._validations.begin(restored)
+        if found is not None:
+            self._apply(found)
+
+    def _apply(self, found: Finding) -> None:
+        """Let a validation count: for the rates, for the run's end, and for the logs."""
+        attempt, state, past = self._attempt, self._state, self._attempt.run.order.lineage
+        before = state.rates.reductions
+        state.add_validation(found.validation, past.valid_since)
+        state.judge(attempt.config, past, attempt.schedule.total_steps)
+        if state.rates.reductions > before:
+            rate = rates(attempt.config, state.cursor.next_example, state.rates)
+            attempt.emit("plateau", step=state.step, reductions=state.rates.reductions, lr=rate)
+        self._reporter.validation(found.step, found.result, found.waited)
+
+    def _committed(self, found: list[Saved]) -> None:
+        """Do what follows from each commit."""
+        for saved in found:
+            self._validations.committed(saved.checkpoint)
+        self._checkpoints.record(found, self._state)

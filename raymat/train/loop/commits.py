@@ -1,0 +1,157 @@
+"""The checkpoints of an attempt: when the state is saved, and what follows from each commit."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from raymat.checkpoint.catalog import scan
+from raymat.checkpoint.local_cache import LocalCache
+from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.retention import RetentionPolicy, plan, prune
+from raymat.errors import StorageError
+from raymat.storage.store import Store
+from raymat.train.loop.attempt import Attempt
+from raymat.train.loop.checkpointing import AsyncSaver, Saved
+from raymat.train.loop.interfaces import Host
+from raymat.train.loop.reporter import Reporter
+from raymat.train.loop.startup import StartingPoint
+from raymat.train.loop.state import RunState
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """One worker's part. All workers call every method at the same steps."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        host: Host,
+        start: StartingPoint,
+        reporter: Reporter,
+        cache: LocalCache | None,
+    ) -> None:
+        self._attempt, self._reporter, self._cache = attempt, reporter, cache
+        self._step, self._damaged = start.step, start.damaged
+        self.newest = start.checkpoint
+        """The newest that is known to be committed; None: none is."""
+        self.saver = AsyncSaver(
+            attempt, host, reporter.loggers, resumed=start.state.step, cache=cache
+        )
+        kept = attempt.config.checkpoint
+        policy = RetentionPolicy(keep=kept.keep, best=kept.best_mode)
+        # Of rank 0: retention deletes, once for all workers.
+        self._retainer = (
+            Retainer(attempt.store, policy, attempt.number, metric=kept.best_metric)
+            if attempt.group.leads
+            else None
+        )
+
+    def save(self, state: RunState, *, last: bool, until: float | None) -> list[Saved]:
+        """Save `state`; if it is the run's `last`, or with `until` (Unix seconds), wait until it is committed.
+
+        Returns what is committed by now, which the caller hands to `record`.
+
+        Raises:
+            StorageError: no save could be committed for longer than --max-checkpoint-age.
+        """
+        if last and self._cache is not None:
+            self._cache.stop()
+        metrics = self._reporter.metrics(state)
+        found: list[Saved] = []
+        waits = last or until is not None
+        if self.saver.newest_step != state.step:
+            found += self.saver.save(self._step, state, metrics, urgent=waits)
+        if waits:
+            until = math.inf if last or until is None else until
+            found += self.saver.finish(self._step, state, metrics, until=until)
+        return found
+
+    def record(self, found: list[Saved], state: RunState) -> None:
+        """Write an event for each commit, and let retention clear away what they make needless."""
+        for saved in found:
+            self.newest = saved.checkpoint
+            self._attempt.emit(
+                "commit",
+                checkpoint=str(saved.checkpoint),
+                step=saved.checkpoint.step,
+                seconds=saved.seconds,
+                stall=saved.stall,
+                bytes=saved.bytes,
+            )
+        if found:
+            self._reporter.committed(found[-1].checkpoint)
+            if self._retainer is not None:
+                self._retainer.committed(state, self._damaged)
+
+    def end(self, state: RunState, already_complete: bool) -> None:
+        """Clear away what the complete run does not need."""
+        if self._retainer is not None:
+            if (
+                already_complete
+            ):  # the attempt that completed it may have been killed before it cleared up
+                self._retainer.committed(state, self._damaged)
+            self._retainer.finish(state, self._damaged)
+        if self._cache is not None:
+            self._cache.remove()
+
+
+class Retainer:
+    """Deletes, in a thread, the checkpoints that are no longer needed. For rank 0 alone."""
+
+    def __init__(
+        self, store: Store, policy: RetentionPolicy, attempt: int, *, metric: str = "loss"
+    ) -> None:
+        """`metric`: the validations' metric by which `policy` keeps the best."""
+        self._metric = metric
+        self._store, self._policy, self._attempt = store, policy, attempt
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="retention")
+        self._running: Future[None] | None = None
+        self._again = False
+
+    def committed(self, state: RunState, damaged: Collection[CheckpointId]) -> None:
+        """Delete what a new commit makes needless, unless the last deletion still runs: then with the next commit."""
+        if self._running is not None and not self._running.done():
+            self._again = True
+            return
+        values = {
+            v.step: value for v in state.validations if (value := v.value(self._metric)) is not None
+        }
+        self._again = False
+        self._running = self._pool.submit(
+            self._retain, values, frozenset(damaged), state.pending_validation
+        )
+
+    def finish(self, state: RunState, damaged: Collection[CheckpointId]) -> None:
+        """Return when all is deleted that the newest commit made needless."""
+        if self._running is not None:
+            self._running.result()
+        if self._again:
+            self.committed(state, damaged)
+        self._pool.shutdown()
+
+    def _retain(
+        self, values: dict[int, float], damaged: Collection[CheckpointId], pending: int | None
+    ) -> None:
+        """Delete in the thread. Storage that fails is logged: what is left is deleted after the next commit.
+
+        `pending`: the step whose checkpoint a validation may still read, and which may turn out to be the best.
+        """
+        try:
+            statuses = scan(self._store)
+            metrics = {s.id: values[s.id.step] for s in statuses if s.id.step in values}
+            doomed = plan(
+                statuses,
+                self._policy,
+                attempt=self._attempt,
+                metrics=metrics,
+                protected=[s.id for s in statuses if s.id.step == pending],
+                damaged=damaged,
+            ).delete
+            if doomed:
+                prune(self._store, doomed)
+        except StorageError as error:
+            log.warning("old checkpoints are left for later: %s", error.line)
