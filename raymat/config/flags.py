@@ -15,22 +15,12 @@ import fsspec
 import yaml
 
 from raymat.config.command_line import Groups, closest, named_options
-from raymat.config.options import Option, options_of
-from raymat.config.run import (
-    SECTIONS,
-    STAGE_DEFAULTS,
-    RunConfig,
-    all_options,
-    build,
-    own_options,
-)
+from raymat.config.options import options_of
+from raymat.config.run import STAGE_DEFAULTS, RunConfig, all_options, build, overlay
 from raymat.config.sections import Stage
 from raymat.errors import ConfigError, one_line
 from raymat.storage.faults import backend_errors, reason
 from raymat.storage.urls import redact
-
-ALTERNATIVES = (("epochs",), ("steps",)), (("dataset", "backgrounds"), ("synthetic",))
-"""Options that exclude each other: naming one side replaces the other side of a lower layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,27 +42,17 @@ def parse_run(stage: Stage, argv: Sequence[str]) -> RunConfig:
     return build(stage, overlay(options, flags))
 
 
-def overlay(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    """Lay `upper` over `lower`; an option of `upper` also removes its alternatives from `lower`."""
-    replaced: set[str] = set()
-    for one, other in ALTERNATIVES:
-        replaced |= set(other) if upper.keys() & set(one) else set()
-        replaced |= set(one) if upper.keys() & set(other) else set()
-    return {name: value for name, value in lower.items() if name not in replaced} | upper
-
-
 def _groups(stage: Stage) -> Groups:
-    groups = {"The run": options_of(_Files) | own_options()}
-    groups |= {str(owner.__doc__).rstrip("."): options_of(owner) for owner in SECTIONS.values()}
-    return {heading: _with_defaults(stage, group) for heading, group in groups.items()}
+    groups = {_heading(RunConfig): options_of(_Files)}
+    for name, option in all_options().items():
+        default = STAGE_DEFAULTS[stage].get(name, option.default)
+        option = dataclasses.replace(option, default=default)
+        groups.setdefault(_heading(option.owner), {})[name] = option
+    return groups
 
 
-def _with_defaults(stage: Stage, options: dict[str, Option]) -> dict[str, Option]:
-    defaults = STAGE_DEFAULTS[stage]
-    return {
-        name: dataclasses.replace(option, default=defaults.get(name, option.default))
-        for name, option in options.items()
-    }
+def _heading(owner: type) -> str:
+    return str(owner.__doc__).splitlines()[0].rstrip(".")
 
 
 def read_yaml(source: str) -> dict[str, Any]:

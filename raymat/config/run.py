@@ -26,6 +26,7 @@ from raymat.config.sections import (
     WorkersConfig,
 )
 from raymat.config.values import Duration, Range
+from raymat.errors import ConfigError
 
 STAGE_DEFAULTS: dict[Stage, dict[str, Any]] = {
     "base": {"epochs": 8.0},
@@ -43,6 +44,15 @@ STAGE_DEFAULTS: dict[Stage, dict[str, Any]] = {
     },
 }
 """Defaults that differ from those of the sections."""
+
+ALTERNATIVES = {
+    "epochs": ("steps",),
+    "steps": ("epochs",),
+    "dataset": ("synthetic",),
+    "backgrounds": ("synthetic",),
+    "synthetic": ("dataset", "backgrounds"),
+}
+"""Options that exclude each other; flags replace those of YAML, and both those of the defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +101,7 @@ class RunConfig(OptionGroup):
 
     def _check_shares(self) -> None:
         workers, batch, chunks = self.workers.workers, self.data.batch_size, self.optim.accumulate
-        share = batch // chunks
+        share = batch // chunks  # what a step spreads over the workers at a time
         require(
             batch % chunks == 0,
             f"--accumulate {chunks} does not divide --batch-size {batch}: its chunks are equal",
@@ -110,12 +120,13 @@ class RunConfig(OptionGroup):
 
     def _check_schedules(self) -> None:
         kinds, optim = self.schedules.values(), self.optim
-        for kind, flag, value in (
-            ("step", "--step-examples", optim.step_examples),
-            ("plateau", "--plateau-patience", optim.plateau_patience),
-        ):
-            needless = kind not in kinds or value is not None
-            require(needless, f"--schedule {kind} needs {flag} N, in examples")
+        needs = {
+            "step": ("--step-examples", optim.step_examples),
+            "plateau": ("--plateau-patience", optim.plateau_patience),
+        }
+        for kind, (flag, value) in needs.items():
+            satisfied = kind not in kinds or value is not None
+            require(satisfied, f"--schedule {kind} needs {flag} N, in examples")
         if "plateau" in kinds:
             self._require_metric("--plateau-metric", optim.plateau_metric)
             self._require_validation("--schedule plateau")
@@ -126,8 +137,8 @@ class RunConfig(OptionGroup):
             self._require_validation("--early-stop-patience")
 
     def _require_validation(self, flag: str) -> None:
-        validates = self.log.valid_examples > 0
-        require(validates, f"{flag} needs validation: --valid-examples must not be 0")
+        if self.log.valid_examples == 0:
+            raise ConfigError(f"{flag} needs validation: --valid-examples must not be 0")
 
     def _require_metric(self, flag: str, name: str) -> None:
         measured = ("loss", *self.log.metrics)
@@ -148,18 +159,20 @@ SECTIONS: dict[str, type[OptionGroup]] = {
 """Sections of a run's configuration by the name of their field."""
 
 
-def own_options() -> dict[str, Option]:
-    """Return the options that a run has outside of its sections; its stage is no option."""
-    own = options_of(RunConfig)
-    return {name: own[name] for name in own if name not in SECTIONS and name != "stage"}
-
-
 def all_options() -> dict[str, Option]:
-    """Return every option of a run by its flat name."""
-    found = own_options()
+    """Return every option of a run by its flat name; the stage is none."""
+    own = options_of(RunConfig)
+    found = {name: own[name] for name in own if name not in SECTIONS and name != "stage"}
     for section in SECTIONS.values():
         found |= options_of(section)
     return found
+
+
+def overlay(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """Lay `upper` over `lower`, without the options of `lower` that one given in `upper` excludes."""
+    given = [name for name, value in upper.items() if value is not None]
+    excluded = {other for name in given for other in ALTERNATIVES.get(name, ())}
+    return {name: value for name, value in lower.items() if name not in excluded} | upper
 
 
 def build(stage: Stage, options: dict[str, Any]) -> RunConfig:
@@ -172,9 +185,7 @@ def build(stage: Stage, options: dict[str, Any]) -> RunConfig:
     unknown = sorted(options.keys() - known.keys())
     require(not unknown, f"unknown option {', '.join(unknown)}")
     require("name" in options, "--name is missing: it names the run's folder below --storage")
-    values = STAGE_DEFAULTS[stage] | options
-    if options.get("steps") is not None and "epochs" not in options:
-        values["epochs"] = None
+    values = overlay(STAGE_DEFAULTS[stage], options)
     for name, value in values.items():
         kind = known[name].kind
         values[name] = kind.parse(value) if kind in (Range, Duration) else value

@@ -45,8 +45,7 @@ class DataConfig(OptionGroup):
     """The training data, and how a sample is cut from it."""
 
     dataset: Annotated[str | None, GROWABLE] = None
-    """Folder (any fsspec URL) with train/ and valid/, each holding fgr/ and pha/ with the same
-    relative paths below."""
+    """Folder (any fsspec URL) with train/ and valid/, each holding fgr/ and pha/ with the same relative paths below."""
     backgrounds: Annotated[str | None, GROWABLE] = None
     """Folder (any fsspec URL) with train/ and valid/."""
     synthetic: Annotated[int | None, GROWABLE, at_least(1)] = None
@@ -56,18 +55,16 @@ class DataConfig(OptionGroup):
     crop: Annotated[
         Range, FIXED, Check(lambda r: r.low % 4 == r.high % 4 == 0, "must be multiples of 4")
     ] = Range(256, 512)
-    """Range of the random crop in pixels, multiples of 4, one size per step (MAX excluded unless
-    MIN = MAX)."""
+    """Range of the random crop in pixels, multiples of 4, one size per step (MAX excluded unless MIN = MAX)."""
     batch_size: Annotated[int, FIXED, at_least(1)] = 8
     """GLOBAL batch in examples, the same for any number of workers."""
     grow_dataset: Annotated[bool, FREE] = False
-    """Include what was added to the dataset, the backgrounds or --synthetic since the run began. The
-    current pass over the data is finished without it."""
+    """Include what was added to the dataset, the backgrounds or --synthetic since the run began. The current pass over the
+    data is finished without it."""
     seed: Annotated[int, FIXED, Check(lambda n: 0 <= n < 2**63, "must be in 0..2**63-1")] = 0
     """Determines every random draw of the run."""
     scaled_decode: Annotated[bool, FIXED] = True
-    """Decode JPEGs at 1/2, 1/4 or 1/8 where the warp shrinks by more. Off: closer to the reference's
-    pictures, slower."""
+    """Decode JPEGs at 1/2, 1/4 or 1/8 where the warp shrinks by more. Off: closer to the reference's pictures, slower."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,10 +87,9 @@ class ModelConfig(OptionGroup):
     backbone: Annotated[Backbone, FIXED] = "resnet50"
     """Encoder."""
     init: Annotated[str | None, FIXED] = None
-    """Weights to start from: a published .pth or .safetensors, a DeepLabV3 .pth, or a raymat run:
-    STORAGE/NAME (its newest checkpoint), NAME@1200 (at step 1200), NAME@best (its best validation),
-    NAME/checkpoints/step-...; append @ema for the averaged weights. Only the weights are taken: the
-    optimiser, the schedule and the position in the data start anew."""
+    """Weights to start from: a published .pth or .safetensors, a DeepLabV3 .pth, or a raymat run: STORAGE/NAME (its newest
+    checkpoint), NAME@1200 (at step 1200), NAME@best (its best validation), NAME/checkpoints/step-...; append @ema for the
+    averaged weights. Only the weights are taken: the optimiser, the schedule and the position in the data start anew."""
     backbone_scale: Annotated[
         float, FIXED, Check(lambda scale: 0 < scale <= 0.5, "must be in (0, 0.5]")
     ] = 0.25
@@ -121,8 +117,7 @@ class OptimConfig(OptionGroup):
     lr_refiner: Annotated[float, FIXED, FRACTION] = 3e-4
     """Adam's learning rate for the refiner (refine only)."""
     schedule: Annotated[ScheduleKind, FIXED] = "constant"
-    """Course of all learning rates after the warm-up; plateau lowers them when a validation metric
-    stops improving."""
+    """Course of all learning rates after the warm-up; plateau lowers them when a validation metric stops improving."""
     schedule_backbone: Annotated[ScheduleKind | None, FIXED] = None
     """The backbone's schedule, if not --schedule."""
     schedule_aspp: Annotated[ScheduleKind | None, FIXED] = None
@@ -146,25 +141,23 @@ class OptimConfig(OptionGroup):
     plateau_mode: Annotated[Mode, FIXED] = "min"
     """Plateau: whether a lower (min) or a higher (max) --plateau-metric is better."""
     plateau_patience: Annotated[int | None, FIXED, at_least(1)] = None
-    """Plateau: examples without a better validation before the learning rates are multiplied by
-    --plateau-factor."""
+    """Plateau: examples without a better validation before the learning rates are multiplied by --plateau-factor."""
     plateau_min_delta: Annotated[float, FIXED, NOT_NEGATIVE] = 0.0
     """Plateau: change of the metric, in its own units, that must be exceeded to count as better."""
     plateau_factor: Annotated[float, FIXED, FACTOR] = 0.1
     """Plateau: factor for the learning rates."""
     precision: Annotated[Precision | None, FIXED] = None
-    """fp16 (autocast with a gradient scaler), bf16, fp32, or fp64 to prove equality. Default: fp16 on
-    cuda, fp32 on cpu."""
+    """fp16 (autocast with a gradient scaler), bf16, fp32, or fp64 to prove equality. Default: fp16 on cuda, fp32 on cpu."""
     max_bad_steps: Annotated[int, FREE, at_least(1)] = 10
     """Consecutive steps with a non-finite loss or gradient to skip before training stops."""
     ema_decay: Annotated[float | None, ADDABLE, FACTOR] = None
-    """Keep an exponential moving average of the weights with this decay per step (0.999), warmed up
-    as min(it, (1 + t) / (10 + t)) over t steps. Default: none."""
+    """Keep an exponential moving average of the weights with this decay per step (0.999), warmed up as min(it, (1 + t) / (10
+    + t)) over t steps. Default: none."""
     clip_norm: Annotated[float | None, FIXED, MORE_THAN_0] = None
     """Clip the gradient's norm, over all parameters and the whole batch. Default: never."""
     weight_decay: Annotated[float, FIXED, FRACTION] = 0.0
-    """Decoupled weight decay (AdamW): each step subtracts this times the learning rate from every
-    weight; biases and norms have none."""
+    """Decoupled weight decay (AdamW): each step subtracts this times the learning rate from every weight; biases and norms
+    have none."""
     freeze: Annotated[
         str | None,
         FIXED,
@@ -173,11 +166,11 @@ class OptimConfig(OptionGroup):
             f"takes {', '.join(PARTS)} or modules in them (backbone.features.0), separated by commas",
         ),
     ] = None
-    """Parts not to train, as in backbone,aspp or backbone.features.0: their weights, moments and
-    batch-norm statistics stay as they are, and they work as in evaluation."""
+    """Parts not to train, as in backbone,aspp or backbone.features.0: their weights, moments and batch-norm statistics stay
+    as they are, and they work as in evaluation."""
     accumulate: Annotated[int, FIXED, at_least(1)] = 1
-    """Equal chunks that a step processes one after another, each with its own batch-norm statistics: N
-    chunks need an N-th of the memory for activations."""
+    """Equal chunks that a step processes one after another, each with its own batch-norm statistics: N chunks need an N-th of
+    the memory for activations."""
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -202,8 +195,7 @@ class LengthConfig(OptionGroup):
     early_stop_mode: Annotated[Mode, LENGTH] = "min"
     """Early stopping: whether a lower (min) or a higher (max) --early-stop-metric is better."""
     early_stop_min_delta: Annotated[float, LENGTH, NOT_NEGATIVE] = 0.0
-    """Early stopping: change of the metric, in its own units, that must be exceeded to count as
-    better."""
+    """Early stopping: change of the metric, in its own units, that must be exceeded to count as better."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -225,13 +217,13 @@ class CheckpointConfig(OptionGroup):
     best_mode: Annotated[Mode, FREE] = "min"
     """Whether the lowest (min) or the highest (max) value of --best-metric is the best."""
     max_checkpoint_age: Annotated[Duration, FREE] = Duration(1800.0)
-    """End the attempt when storage has accepted no checkpoint for this time (90s, 30m, 1.5h) since one
-    was due. Until then, failed uploads are retried while training goes on."""
+    """End the attempt when storage has accepted no checkpoint for this time (90s, 30m, 1.5h) since one was due. Until then,
+    failed uploads are retried while training goes on."""
     nearby: Annotated[
         str, FREE, matches("(?s)auto|off|/.*", "must be auto, off or an absolute path")
     ] = "auto"
-    """Folder on each worker's own disk for copies of its newest shards, which a restart reads instead
-    of storage. off: none; auto: in the temporary folder, unless --storage is itself a folder."""
+    """Folder on each worker's own disk for copies of its newest shards, which a restart reads instead of storage. off: none;
+    auto: in the temporary folder, unless --storage is itself a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,11 +231,10 @@ class LogConfig(OptionGroup):
     """Validation and logging."""
 
     validation: Annotated[ValidationPlace, FIXED_BY_PLATEAU] = "loop"
-    """Where validation runs. loop: all workers pause for it. beside: in a process of its own, on the
-    checkpoint taken for it, while training goes on; it shares training's cores if it must, and the
-    workers pause only if even that is impossible. auto: beside if the cluster has a free core (with
-    --device cuda: a free GPU), else loop. With beside and auto, a result counts from the next
-    validation on, wherever it was computed."""
+    """Where validation runs. loop: all workers pause for it. beside: in a process of its own, on the checkpoint taken for it,
+    while training goes on; it shares training's cores if it must, and the workers pause only if even that is impossible.
+    auto: beside if the cluster has a free core (with --device cuda: a free GPU), else loop. With beside and auto, a result
+    counts from the next validation on, wherever it was computed."""
     valid_interval: Annotated[int, FIXED_BY_PLATEAU, at_least(1)] = 5000
     """Steps between validations."""
     valid_examples: Annotated[int, FIXED_BY_PLATEAU, NOT_NEGATIVE] = 50
@@ -261,8 +252,8 @@ class LogConfig(OptionGroup):
     log_images_interval: Annotated[int, FREE, at_least(1)] = 2000
     """Steps between image grids."""
     logger: Annotated[str | None, FREE, matches(r"[\w.]+:[\w.]+", "must be MODULE:NAME")] = None
-    """MODULE:NAME of your own logger, besides metrics/ and tensorboard/: a callable that makes one from
-    the run's store and the attempt's number (see raymat.train.observability.logger)."""
+    """MODULE:NAME of your own logger, besides metrics/ and tensorboard/: a callable that makes one from the run's store and
+    the attempt's number (see raymat.train.observability.logger)."""
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -283,8 +274,8 @@ class WorkersConfig(OptionGroup):
     max_failures: Annotated[int, FREE, NOT_NEGATIVE] = 100
     """Restarts after worker failures (not preempted nodes) before the run gives up."""
     stuck_after: Annotated[Duration, FREE] = Duration(300.0)
-    """When a worker stays in one activity (a step, a read, a collective) for this time (90s, 30m,
-    1.5h), it prints its stack and the workers restart."""
+    """When a worker stays in one activity (a step, a read, a collective) for this time (90s, 30m, 1.5h), it prints its stack
+    and the workers restart."""
     decode_tasks: Annotated[int | None, FREE, at_least(1)] = None
     """Concurrent read tasks. Default: the cluster's CPUs minus the workers', at least 1."""
     spares: Annotated[bool, FREE] = True

@@ -227,7 +227,7 @@ def test_a_run_stops_when_its_newest_validation_is_too_long_after_the_best() -> 
         ({"schedule": "step"}, "--schedule step needs --step-examples N"),
         ({"schedule_aspp": "plateau"}, "--schedule plateau needs --plateau-patience N"),
         ({"warmup_examples": -1}, "--warmup-examples must not be negative"),
-        ({"step_factor": 1.0}, r"--step-factor must be in \(0, 1\)"),
+        ({"step_factor": 1.0}, "--step-factor must be between 0 and 1"),
         ({"schedule_floor": 1.0}, r"--schedule-floor must be in \[0, 1\)"),
         ({"early_stop_patience": -1}, "--early-stop-patience must not be negative"),
         (
