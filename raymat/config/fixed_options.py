@@ -13,7 +13,7 @@ RULES = {
     name: option.on_resume
     for name, option in ({"stage": options_of(RunConfig)["stage"]} | all_options()).items()
 }
-"""What may happen to each option when a run is resumed."""
+"""The rule of each option."""
 
 DATASET = tuple(name for name, rule in RULES.items() if rule is OnResume.GROWABLE)
 """Options that may change only where the run's dataset has grown."""

@@ -25,6 +25,8 @@ from raymat.storage.urls import redact
 
 @dataclass(frozen=True, kw_only=True)
 class _Files:
+    """Options that only a command line has."""
+
     config: str | None = None
     """YAML file (path or any fsspec URL) of options, one `name: value` per line; flags override it."""
 

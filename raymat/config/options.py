@@ -26,7 +26,7 @@ from raymat.errors import ConfigError
 
 
 class OnResume(enum.Enum):
-    """What may happen to an option's value when a run is resumed."""
+    """Rules for an option's value when a run is resumed."""
 
     FREE = "may change"
     LENGTH = "may change; the run is then continued to its new length"
@@ -68,7 +68,7 @@ FACTOR = Check(lambda value: 0 < value < 1, "must be between 0 and 1 (exclusive)
 
 @dataclass(frozen=True)
 class Spelling:
-    """How an option is written on a command line, where its name and type do not say so."""
+    """An option's form on a command line, where its name and type do not determine it."""
 
     metavar: str | None = None
     positional: bool = False
@@ -104,12 +104,12 @@ class Option:
 
     @property
     def on_resume(self) -> OnResume | None:
-        """What may happen to the option when a run is resumed; None where its field does not say."""
+        """The rule for resumed runs; None if the field has none."""
         return next((mark for mark in self.marks if isinstance(mark, OnResume)), None)
 
     @property
     def spelling(self) -> Spelling:
-        """How the option is written on a command line."""
+        """The option's form on a command line."""
         return next((mark for mark in self.marks if isinstance(mark, Spelling)), Spelling())
 
     def read(self, text: str) -> Any:

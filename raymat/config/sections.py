@@ -34,7 +34,7 @@ ValidationPlace = Literal["loop", "beside", "auto"]
 ScheduleKind = Literal["constant", "cosine", "step", "plateau"]
 
 METRICS = ("loss", "mse", "sad", "grad", "conn")
-"""What a validation can measure."""
+"""Metrics that a validation can measure."""
 
 PARTS = ("backbone", "aspp", "decoder", "refiner")
 """Parts of a network; a base network has no refiner."""
@@ -206,7 +206,7 @@ class LengthConfig(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig(OptionGroup):
-    """When state is committed, and which checkpoints are kept."""
+    """Checkpoints: how often, and which are kept."""
 
     checkpoint_interval: Annotated[int, FREE, at_least(1)] = 5000
     """Steps between checkpoints, besides the last and one at the end of each virtual epoch."""
