@@ -1,9 +1,9 @@
-"""Gradients in flat buffers of one fixed layout, summed over the workers while the backward pass still runs.
+"""Gradients in flat buffers of one fixed layout, summed over the workers while the backward pass is running.
 
 Why not torch's DistributedDataParallel: after a process's first backward pass it regroups its buckets by the order in which
 gradients came. From three workers on, the sums are then formed in another order than in the steps before, and a
-restarted run is no longer equal to the bit. `find_unused_parameters` happens to keep it from that, at the price of a walk
-through the graph in every step and a warning from every worker.
+restarted run is no longer equal to the bit. `find_unused_parameters` happens to prevent that, at the price of a walk through
+the graph in every step and a warning from every worker.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 BUCKET_BYTES = 25 * 2**20
 """A bucket is closed when it has reached this size; as in DDP."""
 _ALIGN = 16
-"""Each gradient begins at a multiple of so many elements: kernels read aligned memory in wider pieces."""
+"""Elements to a multiple of which each gradient is aligned: kernels read aligned memory in wider pieces."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class GradientSum:
 
     @property
     def flats(self) -> list[Tensor]:
-        """The gradients of `parameters`, as one-dimensional tensors with zeros between them."""
+        """The gradients of `parameters`, without `aside`, as one-dimensional tensors with zeros between them."""
         *first, last = (bucket.flat for bucket in self._buckets)
         return [*first, last[: -self._aside]]
 
@@ -66,12 +66,12 @@ class GradientSum:
             bucket.flat.zero_()
 
     def expect(self, *, last: bool) -> None:
-        """A backward pass comes, whose gradients are added to those that are there; only `last` ones are summed over the
-        workers."""
+        """Announce a backward pass, whose gradients are added to those that are there. Only during the `last` one of a
+        step the buckets are summed over the workers."""
         self._summing = last
 
     def finish(self) -> None:
-        """Wait until all sums are there; on a GPU the host goes on. Parameters that were not used add 0."""
+        """Wait until all sums are there; on a GPU the host does not wait. Parameters that were not used add 0."""
         if self._workers == 1:
             return
         while self._next < len(self._buckets):
@@ -84,7 +84,7 @@ class GradientSum:
         flat = torch.zeros(size, dtype=members[0].dtype, device=members[0].device)
         bucket, start = _Bucket(flat, len(members)), 0
         for parameter in members:
-            # Laid out as the parameter is: the optimiser's fused kernels walk through both side by side.
+            # Laid out as the parameter is: the optimiser's fused kernels walk through both in parallel.
             parameter.grad = flat.as_strided(parameter.shape, parameter.stride(), start)
             start += _padded(parameter)
             if self._workers > 1:
@@ -92,7 +92,10 @@ class GradientSum:
         self._buckets.append(bucket)
 
     def _note(self, bucket: _Bucket) -> None:
-        """A gradient of `bucket` is complete. Buckets are sent in their order, the same on all workers."""
+        """Note that a gradient of `bucket` is complete, and send what can be sent.
+
+        Buckets are sent in their order, not as they fill: all workers must start the same collectives in the same order.
+        """
         if not self._summing:
             return
         bucket.ready += 1
@@ -106,12 +109,12 @@ class GradientSum:
 
 
 def _padded(parameter: Tensor) -> int:
-    """Elements that a parameter takes up."""
+    """Return how many elements a parameter takes up."""
     return -(-parameter.numel() // _ALIGN) * _ALIGN
 
 
 def _drafts(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """The members of each bucket, last parameters first: about the order in which a backward pass reaches them."""
+    """Assign parameters to buckets, the last first: about the order in which a backward pass reaches them."""
     drafts: list[list[nn.Parameter]] = [[]]
     size = 0
     for parameter in reversed(list(parameters)):

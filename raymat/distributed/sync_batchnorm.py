@@ -1,7 +1,7 @@
-"""Batch normalisation over the whole global batch, however it is spread over the workers.
+"""Batch normalisation over the global batch, however it is spread over the workers.
 
-torch's `SyncBatchNorm` refuses CPU tensors. This one runs wherever `torch.distributed` does, takes uneven shares and
-empty ones, and gives the numbers of one process that holds the whole batch, up to the order of summation.
+torch's `SyncBatchNorm` refuses CPU tensors. This one runs wherever `torch.distributed` does, takes uneven and empty shares,
+and computes what one process with the whole batch would, up to the order of summation.
 
 Per-worker (count, mean, sum of squared deviations) are gathered and combined in rank order in float64 (Chan, Golub and
 LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979). Sums and sums of squares would
@@ -50,7 +50,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, m2: Tensor, count: Tensor) -> None:
-        """As `F.batch_norm` does: an exponential mean, of the unbiased variance. All arguments in float64."""
+        """Update the running statistics as `F.batch_norm` does, with the unbiased variance. All arguments in float64."""
         if self.running_mean is None or self.running_var is None:
             return
         if self.num_batches_tracked is not None:
@@ -70,7 +70,7 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, workers: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Output like `x`; then mean (C,), summed squared deviations (C,) and count (), all float64."""
+        """Return the output, like `x`, then mean (C,), summed squared deviations (C,) and count (), all float64."""
         mean, m2, count = _global_moments(x, workers)
         dtype = _statistics_dtype(x)
         mean_, var_ = mean.to(dtype), (m2 / count).to(dtype)
@@ -81,7 +81,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of `x` needs two sums over all workers' examples; those of weight and bias are this worker's."""
+        """Return the gradients: that of `x` needs two sums over all workers; those of weight and bias are this worker's."""
         x, weight, mean, var, count = ctx.saved_tensors
         dtype = mean.dtype
         wide, grad_y = x.to(dtype), gradients[0].to(dtype)
@@ -90,7 +90,7 @@ class _Normalise(torch.autograd.Function):
         )
         sums = torch.stack((grad_weight, grad_bias))
         dist.all_reduce(sums)
-        # And then what flows through them.
+        # What flows through the mean and the variance.
         inverse = torch.rsqrt(var + ctx.eps)
         scale = weight.to(dtype) * inverse / count
         slope, offset = _channels(scale * inverse * sums[0]), _channels(scale * sums[1])
@@ -107,7 +107,7 @@ class _Normalise(torch.autograd.Function):
 def _constant_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, var: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias as if mean and variance were constants, in one pass over the pixels."""
+    """Return the gradients of x, weight and bias as if mean and variance were constants, in one pass over the pixels."""
     if not x.numel():  # the kernel divides by the count
         return torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
     kernel = torch.ops.aten.native_batch_norm_backward
@@ -118,23 +118,26 @@ def _constant_backward(
 
 
 def _channels(values: Tensor) -> Tensor:
-    """(C,) shaped to meet (n, C, H, W)."""
+    """Reshape (C,) to broadcast against (n, C, H, W)."""
     return values.view(1, -1, 1, 1)
 
 
 def _statistics_dtype(x: Tensor) -> torch.dtype:
-    """float64 for float64, float32 for all others: half precision cannot hold a sum."""
+    """Return float64 for float64, float32 for all others: half precision cannot hold a sum."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _global_moments(x: Tensor, workers: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C,), summed squared deviations (C,) and count () over all workers, float64, the same bits on each. The count is
-    at least 1, so that nothing divides by 0."""
+    """Return mean (C,), summed squared deviations (C,) and count () over all workers, float64, the same bits on each.
+
+    The count is at least 1, so that nothing divides by 0.
+    """
     count = x.numel() // x.shape[1]
     own = torch.zeros(3, x.shape[1], dtype=torch.float64, device=x.device)
     if count:
         mean, var = torch.batch_norm_update_stats(x.to(_statistics_dtype(x)), None, None, 0.0)
         own[0], own[1], own[2] = mean, var * count, float(count)
+    # Gathered, not summed: every worker adds up the same numbers in rank order, and gets the same bits.
     gathered = [torch.empty_like(own) for _ in range(workers)]
     dist.all_gather(gathered, own)
     means, m2s, counts = torch.stack(gathered).unbind(1)
@@ -144,7 +147,7 @@ def _global_moments(x: Tensor, workers: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def globalise(model: nn.Module, world: World | None = None) -> nn.Module:
-    """Turn each `nn.BatchNorm2d` of `model` into a GlobalBatchNorm2d over `world`, in place; returns `model`.
+    """Turn each `nn.BatchNorm2d` of `model` into a GlobalBatchNorm2d over `world`, in place; return `model`.
 
     Modules keep their identity, so that parameters, buffers, state-dict keys and memory formats stay as they are.
     """
@@ -158,7 +161,7 @@ def globalise(model: nn.Module, world: World | None = None) -> nn.Module:
 
 
 class RunningStatistics:
-    """All running statistics of a network as two flat tensors, so that a step can be undone with one copy each.
+    """All running statistics of a network as flat tensors, one for each dtype, so that a step is undone with one copy each.
 
     The modules' buffers become views of the flat tensors: keys, shapes and loading stay as they were.
     """
@@ -187,10 +190,10 @@ class RunningStatistics:
         self._flat.append(flat)
 
     def save(self) -> list[Tensor]:
-        """A copy of all of them, for `undo`."""
+        """Return a copy of all of them, for `undo`."""
         return [flat.clone() for flat in self._flat]
 
     def undo(self, saved: list[Tensor], where: Tensor) -> None:
-        """Put `saved` back if the boolean tensor `where` () is true, without the host waiting to know."""
+        """Restore `saved` if the boolean tensor `where` () is true, without the host waiting to know."""
         for flat, old in zip(self._flat, saved, strict=True):
             flat.copy_(torch.where(where, old, flat))

@@ -1,8 +1,8 @@
-"""Everything that a run is made of between two steps, to and from named tensors and one JSON-able dictionary.
+"""The state of a run between two steps, to and from named tensors and one JSON-able dictionary.
 
 Tensors: `model/NAME` for each entry of the network's state dict (weights and batch-norm statistics), `optimizer/MOMENT/NAME` for
 each of Adam's moments of each parameter. All else is in `extra`. Nothing here depends on the number of workers, so
-that any number of them can go on from it. Where the run keeps an average of the weights it is `ema/NAME`, for the same names
+that any number of them can resume from it. If the run keeps an average of the weights, it is `ema/NAME`, for the same names
 as `model/NAME`, statistics included.
 """
 
@@ -54,16 +54,16 @@ class RunState:
     bad_steps: int = 0
     """Steps in a row, up to this one, whose loss or gradient was not finite."""
     validations: list[Validation] = field(default_factory=list)
-    """Those that count by now."""
+    """The validations that count by now."""
     pending_validation: int | None = None
-    """The step whose validation was begun and does not count yet."""
+    """The step whose validation has begun and does not count yet; None: there is none."""
     rates: RateState = field(default_factory=RateState)
     stopped: str | None = None
     """Why training ends before the run's length, by the validations so far."""
 
     @property
     def valid_loss(self) -> float | None:
-        """Of the newest validation."""
+        """The loss of the newest validation."""
         return self.validations[-1].loss if self.validations else None
 
     def complete(self, schedule: Schedule) -> bool:
@@ -71,7 +71,7 @@ class RunState:
         return self.step >= schedule.total_steps or self.stopped is not None
 
     def add_validation(self, validation: Validation, since: int) -> None:
-        """Add one; the first after step `since` displaces those up to it, which were of another validation set."""
+        """Add one. The first after step `since` displaces those up to it, which were of another validation set."""
         if validation.step > since:
             kept = [kept for kept in self.validations if kept.step > since]
             if len(kept) < len(self.validations):
@@ -87,34 +87,34 @@ class RunState:
         self.stopped = self.stop_reason(config, lineage) if self.step < total_steps else None
 
     def stop_reason(self, config: RunConfig, lineage: Lineage) -> str | None:
-        """Why the run stops early now; None if it does not, or if there is a validation to be waited for."""
+        """Return why the run stops early now; None if it does not, or if a validation is pending."""
         pending = self.pending_validation is not None
         return None if pending else stop_reason(config, self.validations, lineage)
 
     def best(self, config: RunConfig) -> Validation | None:
-        """The best validation by the run's --best-metric; the earliest of equals."""
+        """Return the best validation by the run's --best-metric, the earliest of equals."""
         kept = config.checkpoint
         return best_of(self.validations, kept.best_metric, kept.best_mode)
 
 
 @dataclass(frozen=True)
 class ResumeContract:
-    """What the weights depend on: a checkpoint that was made under another one cannot be resumed."""
+    """What a run's weights depend on: a checkpoint made under another contract cannot be resumed."""
 
     config: RunConfig
     listing_digest: str
     """Of the dataset."""
     lineage: Lineage = NO_LINEAGE
-    """Which datasets it had before, and where it had ended."""
+    """The run's earlier datasets, and where it had ended before."""
 
     def refuse(self, extra: Mapping[str, Any]) -> None:
-        """Raise unless the checkpoint with this `extra` was made under the same promise.
+        """Raise unless the checkpoint with this `extra` was made under the same contract.
 
         Raises:
-            ConfigError: an option differs. DataError: the dataset differs. CheckpointError: `extra` is no state's.
+            ConfigError: an option differs. DataError: the dataset differs. CheckpointError: `extra` is not a state's.
         """
         require_format(extra)
-        # Where the dataset lies is no part of the promise: its listings are.
+        # The dataset may have moved; what counts is that its listings are the same.
         refuse_changes(from_dict(extra["config"]), self.config, "the run", but=DATASET)
         used = Cursor.load_state_dict(extra["cursor"]).next_example
         was = Lineage.from_dict(extra.get("past")).listings(used, extra["listing_digest"])
@@ -127,29 +127,29 @@ class ResumeContract:
 
 
 def capture(
-    step: TrainStep, record: RunState, promise: ResumeContract
+    step: TrainStep, state: RunState, contract: ResumeContract
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state as (tensors, extra). The tensors are the live ones: copy them before the next step."""
+    """Return the state as (tensors, extra). The tensors are the live ones: copy them before the next step."""
     tensors = {MODEL + name: tensor for name, tensor in step.network.state_dict().items()}
     tensors |= {OPTIMIZER + name: t for name, t in step.optimiser.state_dict().items()}
-    best = record.best(promise.config)
+    best = state.best(contract.config)
     extra = {
         "format": FORMAT,
-        "step": record.step,
-        "cursor": record.cursor.state_dict(),
-        "schedule": record.rates.state_dict(),
+        "step": state.step,
+        "cursor": state.cursor.state_dict(),
+        "schedule": state.rates.state_dict(),
         "scaler": step.scale.state_dict(),
-        "bad_steps": record.bad_steps,
+        "bad_steps": state.bad_steps,
         "best": asdict(best) if best else None,
-        "stopped": record.stop_reason(promise.config, promise.lineage),
-        "validations": [asdict(validation) for validation in record.validations],
-        "pending_validation": record.pending_validation,
-        "config": to_dict(promise.config),
+        "stopped": state.stop_reason(contract.config, contract.lineage),
+        "validations": [asdict(validation) for validation in state.validations],
+        "pending_validation": state.pending_validation,
+        "config": to_dict(contract.config),
         "precision": step.forward.precision,
         "channels_last": step.forward.channels_last,
         "threads": torch.get_num_threads(),
-        "listing_digest": promise.listing_digest,
-        "past": promise.lineage.to_dict(),
+        "listing_digest": contract.listing_digest,
+        "past": contract.lineage.to_dict(),
         "versions": {
             "raymat": __version__,
             "torch": torch.__version__,
@@ -163,7 +163,7 @@ def capture(
 
 
 def lasting(step: TrainStep) -> frozenset[str]:
-    """The tensors of `capture` that only the optimiser changes: a forward and a backward pass leave them as they are."""
+    """Name the tensors of `capture` that only the optimiser changes: forward and backward passes leave them alone."""
     parameters = {f"{MODEL}{name}" for name, _ in step.network.named_parameters()}
     moments = {f"{OPTIMIZER}{name}" for name in step.optimiser.state_dict()}
     # The average's statistics too: no forward pass in training mode goes through it.
@@ -172,9 +172,9 @@ def lasting(step: TrainStep) -> frozenset[str]:
 
 
 def install(step: TrainStep, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> RunState:
-    """Put a captured state into a fresh `step`, to the bit; returns what the run remembers.
+    """Put a captured state into a fresh `step`, to the bit; return what the run remembers.
 
-    An average of the weights that the state does not have begins with the weights.
+    If the state has no average of the weights, the average begins with the weights.
 
     Raises:
         CheckpointError: it is not the state of such a network, or of a format that this raymat does not know.
@@ -198,19 +198,19 @@ def install(step: TrainStep, tensors: Mapping[str, Tensor], extra: Mapping[str, 
     )
 
 
-def require_place(record: RunState, schedule: Schedule) -> None:
-    """CheckpointError for a checkpoint that is at another example than its step is in this run.
+def require_place(state: RunState, schedule: Schedule) -> None:
+    """Raise a CheckpointError if the checkpoint has consumed other examples than its step has in this run.
 
-    Only the driver makes a run longer, and writes down where it had ended: this cannot happen but by a fault.
+    Only the driver makes a run longer, and records where it had ended: this happens only if run.json is wrong.
     """
-    due, used = schedule.examples(record.step), record.cursor.next_example
+    due, used = schedule.examples(state.step), state.cursor.next_example
     if due != used and used < schedule.total_examples:
         raise CheckpointError(
-            f"step {record.step} of the run is at {due} examples, its checkpoint at {used}: the run ended there, but its "
+            f"step {state.step} of the run is at {due} examples, its checkpoint at {used}: the run ended there, but its "
             "run.json does not say so; restore that file, or start a new run with --init"
         )
 
 
 def _told(listings: list[tuple[int, str]]) -> str:
-    """Listings' digests with the examples that they are from."""
+    """Format listings' digests with the examples from which they hold."""
     return ", ".join(f"{digest} from {start}" if start else digest for start, digest in listings)

@@ -1,4 +1,4 @@
-"""Adam with one learning rate per part of the network, a step that the device itself can call off, and a state by name."""
+"""Adam with one learning rate per part of the network, steps that the device itself can skip, and a state by name."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from raymat.checkpoint.state_dict import copy_same
 from raymat.model.matting import PARTS
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What Adam keeps for each parameter."""
+"""The tensors that Adam keeps for each parameter."""
 
 
 class PartAdam:
     """Adam (Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015), default betas; with a weight decay AdamW
     (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019).
 
-    torch's fused kernels by their functional interface: torch.optim.Adam would import torch's compiler, 2 to 3 s of every
-    restart. The state of every parameter is there from the start, so that a checkpoint of step 0 has the same tensors as
-    any other; parameters that need no gradients are never changed, and keep moments of 0.
+    Calls torch's fused kernels by their functional interface: torch.optim.Adam would import torch's compiler, 2 to 3 s of
+    every restart. The state of every parameter is there from the start, so that a checkpoint of step 0 has the same tensors
+    as any other; parameters that need no gradients never change, and keep moments of 0.
     """
 
     BETAS, EPS = (0.9, 0.999), 1e-8
 
     def __init__(self, network: nn.Module, weight_decay: float = 0.0) -> None:
-        """`weight_decay`: times the rate, what each step takes from every weight. Not from biases and norms, which have one
-        dimension: they are few, and nothing is gained by drawing a norm's factor to 0.
+        """`weight_decay`: each step subtracts it times the rate from every weight, but not from biases and norms, which have
+        one dimension: they are few, and nothing is gained by drawing a norm's factor to 0.
         """
         self._parameters = dict(network.named_parameters())
         # The moments lie in memory as the parameter does: the fused kernels walk through them side by side.
@@ -52,7 +52,7 @@ class PartAdam:
 
     @torch.no_grad()
     def step(self, rates: Mapping[str, float], bad: Tensor, scale: Tensor | None) -> None:
-        """One step at `rates` by part, nothing at all where the boolean `bad` () is true; gradients are divided by `scale`."""
+        """Take one step at `rates` by part, or none if the boolean `bad` () is true; gradients are divided by `scale`."""
         for part, names, decay in self._groups:
             self._step(names, rates[part], decay, bad.to(torch.float32), scale)
 
@@ -70,7 +70,7 @@ class PartAdam:
             exp_avg_sq,
             [],
             step,
-            # Only the fused kernels can be called off by the device; they exist for the CPU and for CUDA.
+            # Only the fused kernels let the device skip a step; they exist for the CPU and for CUDA.
             fused=True,
             grad_scale=scale,
             found_inf=bad,
@@ -85,7 +85,7 @@ class PartAdam:
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The live tensors by "moment/parameter name", as in "exp_avg/backbone.conv1.weight"."""
+        """Return the live tensors by "moment/parameter name", as in "exp_avg/backbone.conv1.weight"."""
         return dict(self._named())
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
@@ -103,5 +103,5 @@ class PartAdam:
 
 
 def _zero(parameter: Tensor) -> Tensor:
-    """A count of steps, as the fused kernels want it."""
+    """Make a count of steps, as the fused kernels expect it."""
     return torch.zeros((), dtype=torch.float32, device=parameter.device)

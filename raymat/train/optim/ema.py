@@ -1,10 +1,9 @@
-"""An exponential moving average of the weights, beside the network on its device.
+"""An exponential moving average of the weights, kept on the network's device.
 
-The decay is per step, as published figures are: what the average forgets is the noise between one step and the next. It is
-warmed up by the count of steps that were averaged, min(decay, (1 + t) / (10 + t)), as in TensorFlow's
-ExponentialMovingAverage: until the decay is reached the average is over about the last ninth of the steps so far, whatever the
-batch size. For another batch size the same span of examples has the decay ** (new / old) (Busbridge et al., "How to Scale Your
-EMA", NeurIPS 2023).
+The decay is per step, as published figures are: the average removes the noise between one step and the next. It is warmed
+up by the count of averaged steps, min(decay, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage: until the
+decay is reached the average is over about the last ninth of the steps so far, whatever the batch size. Another batch size
+keeps the same span of examples with decay ** (new / old) (Busbridge et al., "How to Scale Your EMA", NeurIPS 2023).
 
 Batch-norm statistics are averaged as the weights are; counts of batches are copied.
 """
@@ -23,10 +22,10 @@ from raymat.errors import CheckpointError
 
 
 class WeightAverage:
-    """The average of a network's whole state dict, as a network of its own that is always in evaluation mode."""
+    """The average of a network's state dict, as a network of its own that is always in evaluation mode."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        """An average of `network`, which stays the live one: its tensors must not be replaced by others from here on."""
+        """Begin with the weights of `network`, which stays the live one: from here on its tensors must not be replaced."""
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
         self._decay = decay
         live, own = list(network.state_dict().values()), list(self.network.state_dict().values())
@@ -37,14 +36,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Begin anew from the weights as they are."""
+        """Start again from the weights as they are."""
         self._updates.zero_()
         for live, own in (*self._averaged, *self._copied):
             own.copy_(live)
 
     @torch.no_grad()
     def update(self, bad: Tensor) -> None:
-        """Take the weights after a step in, unless the boolean `bad` () is true; the host does not wait to know."""
+        """Average the weights after a step in, unless the boolean `bad` () is true; the host does not wait to know."""
         done = self._updates.double()
         decay = ((1 + done) / (10 + done)).clamp(max=self._decay)
         live, own = ([pair[i] for pair in self._averaged] for i in (0, 1))
@@ -58,20 +57,20 @@ class WeightAverage:
 
     @property
     def updates(self) -> int:
-        """How many steps it has taken in since it began; reads from the device."""
+        """How many steps were averaged since it began; reads from the device."""
         return int(self._updates)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The live tensors by the names of the network's state dict."""
+        """Return the live tensors by the names of the network's state dict."""
         return dict(self.network.state_dict())
 
     def state_dict(self) -> dict[str, int]:
-        """All else, JSON-able; reads from the device."""
+        """Return all else, JSON-able; reads from the device."""
         return {"updates": self.updates}
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """The inverse of `tensors` and `state_dict`. Raises CheckpointError for what is none."""
+        """Load what `tensors` and `state_dict` returned. Raises CheckpointError if it is something else."""
         try:
             updates = int(state["updates"])
         except (KeyError, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Parts of the network that training leaves as they are."""
+"""Freezing of parts of the network."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from raymat.errors import ConfigError
 
 
 def freeze(network: nn.Module, names: Iterable[str]) -> list[nn.Module]:
-    """Let the modules of these names (`backbone`, `backbone.features.0`) have no gradients; returns them.
+    """Take the gradients from the modules of these names (`backbone`, `backbone.features.0`); return the modules.
 
-    Their owner keeps them in evaluation mode while it trains: with its statistics left alone and without dropout a frozen
-    part is one fixed function, the same that is deployed.
+    The caller keeps them in evaluation mode while it trains: with fixed statistics and without dropout a frozen part is
+    one fixed function, the same that is deployed.
 
     Raises:
         ConfigError: the network has no module of such a name, or nothing is left to train.

@@ -16,11 +16,11 @@ from raymat.model.ops import resize, widened
 
 
 def sobel(x: Tensor) -> Tensor:
-    """Magnitude of the gradient: (n, C, H, W) -> (n, C, H, W), at least 1e-3.
+    """Return the magnitude of the gradient: (n, C, H, W) -> (n, C, H, W), at least 1e-3.
 
     Sobel's 3x3 kernels divided by 8, edges repeated; sqrt(gx^2 + gy^2 + 1e-6), whose gradient stays
-    finite where the picture is flat. By sums of shifted slices: a convolution of so few channels is
-    10% of a GPU's step.
+    finite where the picture is flat. Computed as sums of shifted slices: a convolution of so few
+    channels takes 10% of a GPU's step.
     """
     x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], dim=-2)
     x = torch.cat([x[..., :1], x, x[..., -1:]], dim=-1)
@@ -38,10 +38,10 @@ def base_loss(
     true_pha: Tensor,
     true_fgr: Tensor,
 ) -> Tensor:
-    """Loss of the base stage, a scalar.
+    """Return the loss of the base stage, a scalar.
 
     pred_pha, pred_err, true_pha: (n, 1, H, W) in 0..1. pred_fgr, true_fgr: (n, 3, H, W) in 0..1.
-    The error is taught with the alpha as it is: no gradient flows from there into the alpha.
+    The error map learns from a detached alpha: no gradient flows from it into the alpha.
     """
     pred_pha, pred_fgr, pred_err = widened(pred_pha), widened(pred_fgr), widened(pred_err)
     true_pha, true_fgr = widened(true_pha), widened(true_fgr)
@@ -58,13 +58,13 @@ def refine_loss(
     true_pha: Tensor,
     true_fgr: Tensor,
 ) -> Tensor:
-    """Loss of the refine stage, a scalar.
+    """Return the loss of the refine stage, a scalar.
 
     pred_pha, true_pha: (n, 1, H, W), pred_fgr, true_fgr: (n, 3, H, W); pred_pha_sm, pred_err_sm:
     (n, 1, h, w), pred_fgr_sm: (n, 3, h, w); all in 0..1.
 
-    The truth is resized to h, w; the coarse error is taught
-    at full resolution, and here, unlike in the base stage, the gradient flows into the alpha too.
+    The truth is resized to h, w for the coarse terms. The coarse error map is compared at full resolution,
+    and here, unlike in the base stage, its gradient flows into the alpha too.
     """
     pred_pha_sm, pred_err_sm = widened(pred_pha_sm), widened(pred_err_sm)
     true_pha, true_fgr = widened(true_pha), widened(true_fgr)
@@ -87,5 +87,5 @@ def _matte_loss(pred_pha: Tensor, pred_fgr: Tensor, true_pha: Tensor, true_fgr: 
 
 
 def _mean(x: Tensor) -> Tensor:
-    """The mean; 0 where there is nothing, so that an empty share adds nothing instead of NaN."""
+    """Return the mean; 0 of no elements, so that an empty share adds nothing instead of NaN."""
     return x.mean() if x.numel() else x.sum()

@@ -1,4 +1,4 @@
-"""Learning rates of a run's parts: constant, cosine, step, plateau, after a warm-up."""
+"""Learning rates by part of the network: constant, cosine, step or plateau, after a warm-up."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from raymat.errors import CheckpointError, ConfigError
 
 @dataclass(frozen=True)
 class RateState:
-    """What the learning rates depend on beside the configuration and the examples; part of a run's state."""
+    """What the learning rates depend on beside configuration and examples; part of a run's state."""
 
     cosine_examples: int | None = None
-    """Where the cosine ends, in examples; None without one. Settled when a run begins: a longer run keeps its curve."""
+    """Where the cosine ends, in examples; None without one. Fixed when a run begins: a longer run keeps its curve."""
     reductions: int = 0
     """How often a plateau has lowered the rates."""
     reductions_before: int = 0
-    """So many of them by validations that were displaced since: with another validation set."""
+    """How many of them came from validations with an earlier validation set, which were displaced since."""
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return the state, JSON-able."""
         return {"format": 2, **asdict(self)}
 
     @classmethod
     def load_state_dict(cls, state: Mapping[str, Any]) -> RateState:
-        """The inverse of `state_dict`; runs from before there were schedules have the default.
+        """Load what `state_dict` returned; runs from before there were schedules get the default.
 
         Raises:
-            CheckpointError: a format that this raymat does not know.
+            CheckpointError: this raymat does not know the format.
         """
         if state.get("format") == 1:
             return cls()
@@ -47,7 +47,7 @@ class RateState:
 
 
 def rates(config: RunConfig, examples: int, state: RateState | None = None) -> dict[str, float]:
-    """Adam's learning rate of each part of the stage's network in the step that begins after `examples` examples."""
+    """Return Adam's learning rate of each part of the network, in the step that begins after `examples` examples."""
     optim, state = config.optim, state or RateState()
     full = {
         "backbone": optim.lr_backbone,
@@ -63,7 +63,7 @@ def rates(config: RunConfig, examples: int, state: RateState | None = None) -> d
 
 
 def settle_cosine(config: RunConfig, total_examples: int, begun: RateState) -> RateState:
-    """`begun`, with the end of the cosine where it has one: --schedule-examples, or the run's length when it began.
+    """Return `begun` with the end of the cosine, if there is one: --schedule-examples, or the run's length when it began.
 
     Raises:
         ConfigError: the run would go on after the cosine with rates of 0, or is over before its warm-up.
@@ -86,7 +86,7 @@ def settle_cosine(config: RunConfig, total_examples: int, begun: RateState) -> R
 
 
 def _factor(kind: ScheduleKind, optim: OptimConfig, examples: int, state: RateState) -> float:
-    """What a part's rate is multiplied with, beside the warm-up; in 0..1."""
+    """Return the factor on a part's rate beside the warm-up, in 0..1."""
     if kind == "cosine":
         # Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts, from the warm-up's end on.
         assert state.cosine_examples is not None, "settle_cosine was not called"

@@ -38,13 +38,13 @@ class Notice:
     """A reason for this run's workers to leave, and to start again somewhere else."""
 
     reason: str
-    """For people: what goes or comes, as in "node 1f93 is drained"."""
+    """For people: which machine goes or comes, as in "node 1f93 is drained"."""
     deadline: float | None = None
     """Unix seconds at which machines are taken away; None if there is no hurry."""
     heard: float = 0.0
     """Unix seconds at which it was first heard."""
     final: bool = False
-    """The workers are not to be started again: the run is stopped, or goes on under another driver."""
+    """Whether the workers must not be started again: the run is stopped, or another driver has it."""
 
 
 class Action(enum.Enum):

@@ -1,8 +1,8 @@
-"""What happens when, and at which learning rates, as pure functions of the number of completed steps or examples.
+"""The schedule of a run: when it logs, validates, commits and ends, as pure functions of completed steps.
 
-Everything counts completed steps over the whole run, from 1: an interval of 10 is due at 10, 20, 30, ... The
-reference counts most intervals anew in each epoch; here they do not depend on where an epoch ends, nor on restarts.
-Lengths are in examples, so that another batch size keeps a run's length, epochs and learning rates.
+Steps are counted over the whole run, from 1: an interval of 10 is due at 10, 20, 30, ... The reference restarts most
+counts in each epoch; here they depend neither on where an epoch ends nor on restarts. Lengths are in examples, so that
+another batch size keeps a run's length, epochs and learning rates.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class Schedule:
     valid_examples: int
     """0: no validation at all."""
     validates_late: bool = False
-    """Whether a validation's result counts from the next validation point on: it may be found beside training."""
+    """Whether a result counts only from the next validation point on: it may be found beside training."""
     log_loss_interval: int
     log_images_interval: int
     ends: tuple[int, ...] = ()
-    """Where the run had ended and went on, in examples."""
+    """Where the run had ended before it was made longer, in examples."""
 
     @classmethod
     def of(cls, config: RunConfig, order: SampleOrder) -> Schedule:
-        """The schedule of a run whose dataset and length are settled in `order`.
+        """Make the schedule of a run whose dataset and length `order` holds.
 
         Raises:
-            ConfigError: batches of one example, of which batch norm learns no statistics where the network pools.
+            ConfigError: the batch size is 1, from which batch norm learns no statistics where the network pools.
         """
         if order.batch_size == 1:
             raise ConfigError(
@@ -69,7 +69,7 @@ class Schedule:
         return Steps(self.batch_size, self.ends)
 
     def examples(self, step: int) -> int:
-        """Examples consumed after `step` completed steps."""
+        """Return the examples consumed after `step` completed steps."""
         return min(self._steps.examples(step), self.total_examples)
 
     def stops(self, step: int) -> bool:
@@ -77,7 +77,7 @@ class Schedule:
         return step == self.total_steps or self.examples(step) in self.ends
 
     def epoch(self, step: int) -> float:
-        """Virtual epochs completed after `step` steps, with their fraction."""
+        """Return the virtual epochs completed after `step` steps, a fraction."""
         return self.examples(step) / self.epoch_examples
 
     def ends_epoch(self, step: int) -> bool:
@@ -86,8 +86,8 @@ class Schedule:
         return after // self.epoch_examples > before // self.epoch_examples
 
     def commits(self, step: int) -> bool:
-        """Whether a checkpoint is due: on the interval, at each virtual epoch's end, at the run's end; and where it is
-        what a validation beside training reads."""
+        """Whether a checkpoint is due: on the interval, at each virtual epoch's end, at the run's end, and for a
+        validation beside training, which reads it."""
         return (
             step % self.checkpoint_interval == 0
             or self.ends_epoch(step)
@@ -109,7 +109,7 @@ class Schedule:
         return step % self.log_images_interval == 0
 
     def segment_end(self, step: int) -> int:
-        """The next step after `step` at which training pauses for a validation or ends."""
+        """Return the next step after `step` at which training pauses for a validation or ends."""
         if self.valid_examples == 0:
             return self.total_steps
         due = (step // self.valid_interval + 1) * self.valid_interval

@@ -1,7 +1,7 @@
-"""What follows from a run's validations: which is the best, whether a plateau lowers the rates, whether to stop early.
+"""Decisions by a run's validations: which is the best, whether a plateau lowers the rates, whether to stop early.
 
-Everything is a pure function of the configuration and of the validations so far, which are part of the state: a run that
-was killed comes to the same verdicts, and to each of them once.
+All are pure functions of the configuration and of the validations so far, which are part of the state: a run that was
+killed comes to the same decisions, and to each of them once.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ class Validation:
     """All else that was measured, by name: `sad`, `mse`, ..., and `ema_loss`, `ema_sad`, ... of averaged weights."""
 
     def value(self, name: str) -> float | None:
-        """The metric of this name, or the loss; None where it was not finite or not measured."""
+        """Return the metric of this name, or the loss; None where it was not finite or not measured."""
         return self.loss if name == "loss" else self.metrics.get(name)
 
 
 def validations_of(extra: Mapping[str, Any]) -> list[Validation]:
-    """The validations in what a checkpoint holds beside its tensors."""
+    """Read the validations from what a checkpoint holds beside its tensors."""
     return [Validation(**validation) for validation in extra.get("validations", ())]
 
 
 def best_of(validations: Iterable[Validation], metric: str, mode: Mode) -> Validation | None:
-    """The validation with the lowest (`min`) or highest (`max`) value; the earliest of equals."""
+    """Return the validation with the lowest (`min`) or highest (`max`) value, the earliest of equals."""
     sign = _sign(mode)
     found = [(sign * v, each) for each in validations if (v := each.value(metric)) is not None]
     return min(found, key=lambda pair: (pair[0], pair[1].step))[1] if found else None
@@ -45,16 +45,16 @@ def best_of(validations: Iterable[Validation], metric: str, mode: Mode) -> Valid
 
 @dataclass(frozen=True)
 class Trend:
-    """How a metric fared up to its newest measurement. Places are in examples."""
+    """A metric's trend up to its newest measurement. Places are in examples."""
 
     best: float | None
-    """The newest value that was better than the best before it by more than the minimum change."""
+    """The newest value that beat the best before it by more than the minimum change."""
     best_at: int
-    """Where that was; before there is one, where patience began to count."""
+    """Where that was; without one, where patience began to count."""
     waited: int
-    """How long ago that is, as far as patience counted."""
+    """How long ago that was, as patience counts."""
     expired: int
-    """How often patience ran out; each time it begins to count anew."""
+    """How often patience ran out; each time it starts to count again."""
 
 
 def follow(
@@ -65,10 +65,10 @@ def follow(
     min_delta: float,
     begin: int = 0,
 ) -> Trend:
-    """The trend of (examples, value) `points` in order; None is no improvement.
+    """Return the trend of (examples, value) `points` in order; a value of None is no improvement.
 
-    Patience runs out at the first point that is `patience` examples or more after the last improvement, after the last time it
-    ran out, and after `begin`.
+    Patience runs out at the first point that is `patience` examples or more after the last improvement, after the last time
+    it ran out, and after `begin`.
     """
     sign, best = _sign(mode), math.inf
     best_at = since = begin
@@ -85,10 +85,10 @@ def follow(
 def plateau_reductions(
     config: RunConfig, validations: Sequence[Validation], lineage: Lineage = NO_LINEAGE
 ) -> int:
-    """How often a plateau has lowered the rates by these validations.
+    """Count how often a plateau has lowered the rates, by these validations.
 
-    A validation that only the run's end called for does not count, so that a run that is made longer goes on like one
-    that was always so long.
+    A validation that is there only because the run ended does not count, so that a run that is made longer continues like
+    one that always had that length.
     """
     optim = config.optim
     if "plateau" not in config.schedules.values():
@@ -107,7 +107,7 @@ def plateau_reductions(
 def stop_reason(
     config: RunConfig, validations: Sequence[Validation], lineage: Lineage = NO_LINEAGE
 ) -> str | None:
-    """Why the run stops early now, in one line; None if it does not. Where its dataset has grown patience begins anew."""
+    """Return why the run stops early now, in one line; None if it does not. Patience restarts when the dataset grows."""
     length = config.length
     if not length.early_stop_patience:
         return None
@@ -140,7 +140,7 @@ def _sign(mode: Mode) -> float:
 
 
 def metric_of(extra: Mapping[str, Any]) -> tuple[str, Mode]:
-    """The metric by which the run chooses its best checkpoint, and which end of it is better."""
+    """Return the metric by which the run chooses its best checkpoint, and which end of it is better."""
     config = extra.get("config")
     config = config if isinstance(config, dict) else {}
     mode: Mode = "max" if config.get("best_mode") == "max" else "min"
@@ -148,7 +148,7 @@ def metric_of(extra: Mapping[str, Any]) -> tuple[str, Mode]:
 
 
 def validated(extra: Mapping[str, Any], metric: str = "loss") -> dict[int, float]:
-    """The metric of each validation by step, as far as it has it and it is finite."""
+    """Return the metric of each validation by step, where it was measured and is finite."""
     found = {}
     for validation in _validations(extra):
         value = _fields(validation).get(metric)
@@ -158,12 +158,12 @@ def validated(extra: Mapping[str, Any], metric: str = "loss") -> dict[int, float
 
 
 def metrics_in(extra: Mapping[str, Any]) -> list[str]:
-    """Names of all metrics that any validation has."""
+    """Return the sorted names of all metrics that any validation has."""
     return sorted({name for validation in _validations(extra) for name in _fields(validation)})
 
 
 def ranked(values: Mapping[int, float], mode: Mode = "min") -> list[int]:
-    """The steps, best first, the earliest of equals first."""
+    """Return the steps, best first, the earliest of equals first."""
     sign = 1.0 if mode == "min" else -1.0
     return sorted(values, key=lambda step: (sign * values[step], step))
 
@@ -175,7 +175,7 @@ def _validations(extra: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _fields(validation: dict[str, Any]) -> dict[str, Any]:
-    """A validation's numbers by name, whether they stand beside the step or below `metrics`."""
+    """Return a validation's numbers by name, whether they stand beside the step or below `metrics`."""
     metrics = validation.get("metrics")
     flat = {n: v for n, v in validation.items() if n not in ("step", "metrics")}
     return flat | (metrics if isinstance(metrics, dict) else {})

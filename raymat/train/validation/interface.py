@@ -1,6 +1,6 @@
-"""The seam between the training loop and whoever validates checkpoints beside it.
+"""The interface between the training loop and whatever validates checkpoints beside it.
 
-Free of torch: the process that hands such work on has no need of it.
+Free of torch: the process that passes such tasks on does not need it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from raymat.data.sample_order import SampleOrder
 
 @dataclass(frozen=True)
 class Job:
-    """A validation as a task: everything it needs beside the storage; small and picklable."""
+    """A validation as a task: all that it needs beside the storage; small and picklable."""
 
     checkpoint: CheckpointId
     config: RunConfig
-    """The run's, with its precision and device settled."""
+    """The run's, with its precision and device decided."""
     run_id: str
     source: SourceSpec
     order: SampleOrder
@@ -31,49 +31,49 @@ class Job:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a validation can run beside training."""
+    """A place where a validation can run beside training, or that there is none."""
 
     claim: Mapping[str, float] | None
-    """What it takes of the cluster; None: there is no place."""
+    """The resources that it takes of the cluster; None: there is no place."""
     text: str
     """For people: where, or why nowhere."""
 
 
 @dataclass(frozen=True)
 class ValidationStatus:
-    """How far a validation beside training is."""
+    """The status of a validation beside training."""
 
     checkpoint: CheckpointId | None
-    """Of which; None: none was begun."""
+    """The one that is validated; None: no validation was begun."""
     state: Literal["waiting", "running", "ended", "died"]
     """waiting: for a place, or for its process to start."""
     seconds: float
-    """How long it has been waiting, or since it last gave a sign of life."""
+    """Since it began to wait, or since its last sign of life."""
     text: str = ""
-    """While it runs, who does it; what it died of."""
+    """While it runs, the process that does it; once it died, why."""
 
 
 class Validator(Protocol):
-    """Whoever validates checkpoints beside training, one at a time, with the result left in storage.
+    """Validates checkpoints beside training, one at a time, and leaves each result in storage.
 
-    Asked by rank 0 alone. Every method returns at once.
+    Called by rank 0 alone. Every method returns at once.
     """
 
     def place(self) -> Place:
-        """Whether the next one can run beside training, as things are now."""
+        """Return where the next validation can run beside training now."""
 
     def begin(self, checkpoint: CheckpointId) -> None:
-        """Validate `checkpoint`. If it is being validated already that goes on; of another one, that is ended."""
+        """Begin to validate `checkpoint`, unless that is going on already; end the validation of another one."""
 
     def look(self) -> ValidationStatus:
-        """How far the newest one is, as far as is known."""
+        """Return the status of the newest one, as far as is known."""
 
     def end(self) -> None:
         """End the newest one."""
 
 
 class NoValidator:
-    """Nobody validates beside training."""
+    """A validator for runs that have nobody to validate beside training."""
 
     def place(self) -> Place:
         return Place(None, "there is nobody to do it")

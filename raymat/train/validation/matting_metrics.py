@@ -1,4 +1,4 @@
-"""How far a matte is from the truth: SAD, MSE, Grad and Conn of alpha, and MSE of the foreground.
+"""Matting metrics: SAD, MSE, Grad and Conn of alpha, and MSE of the foreground.
 
 Rhemann et al., "A Perceptually Motivated Online Benchmark for Image Matting", CVPR 2009, with the constants that public
 evaluations use: derivatives of a Gaussian of 1.4 pixels, connectivity in steps of 0.1, no weight by distance. Over all pixels
@@ -6,7 +6,7 @@ of a picture, without a trimap.
 
 Units: SAD, Grad and Conn are sums over pixels in thousands, mean squared errors in thousandths. BackgroundMattingV2's
 scripts print the same SAD, Grad and Conn a thousand times as large, MSE a thousandth of it. They stretch an alpha
-to its own range before they take Grad; here it is taken as it is, since a matte of half the truth is none.
+to its own range before they take Grad; here it is not stretched, since a matte of half the truth is wrong.
 
 Every picture is measured by itself, so that a number does not depend on the others in its batch.
 """
@@ -27,28 +27,28 @@ from raymat.errors import ConfigError
 from raymat.model.ops import widened
 
 ALPHA_METRICS = ("sad", "mse", "grad", "conn")
-"""What `alpha_metrics` knows; of all of them the least is the best."""
+"""The names that `alpha_metrics` knows; the lowest value of each is the best."""
 
 SIGMA = 1.4
-"""Of the Gaussian whose derivatives give Grad its gradients, in pixels."""
+"""Width in pixels of the Gaussian by whose derivatives Grad measures gradients."""
 RADIUS = 4
-"""Pixels to each side in those kernels: the first at which the Gaussian is below 0.01."""
+"""Pixels to each side in those kernels; the Gaussian is below 0.01 there."""
 LEVELS = 10
-"""Thresholds of alpha at which Conn looks for the connected part: 0.1, 0.2, ... 1."""
+"""Number of alpha thresholds at which Conn looks for the connected part: 0.1, 0.2, ... 1."""
 CUT_OFF = 0.15
-"""By how much alpha must exceed the level at which a pixel is connected to count as cut off."""
+"""Least excess of alpha over the level at which its pixel is connected that counts as cut off."""
 
 
 @torch.no_grad()
 def alpha_metrics(
     pred: Tensor, true: Tensor, names: Sequence[str] = ALPHA_METRICS
 ) -> dict[str, Tensor]:
-    """Each metric of each picture: (n,) float64 on `pred`'s device.
+    """Return each metric of each picture: (n,) float64 on `pred`'s device.
 
     pred, true: (n, 1, H, W) in 0..1, of any float type, on any device. Conn is found on the CPU.
 
     Raises:
-        ConfigError: there is no metric of such a name.
+        ConfigError: a name is unknown.
     """
     assert pred.shape == true.shape and pred.shape[1] == 1, (pred.shape, true.shape)
     unknown = [name for name in names if name not in _ALPHA]
@@ -60,7 +60,7 @@ def alpha_metrics(
 
 @torch.no_grad()
 def foreground_mse(pred_fgr: Tensor, true_fgr: Tensor, true_pha: Tensor) -> Tensor:
-    """Mean squared error, in thousandths, of the foreground over the pixels where alpha > 0 and the three channels.
+    """Return the foreground's mean squared error, in thousandths, over the pixels where alpha > 0 and the three channels.
 
     pred_fgr, true_fgr: (n, 3, H, W), true_pha: (n, 1, H, W), all in 0..1. Returns (n,) float64 on `pred_fgr`'s device,
     NaN for a picture without a foreground.
@@ -77,22 +77,22 @@ def _stacked(values: list[Tensor], like: Tensor) -> Tensor:
 
 
 def _sad(pred: Tensor, true: Tensor) -> Tensor:
-    """Sum of absolute differences, in thousands."""
+    """Return the sum of absolute differences, in thousands."""
     return (pred.double() - true.double()).abs().sum() / 1000
 
 
 def _mse(pred: Tensor, true: Tensor) -> Tensor:
-    """Mean squared error, in thousandths."""
+    """Return the mean squared error, in thousandths."""
     return 1000 * (pred.double() - true.double()).square().mean()
 
 
 def _grad(pred: Tensor, true: Tensor) -> Tensor:
-    """Sum of squared differences of the gradients' magnitudes, in thousands."""
+    """Return the sum of squared differences of the gradients' magnitudes, in thousands."""
     return (_gradient(pred.double()) - _gradient(true.double())).square().sum() / 1000
 
 
 def _gradient(x: Tensor) -> Tensor:
-    """Magnitude of the gradient of (H, W): derivatives of a Gaussian, each kernel of norm 1, edges repeated."""
+    """Return the gradient's magnitude of (H, W): derivatives of a Gaussian, each kernel of norm 1, edges repeated."""
     smooth, slope = _kernels()
     padded = F.pad(x[None], (RADIUS,) * 4, mode="replicate")[0]
     across = _correlated(_correlated(padded, smooth, 0), slope, 1)
@@ -101,14 +101,14 @@ def _gradient(x: Tensor) -> Tensor:
 
 
 def _kernels() -> tuple[list[float], list[float]]:
-    """A Gaussian and its derivative, each of norm 1, so that their product is too."""
+    """Return a Gaussian and its derivative, each of norm 1, so that their product is too."""
     gauss = [math.exp(-(k**2) / (2 * SIGMA**2)) for k in range(-RADIUS, RADIUS + 1)]
     slope = [k * g for k, g in zip(range(-RADIUS, RADIUS + 1), gauss, strict=True)]
     return [g / math.hypot(*gauss) for g in gauss], [s / math.hypot(*slope) for s in slope]
 
 
 def _correlated(x: Tensor, kernel: list[float], dim: int) -> Tensor:
-    """x (H, W) with a kernel along `dim`, where it fits. By shifted slices: a convolution in double unfolds x in memory."""
+    """Correlate x (H, W) with a kernel along `dim`, where it fits. Shifted slices: a double convolution would unfold x."""
     length = x.shape[dim] - len(kernel) + 1
     out = kernel[0] * x.narrow(dim, 0, length)
     for k, weight in enumerate(kernel[1:], start=1):
@@ -117,13 +117,13 @@ def _correlated(x: Tensor, kernel: list[float], dim: int) -> Tensor:
 
 
 def _conn(pred: Tensor, true: Tensor) -> Tensor:
-    """Sum of differences of the degrees of connectedness, in thousands."""
+    """Return the sum of differences of the degrees of connectedness, in thousands."""
     degrees = _connectivity(pred.cpu().numpy(), true.cpu().numpy())
     return torch.tensor(degrees / 1000, dtype=torch.float64, device=pred.device)
 
 
 def _connectivity(pred: NDArray[np.floating], true: NDArray[np.floating]) -> float:
-    """Up to which level is each pixel in the largest part that is connected in both? Alpha above that level is cut off.
+    """Return the summed difference of what is cut off: alpha above the level up to which a pixel is connected in both.
 
     A level is compared in the alpha's own precision: a float32 of 0.7 reaches the level 0.7.
     """
@@ -138,13 +138,13 @@ def _connectivity(pred: NDArray[np.floating], true: NDArray[np.floating]) -> flo
 
 
 def _cut_off(alpha: NDArray[np.floating], level: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 less the degree of connectedness; what is not a number stays so."""
+    """Return 1 less the degree of connectedness; NaN stays NaN."""
     above = alpha.astype(np.float64) - level
     return np.where(above < CUT_OFF, 0.0, above)
 
 
 def _largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest 4-connected part, of equal ones the first by rows; empty where the mask is.
+    """Return the largest 4-connected part, of equal ones the first by rows; empty if the mask is.
 
     OpenCV, which is there for the pictures anyway: 37 ms for 2048 x 2048 on one core, scipy 43 ms.
     """

@@ -1,4 +1,4 @@
-"""The result of a validation, an object in storage."""
+"""The result of a validation, as an object in storage."""
 
 from __future__ import annotations
 
@@ -12,32 +12,28 @@ from raymat.storage.store import Store
 from raymat.train.validation.evaluator import ValidationResult
 
 FOLDER = "validations"
-
-
 FORMAT = 1
-
-
 _NAME = re.compile(rf"(?:^|/){FOLDER}/(step-\d+-a\d+)\.json$")
 
 
 @dataclass(frozen=True)
 class StoredResult:
-    """What a validation found, and how."""
+    """The result of a validation, and how it was found."""
 
     found: ValidationResult
     place: str
-    """beside, or loop."""
+    """`beside` training, or in the `loop`."""
     seconds: float
     replaced: tuple[Replacement, ...] = field(default=())
     """Files that could not be read."""
 
     def to_json(self) -> bytes:
-        """As the object in storage."""
+        """Encode the result as it is stored."""
         return json.dumps({"format": FORMAT} | asdict(self), allow_nan=False).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> StoredResult | None:
-        """The inverse; None for an object that is damaged, or of another version's."""
+        """Decode a stored result; None if it is damaged, or of another format."""
         try:
             values = json.loads(data)
             if values.pop("format") != FORMAT:
@@ -50,18 +46,18 @@ class StoredResult:
 
 
 def write_result(store: Store, checkpoint: CheckpointId, result: StoredResult) -> None:
-    """Raises StorageError."""
+    """Store the result of `checkpoint`. Raises StorageError."""
     store.write(f"{FOLDER}/{checkpoint}.json", result.to_json())
 
 
 def read_result(store: Store, checkpoint: CheckpointId) -> StoredResult | None:
-    """The checkpoint's result, or None where there is none. Raises StorageError."""
+    """Read the checkpoint's result; None if there is none. Raises StorageError."""
     data = store.try_read(f"{FOLDER}/{checkpoint}.json")
     return None if data is None else StoredResult.from_json(data)
 
 
 def find_result(store: Store, step: int) -> StoredResult | None:
-    """The newest attempt's result for `step`, or None. Raises StorageError."""
+    """Read the newest attempt's result for `step`; None if there is none. Raises StorageError."""
     names = [match[1] for file in store.list(FOLDER) if (match := _NAME.search(file.path))]
     found = sorted(c for n in names if (c := CheckpointId.try_parse(n)) and c.step == step)
     for checkpoint in reversed(found):
