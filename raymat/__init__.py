@@ -18,25 +18,25 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from raymat.errors import (
+    CheckpointError,
+    ClusterError,
+    ConfigError,
+    DataError,
+    ExportError,
+    LeaseError,
+    LeaseLostError,
+    RaymatError,
+    StoppedError,
+    StorageError,
+    TrainingError,
+    WeightsError,
+)
 from raymat.version import __version__
 
 if TYPE_CHECKING:
     from raymat.cluster.driver.launch import RunResult, fit
     from raymat.config.run import RunConfig, build
-    from raymat.errors import (
-        CheckpointError,
-        ClusterError,
-        ConfigError,
-        DataError,
-        ExportError,
-        LeaseError,
-        LeaseLostError,
-        RaymatError,
-        StoppedError,
-        StorageError,
-        TrainingError,
-        WeightsError,
-    )
     from raymat.export.exporter import export_network
     from raymat.storage.store import Store
     from raymat.train.observability.events import read_events
@@ -70,29 +70,25 @@ __all__ = [
     "read_weights",
 ]
 
-_MODULES = {
-    "RunConfig": "config.run",
-    "RunResult": "cluster.driver.launch",
-    "Store": "storage.store",
-    "build": "config.run",
-    "build_network": "train.run.selected_weights",
-    "export_network": "export.exporter",
-    "fit": "cluster.driver.launch",
-    "read_events": "train.observability.events",
-    "read_metrics": "train.observability.metrics_log",
-    "read_state": "train.run.selected_weights",
-    "read_weights": "train.run.selected_weights",
+_LATE = {
+    "raymat.cluster.driver.launch": ("RunResult", "fit"),
+    "raymat.config.run": ("RunConfig", "build"),
+    "raymat.export.exporter": ("export_network",),
+    "raymat.storage.store": ("Store",),
+    "raymat.train.observability.events": ("read_events",),
+    "raymat.train.observability.metrics_log": ("read_metrics",),
+    "raymat.train.run.selected_weights": ("build_network", "read_state", "read_weights"),
 }
-"""Where each name is defined, below raymat; errors are in raymat.errors."""
+"""Modules that are imported when one of these names is first asked for."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of `__all__` when it is first asked for (PEP 562)."""
-    if name not in __all__:
-        raise AttributeError(f"module 'raymat' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"raymat.{_MODULES.get(name, 'errors')}"), name)
-    globals()[name] = value
-    return value
+    """Import a name when it is first asked for (PEP 562)."""
+    for module, names in _LATE.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(module), name)
+            return value
+    raise AttributeError(f"module 'raymat' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

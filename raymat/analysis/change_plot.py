@@ -49,9 +49,9 @@ def picture(layers: Sequence[LayerChange], *title: str) -> Image.Image:
     for row, layer in enumerate(layers):
         y = TOP + ROW * row
         draw.text((MARGIN, y + 1), _shortened(layer.name), INK, font)
-        told = _instead_of_a_bar(layer)
-        if told:
-            draw.text((left + 2, y + 1), told, INK, font)
+        words = _instead_of_a_bar(layer)
+        if words:
+            draw.text((left + 2, y + 1), words, INK, font)
             continue
         share = (math.log10(layer.relative) - low) / (high - low)
         colour = COLOURS.get(layer.name.split(".")[0], OTHER)

@@ -61,8 +61,8 @@ def find_plateau(
         return Plateau(None, window, f"the curve is too short: {what}, the window is {window:.0f}")
     flat = list(itertools.takewhile(lambda gain: gain < threshold, reversed(gains)))
     if not flat:
-        told = f"the curve still improves, by {gains[-1]:.1%} in its last {window:.0f} examples"
-        return Plateau(None, window, f"{told}: train on")
+        reason = f"the curve still improves, by {gains[-1]:.1%} in its last {window:.0f} examples"
+        return Plateau(None, window, f"{reason}: train on")
     return Plateau(len(gains) - len(flat), window)
 
 

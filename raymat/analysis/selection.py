@@ -74,8 +74,8 @@ class MetricCurve:
             if len(found) < top and self._verifies(step, notes):
                 found.append(values[step])
         if not found:
-            told = f"{count(len(self.points), 'point')} of {self.metric}, {count(len(order), 'checkpoint')} at one of them"
-            message = f"{self.store.url} has no verified checkpoint with a {self.metric} ({told})"
+            counts = f"{count(len(self.points), 'point')} of {self.metric}, {count(len(order), 'checkpoint')} at one of them"
+            message = f"{self.store.url} has no verified checkpoint with a {self.metric} ({counts})"
             raise CheckpointError("; ".join([message, *notes]))
         return Choice(self.store.url, self.metric, tuple(found), tuple(notes))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -18,6 +17,7 @@ from raymat.model.matting import MattingBase
 from raymat.model.pretrained import backbone_of
 from raymat.storage.urls import redact
 from raymat.train.run.selected_weights import Selected, build_network, read_weights
+from raymat.train.validation.evaluator import finite
 from raymat.version import __version__
 
 DATA = ("dataset", "backgrounds", "synthetic", "resolution", "crop", "batch_size", "valid_examples")
@@ -61,7 +61,7 @@ def average(
     device: torch.device,
     on_skip: OnSkip = lambda note: None,
 ) -> Average:
-    """Average the networks that `names` refer to. `on_skip` is told of checkpoints that were passed over.
+    """Average the networks that `names` refer to. `on_skip` hears of checkpoints that were passed over.
 
     In memory are the sum, one network, and one checkpoint at a time. The order of `names` changes no bit.
 
@@ -92,7 +92,7 @@ def average(
         "backbone": backbone_of(averager.network.state_dict()),
     }
     if trials:
-        about["trials"] = [_json_able(asdict(trial)) for trial in trials]
+        about["trials"] = [_about_trial(trial) for trial in trials]
         about["metric"] = recipe.metric
     return Average(
         network=averager.network,
@@ -240,11 +240,10 @@ def _about_data(pictures: RunPictures) -> dict[str, Any]:
     return found
 
 
+def _about_trial(trial: Trial) -> dict[str, Any]:
+    return asdict(trial) | {"alone": finite(trial.alone), "together": finite(trial.together)}
+
+
 def _about_source(one: Selected) -> dict[str, Any]:
     checkpoint = str(one.checkpoint) if one.checkpoint else None
     return {"what": one.what, "run": one.run_url, "checkpoint": checkpoint, "ema": one.ema}
-
-
-def _json_able(fields: Mapping[str, Any]) -> dict[str, Any]:
-    odd = {n for n, v in fields.items() if isinstance(v, float) and not math.isfinite(v)}
-    return {name: None if name in odd else value for name, value in fields.items()}
