@@ -94,7 +94,7 @@ def _window_sums(x: Tensor, width: int, dim: int) -> Tensor:
 
 
 def sharpen(x: Tensor, scale: float = 1.0) -> Tensor:
-    """Sharpen as Sharpen as Pillow's `ImageFilter.SHARPEN` (3x3, centre 32, ring -2, over 16), clamped to 0..1, edge pixels repeated outwards.
+    """Sharpen as Pillow's `ImageFilter.SHARPEN` (3x3, centre 32, ring -2, over 16), clamped to 0..1, edge pixels repeated outwards.
 
     The kernel is x + 9/8 * (x - box mean of radius 1), written so that it scales: at `scale` the radius is `scale` pixels.
     """
