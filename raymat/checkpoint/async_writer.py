@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from raymat.checkpoint import safetensors_io
-from raymat.checkpoint.commit_tracker import Commit, CommitTracker
+from raymat.checkpoint.commit_tracker import Commit, CommitTracker, Counts
 from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import CheckpointId, Manifest
 from raymat.checkpoint.save_decision import Decision, Load, decide
@@ -47,18 +46,6 @@ class WriterEvents:
     """A try failed; `final`: the checkpoint was given up. Training goes on."""
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Numbers of saves so far, by what became of them."""
-
-    begun: int = 0
-    joined: int = 0
-    skipped: int = 0
-    waited: int = 0
-    written: int = 0
-    given_up: int = 0
-
-
 class AsyncWriter:
     """Writer of this rank's shares of checkpoints, in a thread of its own and in the order of the snapshots."""
 
@@ -78,32 +65,33 @@ class AsyncWriter:
         `run`: its id. `retry`: how long one snapshot is retried, on top of the store's own retries. `local_cache`:
         keeps copies of the shards that are durable.
         """
-        self._store, self._world, self._run, self._attempt = store, world, run, attempt
-        self._events, self._retry, self._local_cache = events, retry, local_cache
+        self._store, self._world, self._attempt = store, world, attempt
         self._queue = SnapshotQueue()
-        # Guarded by the queue's lock, as both threads change them:
-        self._tracker = CommitTracker()
-        self._counts: Counter[str] = Counter()
+        self._tracker = CommitTracker(self._queue.changed)
         self._last_taken: CheckpointId | None = None
-        self._last_written: CheckpointId | None = None
-        self._last_error: StorageError | None = None
-        # Of the training thread alone:
         self._newest_buffer: SnapshotBuffer | None = None
-        self._thread = threading.Thread(target=self._work, name="checkpoint-writer", daemon=True)
+        self._thread = _WriterThread(
+            self._queue,
+            self._tracker,
+            lambda job: write_files(store, job.checkpoint, job.share, job.extra, world, run),
+            events,
+            retry,
+            local_cache,
+        )
         self._thread.start()
 
     @property
     def counts(self) -> Counts:
         """Numbers of saves so far."""
-        with self._queue.changed:
-            return Counts(**self._counts)
+        return self._tracker.counts
 
     def load(self) -> Load:
         """Return how busy this rank is: to be agreed upon with `Load.agree`."""
+        # Under the lock: a job that is gone must be durable, or the caller would save it again.
         with self._queue.changed:
-            jobs, tracker = self._queue.jobs, self._tracker
+            jobs = self._queue.jobs
             waiting = not jobs or not jobs[-1].begun
-            return Load(len(jobs), waiting, tracker.durable, tracker.age())
+            return Load(len(jobs), waiting, self._tracker.durable, self._tracker.age())
 
     def save(
         self,
@@ -128,10 +116,9 @@ class AsyncWriter:
             StorageError: there is no room by then. TypeError: a state that cannot be stored.
         """
         decision = decide(self.load()) if decision is None else decision
-        with self._queue.changed:
-            self._tracker.add_due(step)
+        self._tracker.add_due(step)
         if decision is Decision.SKIP:
-            self._count("skipped")
+            self._tracker.count("skipped")
             return decision
         buffer, decision = self._take_buffer(decision, timeout)
         try:
@@ -142,10 +129,9 @@ class AsyncWriter:
             self._queue.free(buffer)
             raise
         checkpoint = CheckpointId(step, self._attempt)
-        with self._queue.changed:
-            self._queue.put(SnapshotJob(checkpoint, copies, frozen, buffer, before_write))
-            self._last_taken = checkpoint
-        self._newest_buffer = buffer
+        # Before the thread sees the job: `drain` compares with what it has written.
+        self._last_taken, self._newest_buffer = checkpoint, buffer
+        self._queue.put(SnapshotJob(checkpoint, copies, frozen, buffer, before_write))
         return decision
 
     def wait_for_copy(self) -> None:
@@ -156,8 +142,7 @@ class AsyncWriter:
 
     def confirm(self, checkpoints: Iterable[CheckpointId]) -> list[Commit]:
         """Note that all ranks have written these (`durable` of the agreed load); return the new ones, oldest first."""
-        with self._queue.changed:
-            return self._tracker.confirm(checkpoints)
+        return self._tracker.confirm(checkpoints)
 
     def require_fresh(self, max_age: float, age: float | None = None) -> None:
         """Raise StorageError if a save has been due for more than `max_age` seconds without a commit.
@@ -165,11 +150,11 @@ class AsyncWriter:
         `age`: the one that all ranks have agreed upon, so that all of them raise at the same step;
         default this rank's.
         """
-        age = self.load().age if age is None else age
+        age = self._tracker.age() if age is None else age
         if age <= max_age:
             return
-        with self._queue.changed:
-            why = f"; the last error: {self._last_error.line}" if self._last_error else ""
+        last = self._tracker.last_error
+        why = f"; the last error: {last.line}" if last else ""
         raise StorageError(
             f"no checkpoint could be committed to {self._store.url} for {age:.0f} s, more than the "
             f"{max_age:.0f} s of --max-checkpoint-age{why}"
@@ -178,8 +163,7 @@ class AsyncWriter:
     def drain(self, timeout: float | None = None) -> bool:
         """Wait at most `timeout` seconds until nothing is on its way; return whether the newest snapshot is durable."""
         empty = self._queue.wait_until_empty(timeout)
-        with self._queue.changed:
-            return empty and self._last_taken == self._last_written
+        return empty and self._last_taken == self._tracker.last_written
 
     def close(self, timeout: float | None = 10.0) -> None:
         """Give up what is not written, and end the thread within `timeout` seconds if the storage lets it."""
@@ -194,13 +178,29 @@ class AsyncWriter:
             raise StorageError(
                 f"no room for a checkpoint after {timeout:.0f} s: {self._store.url} does not take those before"
             )
-        if taken[1] is Decision.WAIT:
-            self._count("waited")
-        self._count("joined" if taken[1] is Decision.JOIN else "begun")
+        outcomes = {Decision.JOIN: ["joined"], Decision.WAIT: ["waited", "begun"]}
+        self._tracker.count(*outcomes.get(taken[1], ["begun"]))
         return taken
 
-    def _work(self) -> None:
-        """Write one snapshot after another, in the thread."""
+
+class _WriterThread(threading.Thread):
+    """Thread that writes the queue's snapshots, the oldest first."""
+
+    def __init__(
+        self,
+        queue: SnapshotQueue,
+        tracker: CommitTracker,
+        write: Callable[[SnapshotJob], Manifest],
+        events: WriterEvents,
+        retry: RetryPolicy,
+        local_cache: LocalCache | None,
+    ) -> None:
+        super().__init__(name="checkpoint-writer", daemon=True)
+        self._queue, self._tracker, self._write_files = queue, tracker, write
+        self._events, self._retry, self._local_cache = events, retry, local_cache
+
+    def run(self) -> None:
+        """Write snapshots until the queue is closed."""
         try:
             while (job := self._queue.begin_oldest()) is not None:
                 job.buffer.wait()
@@ -218,15 +218,12 @@ class AsyncWriter:
         for pause in self._retry.pauses(random.Random().uniform):
             try:
                 job.before_write()
-                return write_files(
-                    self._store, job.checkpoint, job.share, job.extra, self._world, self._run
-                )
+                return self._write_files(job)
             except StorageError as error:
                 spent = time.monotonic() + pause - began
                 final = spent > self._retry.total or self._queue.is_oldest_superseded()
-                with self._queue.changed:
-                    self._last_error = error
-                    self._counts["given_up"] += final
+                self._tracker.add_failure(error)
+                self._tracker.count(*["given_up"] * final)
                 self._events.on_failure(job.checkpoint, error, final)
                 if final or self._queue.sleep(pause):
                     break
@@ -234,10 +231,7 @@ class AsyncWriter:
 
     def _note_written(self, job: SnapshotJob) -> None:
         commit = Commit(job.checkpoint, job.size, time.monotonic() - job.taken)
-        with self._queue.changed:
-            self._last_written, self._last_error = job.checkpoint, None
-            self._tracker.add_written(commit)
-            self._counts["written"] += 1
+        self._tracker.add_written(commit)
         self._events.on_written(commit.checkpoint, commit.bytes, commit.seconds)
 
     def _cache(self, job: SnapshotJob, manifest: Manifest) -> None:
@@ -245,7 +239,3 @@ class AsyncWriter:
         if self._local_cache is not None:
             pieces, superseded = safetensors_io.encode(job.share), self._queue.is_oldest_superseded
             self._local_cache.keep(job.checkpoint, manifest.files[0], pieces, superseded)
-
-    def _count(self, name: str) -> None:
-        with self._queue.changed:
-            self._counts[name] += 1

@@ -157,7 +157,7 @@ def _records(passes: Passes) -> None:
     """The writer's thread: curves, then the share; and what is noted when it is durable."""
     _between(passes, checkpointing.AsyncSaver, "_flush", "flush/begun", "flush/done")
     _between(passes, async_writer, "write_files", "share/begun", "share/done")
-    _between(passes, async_writer.AsyncWriter, "_note_written", after="share/noted")
+    _between(passes, async_writer._WriterThread, "_note_written", after="share/noted")
 
 
 class _Current(threading.local):

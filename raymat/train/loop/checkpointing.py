@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raymat.checkpoint.async_writer import AsyncWriter, Counts, WriterEvents
+from raymat.checkpoint.async_writer import AsyncWriter, WriterEvents
+from raymat.checkpoint.commit_tracker import Counts
 from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.save_decision import Decision, Load, decide
