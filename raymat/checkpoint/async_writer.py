@@ -12,8 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -34,16 +33,8 @@ PATIENCE = RetryPolicy(total=120.0, first=1.0, longest=15.0)
 """How long one snapshot is retried, on top of the store's own retries."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WriterEvents:
-    """Callbacks of the writer, called in its thread: they must be quick and raise nothing."""
-
-    on_written: Callable[[CheckpointId, int, float], None] = lambda checkpoint, size, seconds: None
-    """This rank's share is durable: bytes, and seconds since its snapshot."""
-    on_failure: Callable[[CheckpointId, StorageError, bool], None] = (
-        lambda checkpoint, error, final: None
-    )
-    """A try failed; `final`: the checkpoint was given up. Training goes on."""
+OnFailure: TypeAlias = Callable[[CheckpointId, StorageError, bool], None]
+"""Called in the writer's thread when a try failed; True: the checkpoint was given up. Must be quick and raise nothing."""
 
 
 class AsyncWriter:
@@ -56,7 +47,7 @@ class AsyncWriter:
         run: str,
         attempt: int,
         *,
-        events: WriterEvents = WriterEvents(),
+        on_failure: OnFailure = lambda checkpoint, error, final: None,
         retry: RetryPolicy = PATIENCE,
         local_cache: LocalCache | None = None,
     ) -> None:
@@ -74,7 +65,7 @@ class AsyncWriter:
             self._queue,
             self._tracker,
             lambda job: write_files(store, job.checkpoint, job.share, job.extra, world, run),
-            events,
+            on_failure,
             retry,
             local_cache,
         )
@@ -191,13 +182,13 @@ class _WriterThread(threading.Thread):
         queue: SnapshotQueue,
         tracker: CommitTracker,
         write: Callable[[SnapshotJob], Manifest],
-        events: WriterEvents,
+        on_failure: OnFailure,
         retry: RetryPolicy,
         local_cache: LocalCache | None,
     ) -> None:
         super().__init__(name="checkpoint-writer", daemon=True)
         self._queue, self._tracker, self._write_files = queue, tracker, write
-        self._events, self._retry, self._local_cache = events, retry, local_cache
+        self._on_failure, self._retry, self._local_cache = on_failure, retry, local_cache
 
     def run(self) -> None:
         """Write snapshots until the queue is closed."""
@@ -224,7 +215,7 @@ class _WriterThread(threading.Thread):
                 final = spent > self._retry.total or self._queue.is_oldest_superseded()
                 self._tracker.add_failure(error)
                 self._tracker.count(*["given_up"] * final)
-                self._events.on_failure(job.checkpoint, error, final)
+                self._on_failure(job.checkpoint, error, final)
                 if final or self._queue.sleep(pause):
                     break
         return None
@@ -232,7 +223,6 @@ class _WriterThread(threading.Thread):
     def _note_written(self, job: SnapshotJob) -> None:
         commit = Commit(job.checkpoint, job.size, time.monotonic() - job.taken)
         self._tracker.add_written(commit)
-        self._events.on_written(commit.checkpoint, commit.bytes, commit.seconds)
 
     def _cache(self, job: SnapshotJob, manifest: Manifest) -> None:
         """Copy the shard to this machine's disk."""

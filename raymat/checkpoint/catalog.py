@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,15 +10,13 @@ from raymat.checkpoint.layout import CHECKPOINTS
 from raymat.checkpoint.manifest import STATE, CheckpointId
 from raymat.checkpoint.reader import (
     MAX_BYTES,
-    MAX_STATE_BYTES,
     read_checkpoint,
     read_manifests,
+    read_state,
     world_of,
 )
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.errors import CheckpointError
-from raymat.storage.digest import matches
-from raymat.storage.faults import MissingFileError
 from raymat.storage.store import FileInfo, Store
 
 
@@ -101,26 +98,8 @@ def read_extra(store: Store, status: Status, run: str | None = None) -> dict[str
     Raises:
         CheckpointError: it is torn, or that part of it is damaged. StorageError: the storage fails.
     """
-    name = f"{CHECKPOINTS}/{status.id}/{STATE}"
     manifest = read_manifests(store, status.id, status.files, run)[0]
-    entry = next(entry for entry in manifest.files if entry.name == STATE)
-    if entry.size > MAX_STATE_BYTES:
-        raise CheckpointError(f"{status.id} is refused: {STATE} has {entry.size} bytes")
-    try:
-        data = store.read(name)
-    except MissingFileError as error:
-        raise CheckpointError(f"{status.id} is torn: {STATE} is missing") from error
-    if not matches(entry.digest, [data]):
-        raise CheckpointError(
-            f"{status.id} is damaged: {STATE} has another digest than its manifest"
-        )
-    try:
-        extra = json.loads(data)["extra"]
-    except (ValueError, RecursionError, LookupError, TypeError) as error:
-        raise CheckpointError(f"{status.id} is damaged: {STATE} is not a state's") from error
-    if not isinstance(extra, dict):
-        raise CheckpointError(f"{status.id} is damaged: {STATE} is not a state's")
-    return extra
+    return read_state(store, status.id, next(e for e in manifest.files if e.name == STATE))
 
 
 def newest_extra(store: Store, statuses: Sequence[Status]) -> dict[str, Any]:

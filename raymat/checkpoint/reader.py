@@ -134,10 +134,9 @@ class CheckpointReader:
 
         for entry, good in zip(files, _parallel(verify, files), strict=True):
             if not good:
-                raise CheckpointError(
-                    f"{checkpoint} is damaged: {entry.name} has another digest than its manifest"
-                )
-        extra = _decode_state(checkpoint, self._data[STATE])
+                raise _other_digest(checkpoint, entry.name)
+        _require_state_size(checkpoint, len(self._data[STATE]))
+        extra = _decode_state(checkpoint, bytes(safetensors_io.memory_of(self._data[STATE])))
         shards = {name: data for name, data in self._data.items() if name != STATE}
         return Snapshot(checkpoint.step, _merge(checkpoint, shards), extra)
 
@@ -233,6 +232,24 @@ def read_manifests(
     return manifests
 
 
+def read_state(store: Store, checkpoint: CheckpointId, entry: FileEntry) -> dict[str, Any]:
+    """Read and verify what a checkpoint holds beside its tensors: the file `entry` of rank 0's manifest."""
+    _require_state_size(checkpoint, entry.size)
+    data = _read_small(store, checkpoint, entry.name)
+    if not matches(entry.digest, [data]):
+        raise _other_digest(checkpoint, entry.name)
+    return _decode_state(checkpoint, data)
+
+
+def _other_digest(checkpoint: CheckpointId, name: str) -> CheckpointError:
+    return CheckpointError(f"{checkpoint} is damaged: {name} has another digest than its manifest")
+
+
+def _require_state_size(checkpoint: CheckpointId, size: int) -> None:
+    if size > MAX_STATE_BYTES:
+        raise CheckpointError(f"{checkpoint} is refused: {STATE} has {size} bytes")
+
+
 def _check_run(checkpoint: CheckpointId, found: set[str], run: str | None) -> None:
     if len(found) > 1:
         raise CheckpointError(f"{checkpoint} is damaged: its manifests are of different runs")
@@ -280,11 +297,9 @@ def _merge(checkpoint: CheckpointId, shards: Mapping[str, Tensor]) -> dict[str, 
     return dict(sorted(merged.items()))
 
 
-def _decode_state(checkpoint: CheckpointId, data: Tensor) -> dict[str, Any]:
-    if len(data) > MAX_STATE_BYTES:
-        raise CheckpointError(f"{checkpoint} is refused: {STATE} has {len(data)} bytes")
+def _decode_state(checkpoint: CheckpointId, data: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(bytes(safetensors_io.memory_of(data)))
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{checkpoint} is damaged: {STATE} is not JSON") from error
     extra = content.get("extra") if isinstance(content, dict) else None

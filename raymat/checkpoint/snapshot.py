@@ -58,11 +58,6 @@ class SnapshotBuffer:
         self._pool: ThreadPoolExecutor | None = None
         self._beside: Future[list[torch.cuda.Event]] | None = None
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the buffer holds now."""
-        return sum(view.untyped_storage().nbytes() for view in list(self._views.values())[:1])
-
     def copy(
         self, tensors: Mapping[str, Tensor], *, wait: bool = True, lasting: Container[str] = ()
     ) -> dict[str, Tensor]:

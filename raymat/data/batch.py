@@ -54,11 +54,6 @@ class MicroBatch:
         """The examples' numbers."""
         return tuple(example.number for example in self.examples)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all pixels."""
-        return self.fgr.nbytes + self.pha.nbytes + self.bgr.nbytes
-
     def by_chunk(self) -> list[MicroBatch]:
         """Split the batch into chunks that go through the network together; their pixels are views."""
         if not self.chunks:

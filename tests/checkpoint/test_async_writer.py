@@ -14,7 +14,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from torch import Tensor
 
-from raymat.checkpoint.async_writer import AsyncWriter, WriterEvents
+from raymat.checkpoint.async_writer import AsyncWriter
 from raymat.checkpoint.catalog import newest, scan
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.reader import read_checkpoint
@@ -265,8 +265,8 @@ def test_a_write_that_fails_is_tried_again_and_told(
             raise ConnectionResetError("reset")
 
     faulty.before_write = staticmethod(fail_thrice)
-    events = WriterEvents(on_failure=lambda c, e, final: failures.append((c.step, e.line, final)))
-    writer = make_writer(storage, events=events)
+    on_failure = lambda c, e, final: failures.append((c.step, e.line, final))  # noqa: E731
+    writer = make_writer(storage, on_failure=on_failure)
     writer.save(1, _state(1), {})
     assert writer.drain(timeout=10)
     assert [(step, final) for step, _, final in failures] == [(1, False)] * 3
@@ -281,8 +281,8 @@ def test_storage_that_stays_away_ends_nothing_until_the_age_is_too_great(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     finals: list[int] = []
-    events = WriterEvents(on_failure=lambda c, e, final: finals.append(c.step) if final else None)
-    writer = make_writer(storage, events=events)
+    on_failure = lambda c, e, final: finals.append(c.step) if final else None  # noqa: E731
+    writer = make_writer(storage, on_failure=on_failure)
     writer.require_fresh(1.0)
     faulty.before_write = staticmethod(full)
     for step in (1, 2):
@@ -359,8 +359,8 @@ def test_a_fault_in_the_program_is_not_swallowed(storage: Store, make_writer: An
     def broken(*args: Any) -> None:
         raise ZeroDivisionError
 
-    writer = make_writer(storage, events=WriterEvents(on_written=broken))
-    writer.save(1, _state(1), {})
+    writer = make_writer(storage)
+    writer.save(1, _state(1), {}, before_write=broken)
     with pytest.raises(RuntimeError, match="has ended"):
         writer.drain(timeout=10)
     with pytest.raises(RuntimeError, match="has ended"):

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raymat.checkpoint.async_writer import AsyncWriter, WriterEvents
+from raymat.checkpoint.async_writer import AsyncWriter
 from raymat.checkpoint.catalog import newest, scan
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.reader import read_checkpoint
@@ -209,10 +209,10 @@ def test_the_settings_of_a_real_run_lose_no_checkpoint_either(
 ) -> None:
     """With botocore's own tries and pauses, and a store and a writer as a run makes them."""
     events: list[tuple[CheckpointId, bool]] = []
-    told = WriterEvents(on_failure=lambda c, error, final: events.append((c, final)))
+    told = lambda c, error, final: events.append((c, final))  # noqa: E731
     ranks = Ranks(
         lambda world: AsyncWriter(
-            behind(proxy, bucket, {"read_timeout": 1}), world, "r", 1, events=told
+            behind(proxy, bucket, {"read_timeout": 1}), world, "r", 1, on_failure=told
         )
     )
     proxy.weights = dict.fromkeys(FAULTS, 1.0) | dict.fromkeys(STALLS, 0.25)

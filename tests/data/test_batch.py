@@ -79,7 +79,8 @@ def test_a_batch_has_its_step_s_examples_and_crop(source: FolderSource) -> None:
         assert batch.pha.shape == (4, height, width)
         assert {a.dtype for a in (batch.fgr, batch.pha, batch.bgr)} == {np.dtype(np.uint8)}
         assert batch.replaced == ()
-        assert batch.nbytes == 4 * height * width * 7
+        sizes = [a.nbytes for a in (batch.fgr, batch.pha, batch.bgr)]
+        assert sum(sizes) == 4 * height * width * 7
 
 
 def test_every_picture_is_its_row_of_the_dataset_under_its_example_s_warp(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raymat.checkpoint.async_writer import AsyncWriter, WriterEvents
+from raymat.checkpoint.async_writer import AsyncWriter
 from raymat.checkpoint.commit_tracker import Counts
 from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import CheckpointId
@@ -141,7 +141,7 @@ class AsyncSaver:
             attempt.group.world,
             attempt.run.run_id,
             attempt.number,
-            events=WriterEvents(on_failure=_FailureEvents(attempt.events)),
+            on_failure=_FailureEvents(attempt.events),
             local_cache=cache,
         )
         self.agreement = CommitAgreement(attempt, host, self._writer, resumed)
