@@ -44,10 +44,9 @@ class Status:
 def scan(store: Store, *, manifests: int = 0) -> list[Status]:
     """List every checkpoint of the run, newest first, from one recursive listing.
 
-    A rank writes its manifest last, so what has every manifest and every shard is taken for
-    committed. The newest `manifests` of those are also held against their manifests (one request
-    for each of their ranks): wrong sizes and forged or damaged manifests show. Whether the bytes
-    are right only reading can tell: `newest`.
+    A rank writes its manifest last, so a checkpoint with every manifest and every shard counts as committed. The
+    newest `manifests` of those are also checked against their manifests (one request for each rank), which finds
+    wrong sizes and forged or damaged manifests. Only reading verifies the bytes: see `newest`.
     """
     folders: dict[CheckpointId, list[FileInfo]] = {}
     for info in store.list(CHECKPOINTS):

@@ -1,7 +1,7 @@
 """Manifests: the files, sizes and digests of each rank in a checkpoint, and the files' names.
 
-A manifest is the last file that a rank writes. Its bytes are one canonical form, and its own digest
-is inside: whoever reads it accepts exactly what a writer wrote, to the byte, or nothing.
+A manifest is the last file that a rank writes. It has one canonical form and contains its own digest, so that a
+reader accepts exactly what a writer wrote, to the byte.
 """
 
 from __future__ import annotations

@@ -151,8 +151,8 @@ def read_checkpoint(
 ) -> Snapshot:
     """Read the state in `checkpoint`, whatever world wrote it, every digest checked first.
 
-    The arguments and errors are `read_contents`'s. The tensors are views of one buffer per shard:
-    what is alive is one copy of the checkpoint.
+    Arguments and errors are those of `read_contents`. The tensors are views of one buffer per shard, so that memory
+    holds one copy of the checkpoint.
     """
     contents = read_contents(store, checkpoint, run, files=files, max_bytes=max_bytes)
     reader = CheckpointReader(contents)

@@ -24,15 +24,15 @@ class RetentionPolicy:
     """Policy of which committed checkpoints are kept."""
 
     keep: int = 3
-    """The newest so many, at least 1."""
+    """Number of newest checkpoints to keep, at least 1."""
     best: Literal["min", "max"] | None = None
-    """Also the best by metric: the smallest or the largest."""
+    """Keep also the best by metric: the smallest or the largest."""
     keep_best: int = 1
-    """How many of the best."""
+    """Number of best checkpoints to keep."""
     every: int | None = None
-    """Also those whose step is a multiple of this."""
+    """Keep also those whose step is a multiple of this."""
     thresholds: tuple[float, ...] = ()
-    """Also, for each of these, the first whose metric is at or below it (at or above it where `best`
+    """Keep also, for each of these, the first whose metric is at or below it (at or above it where `best`
     is "max")."""
 
     def __post_init__(self) -> None:
@@ -104,12 +104,12 @@ def prune(
 ) -> int:
     """Delete `checkpoints`, and temporary files that dead writers left in any checkpoint.
 
-    All manifests go first, in one batch, then everything else: a crash in between leaves torn ones,
-    never one that is half believed, and calling again finishes the work. `now`: Unix seconds,
+    Manifests go first, in one batch, then everything else: a crash in between leaves torn checkpoints, which never
+    count as committed, and calling again finishes the work. `now`: Unix seconds,
     default the clock's. Returns the bytes freed.
     """
-    # Ray's ledger may name what goes here, and with it would refuse to start. raymat asks Ray to
-    # keep everything (no num_to_keep) and removes the ledger before each start, so nobody misses it.
+    # Ray's own ledger may name deleted checkpoints, with which it would refuse to start. raymat asks Ray to
+    # keep everything (no num_to_keep) and removes the ledger before each start.
     now = time.time() if now is None else now
     doomed = {str(checkpoint) for checkpoint in checkpoints}
     first: list[FileInfo] = []

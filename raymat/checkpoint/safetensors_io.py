@@ -3,8 +3,8 @@
 The format is that of https://github.com/huggingface/safetensors: 8 bytes of header length
 (little-endian), a JSON header {name: {dtype, shape, data_offsets}}, the data. It is written and
 read here rather than by the library because the library copies everything in both directions while
-it holds the GIL (0.3 s for 483 MB, during which no step can be launched), and because a file from a
-stranger must be checked in full before any of it is used.
+it holds the GIL (0.3 s for 483 MB, during which no step can be launched), and because an untrusted file must be
+checked in full before any of it is used.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def write_files(
     }
     if world.rank == 0:
         files[STATE] = [_encode_state(checkpoint, extra)]
-    # The digests are of what is meant, before the storage is given any of it.
+    # Digests of the data in memory: whatever the storage makes of it is noticed.
     entries = tuple(
         FileEntry(name, sum(len(piece) for piece in pieces), digest(pieces))
         for name, pieces in files.items()

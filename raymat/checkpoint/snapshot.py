@@ -95,7 +95,7 @@ class SnapshotBuffer:
         """Copy on the current streams; return events to wait for if a tensor lies on a GPU."""
         if tensors:
             sources = [tensor.detach() for tensor in tensors.values()]
-            # One call for all: a thread that copies takes the GIL once, not a thousand times from the step's launches.
+            # One call for all: the copying thread takes the GIL once, not a thousand times between the step's launches.
             torch._foreach_copy_([self._views[name] for name in tensors], sources, True)
         devices = {tensor.device for tensor in tensors.values() if tensor.is_cuda}
         return [torch.cuda.current_stream(device).record_event() for device in devices]
@@ -121,7 +121,7 @@ class SnapshotBuffer:
             return
         for name, tensor in tensors.items():
             check_storable(name, tensor)
-        # Let go of the old memory before the new is asked for: together they would be two states.
+        # Free the old memory before allocating the new: together they would be two states.
         self._layout, self._views = (), {}
         sizes = [_padded(t.numel() * t.element_size()) for t in tensors.values()]
         flat = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=pinned)
@@ -142,8 +142,8 @@ def freeze_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
 def dump_extra(extra: Mapping[str, Any]) -> str:
     """Encode `extra` as JSON in which every float comes back to the bit.
 
-    Not-a-number and infinities are written NaN, Infinity and -Infinity, as Python's reader takes
-    them: the history of a run that once overflowed must not keep it from being saved. Raises
+    NaN and infinities are written as NaN, Infinity and -Infinity, which Python reads: a run whose loss once
+    overflowed must still be saved. Raises
     TypeError for anything that JSON would change (keys that are no strings) or cannot hold.
     """
     _check_keys(extra, "extra")

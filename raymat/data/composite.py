@@ -1,7 +1,7 @@
 """Photometric augmentation and composition on the training device: from a micro-batch's pixels to the networks' inputs.
 
-First a frozen set of parameters is drawn for each example on the host, from the example's key alone; then it is applied, one
-example at a time. So an example comes out the same to the bit alone, in any batch and on any worker, whatever its neighbours drew.
+Each example's parameters are drawn on the host, from the example's key alone, and then applied, one example at a
+time. So an example comes out equal to the bit alone, in any batch and on any worker.
 The steps and their figures are those of BackgroundMattingV2's training (Lin et al., CVPR 2021), in its order:
 
     foreground and alpha    box blur, sharpen (both together), colour jitter (foreground only)

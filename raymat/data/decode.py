@@ -33,7 +33,7 @@ SCALES: tuple[Scale, ...] = get_args(Scale)
 MAX_SIDE = 32_766  # what OpenCV's warp can address
 MAX_PIXELS = 2**28
 
-# What Pillow raises for files that are not as they should be.
+# Exceptions of Pillow for malformed files.
 _PILLOW_ERRORS = (
     OSError,
     ValueError,
@@ -46,7 +46,7 @@ _PILLOW_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP")  # its other decoders are not for strangers' files
+_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP")  # its other decoders are not safe for untrusted files
 
 
 class OpenImage(Protocol):
@@ -116,8 +116,8 @@ class EncodedImage:
             raise UnreadableImage(self._path, f"is not an image: {first_line(error)}") from error
 
     def _decode_jpeg(self, scale: Scale) -> Pixels:
-        # Strict: libjpeg's warnings are errors. It warns, and fills up with grey, where data is missing or corrupt.
-        # The least sizes choose the scale; simplejpeg's min_factor without them reads a variable that nobody has set.
+        # Strict, by default: libjpeg only warns, and fills with grey, if data is missing or corrupt.
+        # The minimum sizes choose the scale; without them simplejpeg's min_factor reads an uninitialised variable.
         try:
             pixels = simplejpeg.decode_jpeg(
                 self._data,

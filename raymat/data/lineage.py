@@ -1,7 +1,7 @@
 """Lineage of a run: where it had ended before it was extended, and which datasets it had.
 
-A run can be made longer and its dataset can grow. What a step trains on then also depends on where that happened, so
-it is written down, in the run's `run.json` and in each checkpoint, and step k stays a pure function of (seed, lineage, k).
+A run can be extended and its dataset can grow. What a step trains on then depends on where that happened, so it is
+recorded in `run.json` and in each checkpoint: step k stays a pure function of (seed, lineage, k).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Lineage:
     ends: tuple[int, ...] = ()
     """Where the run had ended and went on, in examples, rising."""
     valid_since: int = 0
-    """Validations after up to so many steps were of another validation set than the later ones."""
+    """Step up to which validations used another validation set than the later ones."""
 
     @property
     def start(self) -> int:

@@ -11,8 +11,8 @@ from raymat.model.ops import memory_format_of
 class SeededDropout(nn.Dropout):
     """Dropout layer that draws each example's mask from that example's own seed.
 
-    An example then loses the same features whichever worker trains on it, at whichever place of the
-    batch and after however many restarts. A mask depends on the seed, on the shape (C, H, W) and on
+    An example loses the same features on every worker, at every place of the batch and after every restart. A mask
+    depends on the seed, on the shape (C, H, W) and on
     the kind of device (CPU and CUDA generators differ), neither on the precision nor on the memory
     format. `p = 0` turns it off, as in nn.Dropout.
     """

@@ -35,8 +35,8 @@ _CLAMPED = {"decoder.conv4.bias": (0, 4), "refiner.conv4.bias": (0,)}
 def _center_clamped(model: nn.Module) -> None:
     """Start clamped outputs in the middle of their range.
 
-    A clamp has no gradient outside its range. From a bias near 0 the first steps push alpha below 0
-    on most pixels, where it stays: a network trained from nothing then answers 0 everywhere.
+    A clamp has no gradient outside its range. From a bias near 0 the first steps push alpha below 0 on most pixels,
+    where it stays: a network trained from scratch then predicts 0 everywhere.
     """
     for name, parameter in model.named_parameters():
         for channel in _CLAMPED.get(name, ()):

@@ -12,9 +12,8 @@ from torch import Tensor
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Resize (n, C, H, W) bilinearly (corners not aligned) to (n, C, *size), in x's own precision.
 
-    Autocast computes it in float32; what follows is a convolution that would narrow it again, so it
-    is narrowed here, before the concatenations, paddings and crops between the two have to move
-    twice the bytes.
+    Autocast computes it in float32, and the next convolution would narrow it again. Narrowing it here saves half of
+    the bytes that the concatenations, paddings and crops in between move.
     """
     size = (size[0], size[1])
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False).to(x.dtype)

@@ -1,7 +1,6 @@
 """Loading pretrained weights: published files, DeepLabV3 checkpoints, tensors that the caller has read.
 
-A file is read with torch's weights-only unpickler: nothing in it is run. What does not fit is found
-before the network is touched.
+Mismatches are found before the network is changed.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class InitReport:
     missing: tuple[str, ...]
     """In the network only: they keep their initial values."""
     unexpected: tuple[str, ...]
-    """In the source only: left aside."""
+    """In the source only: ignored."""
     mismatched: tuple[str, ...]
     """In both with different shapes: they keep their initial values."""
 

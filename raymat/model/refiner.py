@@ -75,8 +75,7 @@ class Refiner(nn.Module):
     picture (all of a picture that has fewer), with `prevent_oversampling` none whose error is 0;
     "thresholding" those with an error over `threshold`; "full" all of them, densely. Where nothing
     is chosen, the result is the upsampled coarse prediction and the refiner's gradients are 0:
-    every batch takes the same way through the same modules, an empty one too, so that no worker
-    misses a collective operation that the others are in.
+    every batch, even an empty one, passes through the same modules, so that no worker misses a collective of the others.
     """
 
     def __init__(
@@ -169,8 +168,7 @@ class Refiner(nn.Module):
     def margins(self) -> tuple[int, int]:
         """Margins in pixels that are cut with a patch, at half and at full resolution.
 
-        Each pair of 3x3 convolutions without padding eats 2 pixels on each side, the first pair at
-        half resolution.
+        Each pair of 3x3 convolutions without padding removes 2 pixels on each side, the first pair at half resolution.
         """
         return (3, 2) if self.kernel_size == 3 else (0, 0)
 

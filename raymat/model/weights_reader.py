@@ -40,8 +40,7 @@ def read_file(url: str) -> Any:
     data = _fetch(url)
     if url.endswith(".safetensors"):
         return _read_safetensors(data, url)
-    # Scores of numpy's types lie beside the weights in DeepLabV3 checkpoints; they are passed over,
-    # not rebuilt.
+    # DeepLabV3 checkpoints hold scores of numpy's types beside the weights; they are ignored.
     passed_over: list[Any] = [
         (_Ignored, f"{module}.{name}")
         for module, name in (
@@ -52,7 +51,7 @@ def read_file(url: str) -> Any:
     ]
     try:
         with torch.serialization.safe_globals(passed_over), warnings.catch_warnings():
-            # It warns of odd pickle protocols, which is what damaged files have.
+            # It warns of odd pickle protocols, which damaged files have.
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except _BROKEN as error:

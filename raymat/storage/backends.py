@@ -91,8 +91,7 @@ class LocalBackend:
         except FileNotFoundError:
             return
         for entry in entries:
-            # A file may be renamed or removed by its owner between the two calls: then it is not
-            # there.
+            # Its owner may rename or remove a file between the two calls.
             with contextlib.suppress(FileNotFoundError):
                 if entry.is_dir(follow_symlinks=False):
                     yield from self.list(entry.path)
@@ -246,8 +245,7 @@ def _sync_folder(folder: str) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems cannot sync a folder; their rename is as durable as they make
-        # it.
+        # Some network file systems cannot sync a folder; their rename is as durable as it gets.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:

@@ -113,7 +113,7 @@ def classify(error: BaseException, action: str = "read") -> Fault:
         return Fault("missing" if action == "read" else "other", False, detail)
     if names & {*_CREDENTIALS, *_REFRESH}:
         return Fault("credentials", bool(names & set(_REFRESH)), detail)
-    # Before permissions: a quota comes as 403. A status that has no code is in its place.
+    # Before permissions: an exceeded quota comes as 403. Some providers give a status without a code.
     if number in _FULL or code in _FULL_CODES or "507" in (code, str(status)):
         return Fault("full", False, detail)
     if isinstance(error, PermissionError) or status in (401, 403):

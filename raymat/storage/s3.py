@@ -15,10 +15,10 @@ _AFTER_BODY = 4
 class WatchedSession(AIOHTTPSession):
     """HTTP session that also times out requests whose body the server does not accept.
 
-    The read timeout alone begins only when a body is sent. Before that the session waits for the
-    server's "100 Continue", and then for room in the socket, as long as it takes: a server that
-    accepts connections and does nothing more would hold an upload for ever. RFC 9110, 10.1.1 warns
-    of that wait. The header stays: by it a refusal arrives before the body is under way.
+    The read timeout starts only after the body was sent. Before that the session waits without limit for the server's
+    "100 Continue", and then for room in the socket: a server that accepts connections and does nothing more would
+    block an upload for ever. RFC 9110, 10.1.1 warns of that wait. The header stays: it lets a refusal arrive before
+    the body is sent.
     """
 
     async def send(self, request: Any) -> Any:
@@ -27,9 +27,8 @@ class WatchedSession(AIOHTTPSession):
         try:
             while not sending.done():
                 before = _left(request)
-                # Then an answer may come in pieces, as to the end of a large upload, and the read
-                # timeout is for each. But it need not have begun: the last piece of the body may
-                # still wait, or all of it, where aiohttp tries again by itself.
+                # After the body the answer may come in pieces, each with its own read timeout. Or it has not
+                # begun: the end of the body may still wait, or all of it if aiohttp retries by itself.
                 limit = self._timeout.sock_read * (1 if before else _AFTER_BODY)
                 await asyncio.wait({sending}, timeout=limit)
                 if not sending.done() and _left(request) == before:

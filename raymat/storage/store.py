@@ -35,12 +35,11 @@ _S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
-        # Seconds. Each counts a silence, not a whole transfer: a large part over a slow link goes on
-        # as long as bytes move. With the tries, a storage that hangs holds a request for 50 s.
+        # Seconds of silence, not of a whole transfer: a large part over a slow link goes on as long as bytes
+        # move. With the retries, a storage that hangs blocks a request for 50 s.
         "connect_timeout": 5,
         "read_timeout": 15,
-        # Tries after the first, for a single request or part; then it is the store's turn, which
-        # says what happened.
+        # Retries of a single request or part; then the store retries, and says what happened.
         "retries": {"max_attempts": 2},
     },
 }
@@ -204,8 +203,8 @@ def _filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     except backend_errors() as error:
         raise classify(error, "open").error("open", redact(url)) from error
     if protocol in _OPTIONS:
-        # s3fs repeats each request 5 times over botocore's tries: a storage that hangs would hold
-        # us for minutes before we hear of it. botocore's stay, the store's come on top.
+        # s3fs repeats each request 5 times on top of botocore's retries: a storage that hangs would block us
+        # for minutes. botocore's retries stay, the store's come on top.
         filesystem.retries = 1
     return filesystem, str(base)
 

@@ -8,7 +8,7 @@ from raymat.errors import StorageError
 
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*"
 _CHAIN = re.compile(rf"(::)(?={_SCHEME}(?:::|://)|\.{{0,2}}/)")
-"""What joins the links of a chained URL (zip://a.csv::s3://bucket/b.zip); not the :: of an IPv6 address."""
+"""Separator of a chained URL's links (zip://a.csv::s3://bucket/b.zip); not the :: of an IPv6 address."""
 _IN_TEXT = re.compile(rf"{_SCHEME}(?:::{_SCHEME})*://[^\s\"'<>]*")
 _QUERY_IN_TEXT = re.compile(r"\?(?=[\w.%~-]+=)[^\s\"'<>]*")
 _SECRET_IN_TEXT = re.compile(
@@ -16,14 +16,14 @@ _SECRET_IN_TEXT = re.compile(
 )
 
 _PATHS = {"file", "local"}
-"""Schemes of this machine's files: all that follows is a path, in which every character is allowed."""
+"""Schemes of local files: the rest is a path, in which every character is allowed."""
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs"}
-"""Their URLs take neither credentials nor a port."""
+"""Schemes whose URLs take neither credentials nor a port."""
 _NO_USER = {
     *("abfs", "abfss", "adl", "az", "wasb", "wasbs", "github"),  # CONTAINER@ACCOUNT, OWNER:REPOSITORY@COMMIT
     *("memory", "zip", "tar", "libarchive", "hf"),  # no host, hence no user
 }  # fmt: skip
-"""Schemes in whose URLs an @ without a password before it says something else than who the user is."""
+"""Schemes whose URLs have an @ for something other than a user name."""
 
 
 def redact(url: str) -> str:

@@ -92,7 +92,7 @@ def test_files_that_are_gone_or_changed_are_refused_with_their_names(root: Path)
     with pytest.raises(DataError) as caught:
         grow(old, look(root))
     line = str(caught.value)
-    assert "gone are 2 files (train/fgr/d.jpg, train/pha/d.png)" in line
+    assert "missing 2 files (train/fgr/d.jpg, train/pha/d.png)" in line
     assert "changed 2 files (train/n.jpg, valid/fgr/v1.jpg)" in line
     assert "put them back" in line
 

@@ -1,7 +1,7 @@
 """Growing a dataset: files that a run already used keep their places, new ones come after them.
 
-The rows of the run's listing are its examples' identity: they must all still be there, of the sizes that they had. Files
-that are gone or changed are refused, since the pass that is under way still needs them as they were.
+The rows of the run's listing identify its examples: all files must still be there, with the same sizes. Missing or
+changed files are refused, since the current pass still needs them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def grow(old: Listing, new: Listing) -> Growth:
     gone, changed = list(_gone(old, new)), list(_changed(old, new))
     if gone or changed:
         raise DataError(
-            f"the run's dataset did not only grow: gone are {_count(gone)}, changed {_count(changed)}, at "
+            f"the run's dataset may only grow: missing {_count(gone)}, changed {_count(changed)}, at "
             f"{redact(new.dataset_url)} and {redact(new.backgrounds_url)}: put them back as they were (new versions go "
             "beside them, under other names), or start another run with --init"
         )

@@ -1,12 +1,12 @@
 """Folder of images at any fsspec URL: listed in few requests, read with retries.
 
-Three outcomes of a read are told apart, because they end differently:
+A read has three outcomes:
 
 - the bytes;
-- `UnreadableImage`: this file cannot be had, now or later (not found, forbidden, another size than
-  listed). The batch takes another example instead and says so;
-- `DataError`: the storage did not answer in spite of retries. Taking other examples would then
-  train on something else than an undisturbed run, so the attempt ends and the run resumes later.
+- `UnreadableImage`: this file will never be readable (not found, forbidden, another size than listed). The batch
+  replaces it and says so;
+- `DataError`: the storage did not answer in spite of retries. Replacing examples would change what the run trains on,
+  so the attempt ends and the run resumes later.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterato
 def _local_size(entry: os.DirEntry[str]) -> int:
     try:
         return entry.stat().st_size
-    except FileNotFoundError:  # a link to nowhere: listed as empty, and refused as such
+    except FileNotFoundError:  # a dangling link: listed as empty, and refused as such
         return 0
 
 

@@ -97,12 +97,13 @@ def grow_dataset(config: RunConfig, store: Store, listing: dict[str, Any]) -> Gr
     """List the dataset again, and keep the listing in `store` under a name of its own.
 
     Raises:
-        ConfigError: it is of another kind. DataError: it did not only grow, or cannot be listed.
+        ConfigError: it is of another kind. DataError: files are missing or changed, or it cannot be listed.
     """
     count, made = config.data.synthetic, listing.get("synthetic")
     if (count is None) != (made is None):
         raise ConfigError(
-            "--grow-dataset adds files to files, or made pictures to made pictures: a run cannot change from one to the other"
+            "--grow-dataset adds files to files, or synthetic pictures to synthetic pictures: "
+            "a run cannot change from one to the other"
         )
     if count is not None and made is not None:
         if count < made:

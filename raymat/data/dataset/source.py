@@ -1,6 +1,6 @@
 """Sources of pairs and backgrounds: files at any URL, or procedural pictures.
 
-A `SourceSpec` is what travels to the processes that read; it opens to a `Source`, once per process.
+A `SourceSpec` is sent to the reading processes; each opens it to a `Source` once.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from raymat.errors import DataError
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.urls import redact
 
-FIRST_VALID_SYNTHETIC = (
-    2**40
-)  # validation pictures are none of the training pictures, however many those are
+FIRST_VALID_SYNTHETIC = 2**40  # validation pictures differ from all training pictures
 
 
 class Source(Protocol):
@@ -103,8 +101,8 @@ class FolderSource:
 class SyntheticSource:
     """A `Source` of procedural pictures, `size` pixels square.
 
-    Drawing one costs more than training on it where pictures are small, and a small set is drawn
-    again in every epoch: as many as fit into `CACHE_BYTES` are kept.
+    Drawing a small picture costs more than training on it, and a small set is drawn again in every epoch: as many as
+    fit into `CACHE_BYTES` are cached.
     """
 
     fetch_ahead = 0

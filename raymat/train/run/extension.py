@@ -60,7 +60,7 @@ def extend_run(
         grow: whether the dataset is listed again.
 
     Raises:
-        ConfigError, DataError: the dataset did not only grow. StorageError: the storage cannot be read or written.
+        ConfigError, DataError: files of the dataset are missing or changed. StorageError: the storage cannot be read or written.
     """
     lineage, changes = Lineage.from_dict(stored.get("past")), []
     before = source_of(config, store, stored["listing"]).open()

@@ -327,7 +327,7 @@ def test_files_that_are_gone_leave_the_run_as_it_was(dataset: Path) -> None:
     first = open_run(files(dataset), store)
     add(dataset, "train", "a")
     (dataset / "walls/train/d.jpg").write_bytes(b"another wall")
-    with pytest.raises(DataError, match=r"gone are 0 files, changed 1 files \(train/d.jpg\)"):
+    with pytest.raises(DataError, match=r"missing 0 files, changed 1 files \(train/d.jpg\)"):
         open_run(files(dataset, grow_dataset=True), store)
     with pytest.raises(ConfigError, match=r"cannot change from one to the other"):
         open_run(build("base", {"name": "run", "synthetic": 3, "storage": str(dataset), "grow_dataset": True}), store)  # fmt: skip
