@@ -63,7 +63,7 @@ class OpenImage(Protocol):
         ...
 
     def decode(self, scale: Scale = 1) -> Pixels:
-        """Decode to Decode to RGB (h, w, 3), or grey (h, w) for an alpha, shrunk by `scale`.
+        """Decode to RGB (h, w, 3), or grey (h, w) for an alpha, shrunk by `scale`.
 
         Raises:
             UnreadableImage: it cannot be decoded.

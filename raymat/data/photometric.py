@@ -113,14 +113,14 @@ def brightness_(x: Tensor, factor: float) -> Tensor:
 
 
 def contrast_(x: Tensor, factor: float) -> Tensor:
-    """Blend Blend `factor` of the picture and 1 - `factor` of its mean luma, clamped to 0..1."""
+    """Blend `factor` of the picture and 1 - `factor` of its mean luma, clamped to 0..1."""
     red, green, blue = x.sum(-1).sum(-1, dtype=torch.float64)
     mean = (0.2989 * red + 0.587 * green + 0.114 * blue) / x[0].numel()
     return x.mul_(factor).add_(mean.to(x.dtype), alpha=1 - factor).clamp_(0, 1)
 
 
 def saturation_(x: Tensor, factor: float) -> Tensor:
-    """Blend Blend `factor` of the picture and 1 - `factor` of its luma, clamped to 0..1."""
+    """Blend `factor` of the picture and 1 - `factor` of its luma, clamped to 0..1."""
     luma = grey(x)
     return x.mul_(factor).add_(luma, alpha=1 - factor).clamp_(0, 1)
 

@@ -45,11 +45,11 @@ class Draws:
         )
 
     def words(self, count: int) -> NDArray[np.uint64]:
-        """Draw Draw `count` raw words, each uniform over all 64-bit values."""
+        """Draw `count` raw words, each uniform over all 64-bit values."""
         return self._bits.random_raw(count)
 
     def uniforms(self, count: int) -> NDArray[np.float64]:
-        """Draw Draw `count` numbers uniform in [0, 1), with 53 bits."""
+        """Draw `count` numbers uniform in [0, 1), with 53 bits."""
         return (self.words(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
