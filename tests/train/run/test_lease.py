@@ -276,10 +276,19 @@ def test_a_live_holder_is_not_replaced_and_the_line_says_who_it_is_and_what_to_d
     store: Store,
 ) -> None:
     said: list[str] = []
+    holds = threading.Event()
+
+    def renew_once_told(kind: str, data: bytes) -> None:
+        """Who sees the holder renew between its first two looks is refused at once, without that line."""
+        if kind == "write" and holds.is_set():
+            wait_until(lambda: bool(said))
+
+    pace = dataclasses.replace(QUICK, renew=0.5)
     with (
-        Lease.acquire(store, pace=QUICK, say=no_line, owner=ELSEWHERE),
+        Lease.acquire(wrapped(store, renew_once_told), pace=pace, say=no_line, owner=ELSEWHERE),
         pytest.raises(LeaseError) as refused,
     ):
+        holds.set()
         Lease.acquire(store, pace=QUICK, say=said.append)
     who = rf"pid {os.getpid()} of \S+ on host \S+"
     assert re.fullmatch(
