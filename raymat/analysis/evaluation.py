@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from raymat.data.sample_order import Example
 from raymat.model.matting import MattingBase
 from raymat.model.ops import widened
 from raymat.model.pretrained import load_matching
-from raymat.train.optim.forward import compose, loss_of, place
-from raymat.train.optim.mixed_precision import autocast, parameter_dtype
+from raymat.train.optim.forward import ForwardPass, place
+from raymat.train.optim.mixed_precision import parameter_dtype
 from raymat.train.run.selected_weights import Selected, build_network
 from raymat.train.validation.evaluator import mean_of
 from raymat.train.validation.matting_metrics import ALPHA_METRICS, alpha_metrics, foreground_mse
@@ -91,35 +91,33 @@ def measure(
     Raises:
         DataError: pictures cannot be had.
     """
+    forward = ForwardPass(
+        stage=examples.geometry.stage,
+        precision=precision,
+        seed=examples.seed,
+        resolution=examples.geometry.resolution,
+        device=device,
+        channels_last=_channels_last(device),
+    )
     with closing(examples.batches()) as batches:  # type: ignore[type-var]
         for batch in batches:
-            truth = compose(
-                batch,
-                seed=examples.seed,
-                resolution=examples.geometry.resolution,
-                device=device,
-                dtype=parameter_dtype(precision),
-                channels_last=_channels_last(device),
-            )
-            yield _measured(candidates, batch, truth, precision, ensemble)
+            yield _measured(candidates, batch, forward, ensemble)
 
 
 @torch.no_grad()
 def _measured(
     candidates: Sequence[Candidate],
     batch: MicroBatch,
-    truth: Composed,
-    precision: Precision,
+    forward: ForwardPass,
     ensemble: bool,
 ) -> Measured:
+    truth = forward.compose(batch)
     predictions: list[tuple[Tensor, Tensor]] = []
     values: list[Values] = []
     for one in candidates:
-        with autocast(precision, truth.src.device):
-            outputs = one.network(truth.src, truth.bgr)
+        loss, outputs = replace(forward, stage=one.stage)(one.network, truth)
         predictions.append((widened(outputs[0]), widened(outputs[1])))
-        loss = float(loss_of(one.stage)(outputs, truth))
-        values.append(_values(*predictions[-1], truth, loss))
+        values.append(_values(*predictions[-1], truth, float(loss)))
     if ensemble:
         pha, fgr = (torch.stack(both).mean(0) for both in zip(*predictions, strict=True))
         predictions.append((pha, fgr))

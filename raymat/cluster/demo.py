@@ -26,7 +26,7 @@ from raymat.errors import ConfigError
 from raymat.storage.store import Store
 from raymat.train.observability.events import read_events
 from raymat.train.observability.metrics_log import read_metrics
-from raymat.train.optim.forward import compose
+from raymat.train.optim.forward import ForwardPass
 from raymat.train.run.open_run import open_run
 from raymat.train.run.run_file import read_run
 from raymat.train.run.selected_weights import build_network, read_weights
@@ -151,14 +151,7 @@ def _picture(configs: list[RunConfig]) -> None:
     refine = configs[-1]
     run = open_run(refine, Store.open(refine.storage, refine.name))
     batch = make_valid_batch(run.source.open(), run.order, run.geometry, 0, range(PICTURE_EXAMPLES))
-    truth = compose(
-        batch,
-        seed=refine.data.seed,
-        resolution=refine.data.resolution,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        channels_last=False,
-    )
+    truth = ForwardPass.of(refine, torch.device("cpu")).compose(batch)
     columns = source_and_truth(truth)
     for config in configs:
         network = build_network(read_weights(f"{config.storage}/{config.name}"))
