@@ -18,7 +18,7 @@ from raymat.train.loop.restore import Restored, restore
 from raymat.train.loop.state import RunState
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.optim.forward import ForwardPass
-from raymat.train.optim.lr_schedule import settle_cosine
+from raymat.train.optim.lr_schedule import fix_cosine_end
 from raymat.train.run.selected_weights import Selected, read_weights
 from raymat.train.run.weights_reference import parse_reference, pin
 
@@ -57,7 +57,7 @@ def start_from_newest(
     if restored.checkpoint is None:
         _initialise(attempt, step)
     state, schedule = restored.state, attempt.schedule
-    state.rates = settle_cosine(config, schedule.total_examples, state.rates)
+    state.rates = fix_cosine_end(config, schedule.total_examples, state.rates)
     state.judge(config, attempt.run.order.lineage, schedule.total_steps)
     # The loggers clear away what comes again before anything new can be logged.
     reporter.resumed(state.step, restored.checkpoint)

@@ -62,7 +62,7 @@ def rates(config: RunConfig, examples: int, state: RateState | None = None) -> d
     }
 
 
-def settle_cosine(config: RunConfig, total_examples: int, begun: RateState) -> RateState:
+def fix_cosine_end(config: RunConfig, total_examples: int, begun: RateState) -> RateState:
     """Return `begun` with the end of the cosine, if there is one: --schedule-examples, or the run's length when it began.
 
     Raises:
@@ -89,7 +89,7 @@ def _factor(kind: ScheduleKind, optim: OptimConfig, examples: int, state: RateSt
     """Return the factor on a part's rate beside the warm-up, in 0..1."""
     if kind == "cosine":
         # Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts, from the warm-up's end on.
-        assert state.cosine_examples is not None, "settle_cosine was not called"
+        assert state.cosine_examples is not None, "fix_cosine_end was not called"
         first, end = optim.warmup_examples, state.cosine_examples
         done = min(1.0, max(0.0, (examples - first) / (end - first)))
         floor = optim.schedule_floor

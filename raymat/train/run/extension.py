@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from raymat.errors import CheckpointError
 from raymat.storage.store import Store
 from raymat.train.observability.attempt_events import DatasetGrown, RunExtended
 from raymat.train.observability.event import Event
-from raymat.train.run.run_file import RUN_FORMATS
+from raymat.train.run.run_file import RUN_FILE, RUN_FORMATS
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def total_examples(config: RunConfig, first_pairs: int, lineage: Lineage = NO_LI
 def extend_run(
     config: RunConfig, store: Store, stored: dict[str, Any], statuses: Sequence[Status], grow: bool
 ) -> tuple[dict[str, Any], list[RunChange]]:
-    """Return the run's `run.json` with the length of `config`, and what that changes.
+    """Write the run's `run.json` with the length of `config`; return it, and what is new.
 
     Args:
         stored: its `run.json` so far.
@@ -82,12 +83,14 @@ def extend_run(
         listing = found.listing
     now = to_dict(config)
     kept = {name: now[name] for name in (*DATASET, *LENGTH)}
-    return stored | {
+    extended_run = stored | {
         "format": RUN_FORMATS[lineage != NO_LINEAGE],
         "config": stored["config"] | kept,
         "listing": listing,
         "past": lineage.to_dict(),
-    }, changes
+    }
+    store.write(RUN_FILE, json.dumps(extended_run, indent=2).encode())
+    return extended_run, changes
 
 
 def read_position(

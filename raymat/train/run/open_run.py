@@ -7,7 +7,6 @@ promise. An extension (more steps, more data) is written to `run.json` first: no
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +23,7 @@ from raymat.errors import DataError
 from raymat.storage.store import Store
 from raymat.storage.urls import redact
 from raymat.train.run.extension import RunChange, extend_run, total_examples
-from raymat.train.run.run_file import RUN_FILE, create_run, read_run
+from raymat.train.run.run_file import create_run, read_run
 from raymat.train.run.run_status import RunStatus, is_complete, read_status
 
 Resolve = Callable[[RunConfig, RunConfig | None], RunConfig]
@@ -86,7 +85,6 @@ def open_run(
         stored = create_run(config, store)
     elif extends:
         stored, changes = extend_run(config, store, stored, statuses, grow)
-        store.write(RUN_FILE, json.dumps(stored, indent=2).encode())
     source, order = data_of_run(config, store, stored)
     status = read_status(store, config, order, statuses)
     return OpenedRun(

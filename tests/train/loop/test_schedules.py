@@ -21,7 +21,7 @@ from raymat.train.loop.state import RunState
 from raymat.train.loop.trainer import Outcome
 from raymat.train.observability.events import read_events
 from raymat.train.observability.metrics_log import read_metrics
-from raymat.train.optim.lr_schedule import RateState, rates, settle_cosine
+from raymat.train.optim.lr_schedule import RateState, fix_cosine_end, rates
 from raymat.train.validation.criteria import (
     Trend,
     Validation,
@@ -65,14 +65,14 @@ def test_a_warm_up_rises_in_a_straight_line_from_zero_with_any_schedule() -> Non
 
 def test_a_cosine_falls_from_the_warm_ups_end_to_its_floor_and_stays() -> None:
     config = of(schedule="cosine", warmup_examples=100, schedule_examples=500)
-    state = settle_cosine(config, 500, RateState())
+    state = fix_cosine_end(config, 500, RateState())
     # A third of the way the cosine of 60 degrees is 1/2, half of the way it is 0.
     assert curve(config, [50, 100, 300, 500, 900], state) == pytest.approx(
         [0.5, 1, 0.5, 0, 0], abs=1e-15
     )
     assert curve(config, [100 + 400 / 3], state) == pytest.approx([0.75])
     config = of(schedule="cosine", schedule_examples=400, schedule_floor=0.2)
-    state = settle_cosine(config, 10**6, RateState())
+    state = fix_cosine_end(config, 10**6, RateState())
     assert curve(config, [0, 200, 400, 10**6], state) == pytest.approx([1, 0.6, 0.2, 0.2])
 
 
@@ -102,24 +102,24 @@ def test_each_part_may_have_a_schedule_of_its_own() -> None:
 
 def test_a_cosine_without_a_length_of_its_own_ends_with_the_run_as_it_was_begun() -> None:
     config = of(schedule="cosine", schedule_floor=0.5)
-    begun = settle_cosine(config, 800, RateState())
+    begun = fix_cosine_end(config, 800, RateState())
     assert begun.cosine_examples == 800
-    longer = settle_cosine(config, 1600, begun)
+    longer = fix_cosine_end(config, 1600, begun)
     assert longer == RateState.load_state_dict(begun.state_dict()) == begun
     assert curve(config, [400, 1200], longer) == pytest.approx([0.75, 0.5])
 
 
 def test_a_run_that_would_go_on_with_rates_of_zero_is_refused() -> None:
     config = of(schedule="cosine")
-    begun = settle_cosine(config, 800, RateState())
+    begun = fix_cosine_end(config, 800, RateState())
     with pytest.raises(
         ConfigError, match=r"0 from 800 examples on.* has 1600.*--schedule-examples 1600"
     ):
-        settle_cosine(config, 1600, begun)
+        fix_cosine_end(config, 1600, begun)
     partly = of(schedule="cosine", schedule_aspp="constant")
-    assert settle_cosine(partly, 1600, begun) == begun
+    assert fix_cosine_end(partly, 1600, begun) == begun
     with pytest.raises(ConfigError, match="ends after 800 examples, its warm-up only after 800"):
-        settle_cosine(of(schedule="cosine", warmup_examples=800), 800, RateState())
+        fix_cosine_end(of(schedule="cosine", warmup_examples=800), 800, RateState())
 
 
 def test_a_state_from_before_there_were_schedules_is_read_and_one_from_later_refused() -> None:
