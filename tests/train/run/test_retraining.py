@@ -23,6 +23,7 @@ from raymat.errors import CheckpointError, ConfigError, DataError, StorageError
 from raymat.storage.store import Store
 from raymat.train.loop import startup, trainer
 from raymat.train.loop.interfaces import Host, Worker
+from raymat.train.loop.schedule import Schedule
 from raymat.train.loop.state import RunState
 from raymat.train.loop.trainer import Outcome
 from raymat.train.observability.metrics_log import read_metrics
@@ -251,7 +252,7 @@ def test_the_default_virtual_epoch_stays_as_long_as_the_dataset_was_at_the_begin
     config = tiny(tmp_path, "run", synthetic=30, grow_dataset=True, **plain)
     order = open_run(config, store).order
     assert (order.pairs, order.total_examples) == (30, 15)
-    assert trainer.Schedule.of(config, order).epoch_examples == 10
+    assert Schedule.of(config, order).epoch_examples == 10
 
 
 def test_validations_of_another_set_are_displaced_by_the_first_of_the_new_one() -> None:
