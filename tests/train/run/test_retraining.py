@@ -23,11 +23,11 @@ from raymat.errors import CheckpointError, ConfigError, DataError, StorageError
 from raymat.storage.store import Store
 from raymat.train.loop import startup, trainer
 from raymat.train.loop.interfaces import Host, Worker
-from raymat.train.loop.schedule import Schedule
 from raymat.train.loop.state import RunState
 from raymat.train.loop.trainer import Outcome
 from raymat.train.observability.metrics_log import read_metrics
 from raymat.train.run.open_run import OpenedRun, open_run
+from raymat.train.run.schedule import Schedule
 from raymat.train.validation.criteria import Validation
 from tests.support import runs
 from tests.support.small import build_small
