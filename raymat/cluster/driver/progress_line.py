@@ -1,4 +1,4 @@
-"""The driver's one line on how a run goes."""
+"""The driver's line of progress, and the lines that workers have it print."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ POLL_SECONDS = 1.0
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Format seconds as h:mm:ss."""
     whole = int(max(0.0, seconds))
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def progress_line(progress: Progress, now: float) -> str:
-    """What a user wants to know, in one line.
+    """Format the progress for a user, in one line.
 
     `base 120/800  15.2 examples/s  loss 0.4312  commit 112, 0:00:12 ago  workers 2  restarts 1
     left 0:07:45`
