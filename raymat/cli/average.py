@@ -44,22 +44,22 @@ class Options(OptionGroup):
     """Validation metric of --greedy; the lowest value is the best."""
     examples: Annotated[int, at_least(1)] = 256
     """Training examples for the statistics, the first of the run's order, rounded up to whole batches."""
-    dataset: str | None = None
+    dataset: Annotated[str | None, Spelling("URL")] = None
     """Folder (any fsspec URL) with train/ and valid/, each with fgr/ and pha/. Default: the run's."""
-    backgrounds: str | None = None
+    backgrounds: Annotated[str | None, Spelling("URL")] = None
     """Folder (any fsspec URL) with train/ and valid/. Default: the run's."""
     synthetic: int | None = None
     """Make N procedural pairs and backgrounds instead of reading the two folders."""
     resolution: int | None = None
     """Side of the square that samples are warped to, in pixels. Default: the run's."""
-    crop: str | None = None
-    """MIN:MAX of the random crop in pixels. Default: the run's."""
+    crop: Annotated[str | None, Spelling("MIN:MAX")] = None
+    """Sides of the random crop in pixels. Default: the run's."""
     batch_size: int | None = None
     """Examples per batch. Default: the run's."""
     valid_examples: int | None = None
     """Validation examples of --greedy. Default: the run's."""
     device: Device = "auto"
-    """auto, cpu or cuda."""
+    """Device to compute on; auto is cuda if torch finds one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -61,9 +61,9 @@ class Options(OptionGroup):
     ensemble: bool = False
     """Add a row for the mean of all predictions."""
     device: Device = "auto"
-    """auto, cpu or cuda."""
+    """Device to compute on; auto is cuda if torch finds one."""
     precision: Precision | None = None
-    """fp16, bf16, fp32 or fp64. Default: the run's, if it ran on this kind of device."""
+    """Precision of the arithmetic. Default: the run's, if it ran on this kind of device."""
     threads: Annotated[int | None, at_least(1)] = None
     """CPU threads for computing. Default: the run's; other numbers round differently."""
     csv: Annotated[str | None, Spelling("FILE.csv")] = None

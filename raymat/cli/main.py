@@ -81,7 +81,8 @@ COMMANDS: dict[str, Command] = {
     "base": Command("train the base network", functools.partial(_train, "base")),
     "refine": Command("train the refine network", functools.partial(_train, "refine")),
     "demo": Command(
-        "both stages on made pictures, with a kill and a resume", _later("raymat.cluster.demo:main")
+        "train both stages on made pictures, with a kill and a resume",
+        _later("raymat.cluster.demo:main"),
     ),
     "diff": Command(
         "compare two runs or checkpoints, tensor by tensor", _later("raymat.cli.diff:main")
@@ -91,20 +92,23 @@ COMMANDS: dict[str, Command] = {
         "measure networks on a dataset: SAD, MSE, Grad, Conn", _later("raymat.cli.evaluate:main")
     ),
     "restarts": Command(
-        "list a run's restarts, what they lost and took", _later("raymat.cli.restarts:main")
+        "list a run's restarts, with the steps and seconds they cost",
+        _later("raymat.cli.restarts:main"),
     ),
     "select": Command(
         "name the best checkpoints of a run, or the one before its plateau",
         _later("raymat.cli.select:main"),
     ),
     "average": Command("average the weights of checkpoints", _later("raymat.cli.average:main")),
-    "verify": Command("compare every digest of a run", _later("raymat.cli.verify:main")),
+    "verify": Command(
+        "verify every digest of a run's checkpoints", _later("raymat.cli.verify:main")
+    ),
     "export": Command(
         "write a network as weights, TorchScript or ONNX", _later("raymat.cli.export:main")
     ),
     "prune": Command("delete old checkpoints", _later("raymat.cli.prune:main")),
     "spot-watch": Command(
-        "drain this machine's node when its cloud takes it",
+        "drain this machine's node when its cloud reclaims it",
         _later("raymat.cluster.spot.watch:main"),
     ),
 }
