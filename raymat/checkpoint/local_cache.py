@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from raymat.checkpoint.manifest import CheckpointId, FileEntry
 from raymat.storage.backends import TEMPORARY, LocalBackend
@@ -72,28 +73,36 @@ class _Copy:
     size: int
 
 
+class CacheObserver(Protocol):
+    """Whoever wants to know of faults of the cache. Called in the thread that met them; must return at once."""
+
+    def copy_damaged(self, checkpoint: CheckpointId, file: str, reason: str) -> None:
+        """A copy of the shard `file` was damaged and is removed."""
+
+    def copies_off(self, reason: str) -> None:
+        """No copies are kept any more."""
+
+
 class LocalCache:
     """Cache of one run's shards on this machine, made by `LocalCache.open` and shared by all workers of the machine."""
 
-    def __init__(self, own: str, run: str, emit: Callable[..., None]) -> None:
+    def __init__(self, own: str, run: str, observer: CacheObserver) -> None:
         self._own = own
         self._folder = os.path.join(own, run)
-        self._emit = emit
+        self._observer = observer
         self._stopped = threading.Event()
         self._found: dict[str, _Copy] = {}
         """Copies by digest, as of `held`."""
         self._files = LocalBackend()
 
     @classmethod
-    def open(
-        cls, folder: str, run: str, emit: Callable[..., None] = lambda kind, **fields: None
-    ) -> LocalCache | None:
-        """Open the cache of the run with the id `run` below `folder`; None, with an event, if that cannot be used.
+    def open(cls, folder: str, run: str, observer: CacheObserver) -> LocalCache | None:
+        """Open the cache of the run with the id `run` below `folder`; None, which is reported, if that cannot be used.
 
         Removes temporary files of dead writers and the forgotten copies of other runs. Called before any worker keeps
-        a copy. `emit` is called with an event's kind and fields.
+        a copy.
         """
-        cache = cls(os.path.join(folder, f"raymat-{os.geteuid()}"), run, emit)
+        cache = cls(os.path.join(folder, f"raymat-{os.geteuid()}"), run, observer)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
             cache._give_up(f"{run[:60]!r} cannot be the name of a folder")
             return None
@@ -198,15 +207,14 @@ class LocalCache:
     def _discard(self, entry: FileEntry, reason: str) -> None:
         copy = self._found[entry.digest]
         _unlink(copy.path)
-        told = {"checkpoint": str(copy.checkpoint), "file": entry.name, "reason": reason}
-        self._emit("nearby_damaged", **told)
+        self._observer.copy_damaged(copy.checkpoint, entry.name, reason)
 
     def _give_up(self, reason: str) -> None:
         if self._stopped.is_set():  # the run is over, and another worker has removed the folder
             return
         self.stop()
         log.warning("no copies of shards are kept on this machine's disk: %s", reason)
-        self._emit("nearby_off", reason=reason)
+        self._observer.copies_off(reason)
 
 
 class _SupersededError(Exception):

@@ -37,6 +37,7 @@ from raymat.storage.store import Store
 from raymat.train.loop import trainer
 from raymat.train.loop.interfaces import Host
 from raymat.train.loop.restore import read_together
+from raymat.train.observability.checkpoint_events import LocalCopiesOff, LocalCopyDamaged
 from raymat.train.observability.events import read_events
 from raymat.train.run.notice import LeavingError
 from tests.support import runs
@@ -61,13 +62,17 @@ def kept_in(folder: Path, run: str = "r") -> list[str]:
 
 
 class Told:
-    """Remembers events."""
+    """Remembers what it observes, as events."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
 
-    def __call__(self, kind: str, **fields: Any) -> None:
-        self.events.append({"kind": kind} | fields)
+    def copy_damaged(self, checkpoint: CheckpointId, file: str, reason: str) -> None:
+        event = LocalCopyDamaged(checkpoint=str(checkpoint), file=file, reason=reason)
+        self.events.append(event.to_dict())
+
+    def copies_off(self, reason: str) -> None:
+        self.events.append(LocalCopiesOff(reason=reason).to_dict())
 
 
 def opened(folder: Path, told: Told | None = None, run: str = "r") -> LocalCache:

@@ -31,6 +31,7 @@ from raymat.train.loop.reporter import Reporter
 from raymat.train.loop.startup import StartingPoint, start_from_newest
 from raymat.train.loop.steps import TrainingSteps
 from raymat.train.loop.validation_points import PausedValidation, ValidationPoints
+from raymat.train.observability.local_copies import LocalCacheReport
 from raymat.train.validation.criteria import Validation
 from raymat.train.validation.interface import NoValidator, Validator
 
@@ -77,7 +78,11 @@ def run(
     attempt = begin_attempt(prepared, worker, store)
     with supervise(attempt, host):
         folder = worker.cache_folder
-        cache = LocalCache.open(folder, prepared.run_id, attempt.events.emit) if folder else None
+        cache = (
+            LocalCache.open(folder, prepared.run_id, LocalCacheReport(attempt.events))
+            if folder
+            else None
+        )
         return Trainer.start(attempt, host, feed, cache, validator or NoValidator()).train()
 
 
