@@ -10,6 +10,7 @@ import pytest
 from raymat.checkpoint.catalog import newest
 from raymat.train.observability.events import EventLog
 from raymat.train.run.open_run import open_run
+from tests.support.events import note
 from tests.support.kit import tiny
 
 LOSSES = {10: 0.9, 20: 0.4, 30: 0.5, 40: 0.3, 50: 0.35, 60: 0.6}
@@ -144,7 +145,7 @@ def test_torn_ones_of_the_dead_go_and_one_that_is_being_written_stays(
         "step-000000030-a002",
     ]
     # When a third attempt has begun, the second writes no more.
-    EventLog.for_rank(local.store, 3, 0).emit("start")
+    EventLog.for_rank(local.store, 3, 0).emit(note("start"))
     raymat("prune", local.url, "--keep", "5", "--yes")
     assert local.names() == ["step-000000010-a001", "step-000000020-a002", "step-000000030-a002"]
 

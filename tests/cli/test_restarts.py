@@ -12,6 +12,7 @@ from raymat.cli.restarts import main
 from raymat.errors import StorageError
 from raymat.storage.store import Store
 from raymat.train.observability.events import EventLog
+from tests.support.events import note
 
 EVENTS = [
     {"time": 100.0, "attempt": 1, "kind": "start", "world": 2},
@@ -50,12 +51,12 @@ def test_the_command_prints_a_table_and_json(
 ) -> None:
     store = Store.open(str(tmp_path), "run")
     events = EventLog.for_rank(store, 1, 0)
-    events.emit("start", world=2)
-    events.emit("leave", step=50, reason="node 1f is drained")
+    events.emit(note("start", world=2))
+    events.emit(note("leave", step=50, reason="node 1f is drained"))
     later = EventLog.for_rank(store, 2, 0)
-    later.emit("start", world=1)
-    later.emit("restore", step=50)
-    later.emit("first_step", step=51, seconds=1.0, batch=0.5)
+    later.emit(note("start", world=1))
+    later.emit(note("restore", step=50))
+    later.emit(note("first_step", step=51, seconds=1.0, batch=0.5))
     assert main([store.url]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:4] == ["attempt", "workers", "resumed", "lost"]

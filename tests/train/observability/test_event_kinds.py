@@ -15,7 +15,7 @@ from raymat.storage.store import Store
 from raymat.train.observability.event import Event
 from raymat.train.observability.event_kinds import KINDS, parse_event
 from raymat.train.observability.events import EventLog, read_events
-from tests.support.event_docs import EXAMPLES, document
+from tests.support.events import EXAMPLES, document
 
 ROOT = Path(__file__).parents[3]
 TREES = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "raymat").rglob("*.py")]
@@ -134,5 +134,5 @@ def test_every_field_of_every_event_says_what_it_is() -> None:
 
 
 def test_the_document_of_the_events_is_up_to_date() -> None:
-    """Else: python -m tests.support.event_docs > docs/events.md"""
+    """Else: python -m tests.support.events > docs/events.md"""
     assert (ROOT / "docs/events.md").read_text(encoding="utf-8") == document()

@@ -20,6 +20,7 @@ from raymat.train.observability.tensorboard_log import TensorBoardLog
 from raymat.train.optim.lr_schedule import rates
 from raymat.train.run.schedule import Schedule
 from tests.support import runs
+from tests.support.events import note
 
 
 @pytest.fixture
@@ -95,11 +96,11 @@ def test_rates_are_the_configured_ones() -> None:
 def test_events_of_all_writers_come_back_in_order(store: Store) -> None:
     assert next_attempt(store) == 1
     first, second = EventLog.for_rank(store, 3, 0), EventLog.for_rank(store, 3, 1)
-    first.emit("start", world=2)
-    second.emit("replaced", path="a.png")
-    first.emit("end", outcome="complete")
+    first.emit(note("start", world=2))
+    second.emit(note("replaced", path="a.png"))
+    first.emit(note("end", outcome="complete"))
     driver = EventLog.for_driver(store)
-    driver.emit("failure")
+    driver.emit(note("failure"))
     found = read_events(store)
     assert [event["kind"] for event in found] == ["start", "replaced", "end", "failure"]
     assert [event["attempt"] for event in found] == [3, 3, 3, 3]
@@ -123,7 +124,7 @@ def test_attempts_are_never_reused(store: Store) -> None:
 def test_a_full_segment_is_left_and_a_new_one_begun(store: Store, tmp_path: Path) -> None:
     log = EventLog.for_rank(store, 1, 0)
     for number in range(5):
-        log.emit("note", number=number, text="x" * 30_000)
+        log.emit(note("note", number=number, text="x" * 30_000))
     sizes = [len(store.read(file.path)) for file in store.list("events")]
     assert len(sizes) == 2
     assert 64 * 1024 < sizes[0] < 100_000
@@ -135,12 +136,12 @@ def test_an_event_that_cannot_be_written_comes_with_the_next_one(
 ) -> None:
     log = EventLog.for_rank(store, 1, 0)
     (tmp_path / "run").write_text("a file where the run's folder should be")
-    log.emit("first")
+    log.emit(note("first"))
     assert "events wait for storage" in caplog.text
     with pytest.raises(StorageError):
-        log.emit("second", required=True)
+        log.emit(note("second"), required=True)
     (tmp_path / "run").unlink()
-    log.emit("third")
+    log.emit(note("third"))
     assert [event["kind"] for event in read_events(store)] == ["first", "second", "third"]
 
 
@@ -150,11 +151,11 @@ def test_events_written_beside_come_in_order_and_survive_storage_that_was_away(
     log = EventLog.for_rank(store, 1, 0)
     log.write_beside()
     (tmp_path / "run").write_text("a file where the run's folder should be")
-    log.emit("first")
-    log.emit("second")
+    log.emit(note("first"))
+    log.emit(note("second"))
     time.sleep(0.1)
     (tmp_path / "run").unlink()
-    log.emit("third")
+    log.emit(note("third"))
     log.close()
     assert [event["kind"] for event in read_events(store)] == ["first", "second", "third"]
 
@@ -163,16 +164,16 @@ def test_events_that_storage_never_takes_do_not_fill_memory(store: Store, tmp_pa
     log = EventLog.for_rank(store, 1, 0)
     (tmp_path / "run").write_text("a file where the run's folder should be")
     for number in range(40):
-        log.emit("note", number=number, text="x" * 100_000)
+        log.emit(note("note", number=number, text="x" * 100_000))
     assert sum(map(len, log._lines)) <= 2**20
     (tmp_path / "run").unlink()
-    log.emit("end")
+    log.emit(note("end"))
     kept = read_events(store)
     assert [event.get("number") for event in kept[-3:]] == [38, 39, None]
 
 
 def test_damaged_lines_are_left_out(store: Store) -> None:
-    EventLog.for_rank(store, 1, 0).emit("start")
+    EventLog.for_rank(store, 1, 0).emit(note("start"))
     store.write("events/a001-rank-00001-0-00000.jsonl", b'{"kind": "e\n[1]\n\xff\n{"kind": "end"}')
     assert sorted(event["kind"] for event in read_events(store)) == ["end", "start"]
 

@@ -1,11 +1,11 @@
-"""An example of every event, and the document made of them: python -m tests.support.event_docs > docs/events.md"""
+"""Events for tests; an example of each kind, and the document made of them: python -m tests.support.events > docs/events.md"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import fields
-from typing import get_args, get_origin, get_type_hints
+from dataclasses import fields, make_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
 
 from raymat.train.observability.attempt_events import (
     AttemptEnded,
@@ -108,6 +108,17 @@ EXAMPLES: tuple[Event, ...] = (
 )  # fmt: skip
 """In the order of their classes."""
 
+
+def note(kind: str, **values: Any) -> Event:
+    """Return an event of any kind with any fields."""
+    names = [(name, type(value)) for name, value in values.items()]
+    made = make_dataclass(
+        "Note", names, bases=(Event,), namespace={"kind": kind}, frozen=True, kw_only=True
+    )
+    event: Event = made(**values)
+    return event
+
+
 HEAD = """# Events
 
 A run writes what happens to it as JSON lines into its `events/` folder: one object an event, in the order in which
@@ -116,7 +127,7 @@ newest one), `writer` (`rank-00000`, ..., or `driver`) and `kind`; then the fiel
 optional may be missing. Some events are also lines that the driver prints. Readers should pass over kinds and fields
 that they do not know.
 
-Made by `python -m tests.support.event_docs > docs/events.md`."""
+Made by `python -m tests.support.events > docs/events.md`."""
 
 
 def document() -> str:
