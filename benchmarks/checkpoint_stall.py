@@ -109,7 +109,7 @@ class Savers:
         store = Store.open(str(folder), "run")
         run = open_run(training.config, store)
         attempt = begin_attempt(run, Worker(World(), training.device), store)
-        attempt.events.write_beside()
+        attempt.events.write_in_background()
         self.contract = attempt.contract
         self.saver = AsyncSaver(attempt, Host(), loggers=[])
         training.before_update = self.saver.wait_for_copy

@@ -27,7 +27,7 @@ from raymat.storage.store import Store
 from raymat.train.loop import trainer
 from raymat.train.loop.interfaces import Host, Worker
 from raymat.train.loop.watchdog import Activity, Heartbeat
-from raymat.train.observability.event_kinds import parse_event
+from raymat.train.observability.event import Event
 from raymat.train.observability.progress import Progress
 from raymat.train.run.lease.lease_watch import LeaseWatch, require_holder
 from raymat.train.run.notice import Notice
@@ -138,11 +138,10 @@ class RayHost(Host):
         """Show the driver rank 0's progress."""
         self._board.set_progress(progress)
 
-    def event(self, event: dict[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """Have the driver print the event, if people should know of it."""
-        known = parse_event(event)
-        if known is not None and known.line is not None:
-            self._board.print_line(known.line)
+        if event.line is not None:
+            self._board.print_line(event.line)
 
     def register_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Show the blackboard what this worker does from now on."""

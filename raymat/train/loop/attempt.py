@@ -8,7 +8,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -19,7 +18,13 @@ from raymat.storage.store import Store
 from raymat.train.loop.interfaces import Host, TrainableRun, Worker
 from raymat.train.loop.state import ResumeContract
 from raymat.train.loop.watchdog import Activity, Heartbeat, Watchdog
-from raymat.train.observability.attempt_events import AttemptStarted, Participant
+from raymat.train.observability.attempt_events import (
+    AttemptEnded,
+    AttemptStarted,
+    Participant,
+    WorkerStuck,
+)
+from raymat.train.observability.event import Event
 from raymat.train.observability.events import EventLog, next_attempt
 from raymat.train.optim.mixed_precision import precision_on
 from raymat.train.run.notice import LeavingError
@@ -46,10 +51,10 @@ class Attempt:
         """What a checkpoint must have been made under for this attempt to resume it."""
         return ResumeContract(self.config, self.run.listing_digest, self.run.order.lineage)
 
-    def emit(self, kind: str, **fields: Any) -> None:
+    def emit(self, event: Event) -> None:
         """Write an event that all workers know of: once, by rank 0."""
         if self.group.leads:
-            self.events.emit(kind, **fields)
+            self.events.emit(event)
 
     def record_activity(self, what: str, step: int | None = None) -> None:
         """Tell the watchdog what the training thread begins. `step`: completed steps; default: as before."""
@@ -99,12 +104,11 @@ def begin_attempt(run: TrainableRun, worker: Worker, store: Store) -> Attempt:
 def supervise(attempt: Attempt, host: Host) -> Iterator[None]:
     """Watch the training thread in the block, and write an `end` event for whatever ends it before its time."""
     events, rank = attempt.events, attempt.group.world.rank
-    events.listener = host.event
-    events.write_beside()
+    events.write_in_background(host.event)
     host.register_heartbeat(attempt.heartbeat)
 
     def on_stuck(activity: Activity) -> None:
-        events.emit("stuck", rank=rank, **dataclasses.asdict(activity))
+        events.emit(WorkerStuck(rank=rank, **dataclasses.asdict(activity)))
         events.close()  # before the host ends this process
         host.stuck(activity)
 
@@ -113,11 +117,11 @@ def supervise(attempt: Attempt, host: Host) -> Iterator[None]:
         with Watchdog(attempt.heartbeat, limit, on_stuck):
             yield
     except LeavingError as error:
-        events.emit("end", outcome="left", error=error.line)
+        events.emit(AttemptEnded(outcome="left", error=error.line))
         raise
     except BaseException as error:
         text = error.line if isinstance(error, RaymatError) else first_line(error)
-        events.emit("end", outcome="failed", error=f"{type(error).__name__}: {text}")
+        events.emit(AttemptEnded(outcome="failed", error=f"{type(error).__name__}: {text}"))
         raise
     finally:
         events.close()

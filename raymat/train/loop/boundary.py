@@ -12,6 +12,7 @@ from raymat.train.loop.preemption import PreemptionHandler
 from raymat.train.loop.reporter import Reporter
 from raymat.train.loop.steps import TrainingSteps
 from raymat.train.loop.validation_points import Finding, ValidationPoints
+from raymat.train.observability.training_events import RatesLowered
 from raymat.train.optim.lr_schedule import rates
 
 
@@ -103,7 +104,7 @@ class Boundary:
         state.judge(attempt.config, past, attempt.schedule.total_steps)
         if state.rates.reductions > before:
             rate = rates(attempt.config, state.cursor.next_example, state.rates)
-            attempt.emit("plateau", step=state.step, reductions=state.rates.reductions, lr=rate)
+            attempt.emit(RatesLowered(step=state.step, reductions=state.rates.reductions, lr=rate))
         self._reporter.validation(found.step, found.result, found.waited)
 
     def _committed(self, found: list[Saved]) -> None:

@@ -18,12 +18,12 @@ from raymat.checkpoint.commit_tracker import Counts
 from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.save_decision import Decision, Load, decide
-from raymat.errors import StorageError
 from raymat.train.loop.attempt import Attempt
 from raymat.train.loop.interfaces import Host
 from raymat.train.loop.state import RunState, capture, lasting
 from raymat.train.loop.train_step import TrainStep
-from raymat.train.observability.events import EventLog
+from raymat.train.observability.checkpoint_events import SaveSkipped
+from raymat.train.observability.fault_reports import SaveFailureReport
 from raymat.train.observability.logger import Logger
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class AsyncSaver:
             attempt.group.world,
             attempt.run.run_id,
             attempt.number,
-            on_failure=_FailureEvents(attempt.events),
+            on_failure=SaveFailureReport(attempt.events),
             local_cache=cache,
         )
         self.agreement = CommitAgreement(attempt, host, self._writer, resumed)
@@ -164,7 +164,7 @@ class AsyncSaver:
         if decision is Decision.JOIN and keep_waiting:  # a validation needs the one that waits
             decision = Decision.WAIT if urgent else Decision.SKIP
         if decision is Decision.SKIP:
-            self._attempt.emit("save_skipped", step=state.step)
+            self._attempt.emit(SaveSkipped(step=state.step))
         if decision is Decision.WAIT:
             saved += self._wait_for_room(keep_waiting)
         began = time.monotonic()
@@ -273,18 +273,3 @@ class AsyncSaver:
     def _flush(self, step: int) -> None:
         for logger in self._loggers:
             logger.flush(step)
-
-
-class _FailureEvents:
-    """Writes an event for the first fault of a checkpoint, and when it is given up; called in the writer's thread."""
-
-    def __init__(self, events: EventLog) -> None:
-        self._events = events
-        self._failing: CheckpointId | None = None
-
-    def __call__(self, checkpoint: CheckpointId, error: StorageError, final: bool) -> None:
-        if final or checkpoint != self._failing:
-            self._failing = checkpoint
-            self._events.emit(
-                "save_failed", checkpoint=str(checkpoint), given_up=final, error=error.line
-            )

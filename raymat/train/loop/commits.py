@@ -19,6 +19,7 @@ from raymat.train.loop.interfaces import Host
 from raymat.train.loop.reporter import Reporter
 from raymat.train.loop.startup import StartingPoint
 from raymat.train.loop.state import RunState
+from raymat.train.observability.checkpoint_events import CheckpointCommitted
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +76,13 @@ class Checkpoints:
         for saved in found:
             self.newest = saved.checkpoint
             self._attempt.emit(
-                "commit",
-                checkpoint=str(saved.checkpoint),
-                step=saved.checkpoint.step,
-                seconds=saved.seconds,
-                stall=saved.stall,
-                bytes=saved.bytes,
+                CheckpointCommitted(
+                    checkpoint=str(saved.checkpoint),
+                    step=saved.checkpoint.step,
+                    seconds=saved.seconds,
+                    stall=saved.stall,
+                    bytes=saved.bytes,
+                )
             )
         if found:
             self._reporter.committed(found[-1].checkpoint)

@@ -12,6 +12,7 @@ from raymat.config.run import RunConfig
 from raymat.data.sample_order import SampleOrder
 from raymat.distributed.world import World
 from raymat.train.loop.watchdog import Activity, Heartbeat
+from raymat.train.observability.event import Event
 from raymat.train.observability.progress import Progress
 from raymat.train.run.notice import Notice
 
@@ -70,7 +71,7 @@ class Host:
     def progress(self, progress: Progress) -> None:
         """Take note of the run's progress; rank 0 calls it after logged steps and commits; must return at once."""
 
-    def event(self, event: dict[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """Take note of an event that this worker writes to the run's log; must return at once."""
 
     def stuck(self, activity: Activity) -> None:

@@ -7,6 +7,11 @@ import time
 from raymat.train.loop.attempt import Attempt
 from raymat.train.loop.checkpointing import AsyncSaver
 from raymat.train.loop.interfaces import Host
+from raymat.train.observability.attempt_events import (
+    PreemptionNoticed,
+    PreemptionWithdrawn,
+    WorkersLeft,
+)
 from raymat.train.run.notice import Action, LeavingError, Notice, action_on, merge
 
 
@@ -85,7 +90,7 @@ class PreemptionHandler:
     def leaving(self, notice: Notice, step: int) -> LeavingError:
         """Return the error to leave with after `step`, when all is committed that can be."""
         committed = self._saver.agreement.committed_step
-        self._attempt.emit("leave", reason=notice.reason, step=step, committed=committed)
+        self._attempt.emit(WorkersLeft(reason=notice.reason, step=step, committed=committed))
         return LeavingError(
             f"{notice.reason}: the workers left after step {step}, step {committed} is committed",
             final=notice.final,
@@ -94,8 +99,10 @@ class PreemptionHandler:
     def _note(self, notice: Notice | None, step: int) -> None:
         old, self._notice = self._notice, notice
         if notice is None and old is not None:
-            self._attempt.emit("notice_withdrawn", reason=old.reason, step=step)
+            self._attempt.emit(PreemptionWithdrawn(reason=old.reason, step=step))
         elif notice is not None and (
             old is None or (notice.reason, notice.deadline) != (old.reason, old.deadline)
         ):
-            self._attempt.emit("notice", reason=notice.reason, deadline=notice.deadline, step=step)
+            self._attempt.emit(
+                PreemptionNoticed(reason=notice.reason, deadline=notice.deadline, step=step)
+            )

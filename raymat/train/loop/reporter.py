@@ -12,10 +12,12 @@ from raymat.checkpoint.manifest import CheckpointId
 from raymat.train.loop.attempt import Attempt
 from raymat.train.loop.interfaces import Host
 from raymat.train.loop.state import RunState
+from raymat.train.observability.fault_reports import ReplacementReport
 from raymat.train.observability.image_grids import training_grids
 from raymat.train.observability.logger_setup import make_loggers
 from raymat.train.observability.progress import Progress
-from raymat.train.observability.unreadable_images import ReplacementReport
+from raymat.train.observability.training_events import FirstStepDone
+from raymat.train.observability.validation_events import ValidationDone
 from raymat.train.validation.result import StoredResult
 
 
@@ -62,7 +64,7 @@ class Reporter:
         """Write how long the attempt took to its first step: what a restart costs ends here."""
         times = self._start.step_ended()
         if times is not None:
-            self._attempt.emit("first_step", step=step, **times)
+            self._attempt.emit(FirstStepDone(step=step, **times))
 
     def row(self, kind: str, step: int, loss: float | None, **fields: Any) -> None:
         """Log a row of completed step `step`."""
@@ -84,7 +86,7 @@ class Reporter:
         """Log the row of a validation and write its event. `waited`: seconds that training stood still for it."""
         if result is None:
             return
-        self.replaced.note(result.replaced)
+        self.replaced.add(result.replaced)
         found = result.found
         self.row(
             "valid",
@@ -95,13 +97,14 @@ class Reporter:
             metrics=found.metrics,
         )
         self._attempt.emit(
-            "validation",
-            step=step,
-            loss=found.loss,
-            metrics=found.metrics,
-            seconds=result.seconds,
-            place=result.place,
-            waited=waited,
+            ValidationDone(
+                step=step,
+                loss=found.loss,
+                metrics=found.metrics,
+                seconds=result.seconds,
+                place=result.place,
+                waited=waited,
+            )
         )
 
     def images(self, step: int, pictures: Mapping[str, Tensor]) -> None:

@@ -17,6 +17,8 @@ from raymat.train.loop.reporter import Reporter
 from raymat.train.loop.restore import Restored, restore
 from raymat.train.loop.state import RunState
 from raymat.train.loop.train_step import TrainStep
+from raymat.train.observability.checkpoint_events import CheckpointRestored, CheckpointSkipped
+from raymat.train.observability.training_events import AverageStarted, WeightsInitialized
 from raymat.train.optim.forward import ForwardPass
 from raymat.train.optim.lr_schedule import fix_cosine_end
 from raymat.train.run.selected_weights import Selected, read_weights
@@ -73,22 +75,26 @@ def _restore(
 
     def skipped(checkpoint: CheckpointId, reason: str) -> None:
         damaged.add(checkpoint)
-        attempt.emit("skip", checkpoint=str(checkpoint), step=checkpoint.step, reason=reason)
+        attempt.emit(
+            CheckpointSkipped(checkpoint=str(checkpoint), step=checkpoint.step, reason=reason)
+        )
 
     restored = restore(attempt, step, skipped, cache)
     if restored.checkpoint is not None:
         at = restored.state.step
         attempt.emit(
-            "restore",
-            checkpoint=str(restored.checkpoint),
-            step=at,
-            seconds=time.monotonic() - began,
-            nearby_bytes=restored.nearby_bytes,
-            storage_bytes=restored.storage_bytes,
+            CheckpointRestored(
+                attempt=attempt.number,
+                checkpoint=str(restored.checkpoint),
+                step=at,
+                seconds=time.monotonic() - began,
+                nearby_bytes=restored.nearby_bytes,
+                storage_bytes=restored.storage_bytes,
+            )
         )
         if step.ema is not None and not step.ema.updates:  # --ema-decay is new in this run
             summary = f"the average of the weights begins with those of step {at}"
-            attempt.emit("ema", step=at, summary=summary)
+            attempt.emit(AverageStarted(step=at, summary=summary))
     return restored, frozenset(damaged)
 
 
@@ -97,7 +103,7 @@ def _initialise(attempt: Attempt, step: TrainStep) -> None:
     url = attempt.config.model.init
     if url is not None:
         report = initialise_from(step.network, url, attempt.group)
-        attempt.emit("init", url=url, summary=report.summary)
+        attempt.emit(WeightsInitialized(url=url, summary=report.summary))
     # Last: the average begins with the weights that training begins with.
     if step.ema is not None:
         step.ema.restart()

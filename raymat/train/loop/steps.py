@@ -14,6 +14,7 @@ from raymat.train.loop.preemption import PreemptionHandler
 from raymat.train.loop.reporter import Reporter
 from raymat.train.loop.startup import StartingPoint
 from raymat.train.loop.train_step import StepResult
+from raymat.train.observability.training_events import StepSkipped
 from raymat.train.optim.lr_schedule import rates
 from raymat.train.optim.step_health import BadStep, NonfiniteStepCounter
 from raymat.train.validation.evaluator import finite
@@ -64,7 +65,7 @@ class TrainingSteps:
         attempt.record_activity("training", state.step)
         if batch.step != state.step:
             raise TrainingError(f"the feed gave step {batch.step}, expected {state.step}")
-        self._reporter.replaced.see(batch)
+        self._reporter.replaced.add(batch.replaced)
         numbers = attempt.run.order.step_numbers(batch.step)
         rate = rates(attempt.config, state.cursor.next_example, state.rates)
         done = batch.step + 1
@@ -97,7 +98,13 @@ class TrainingSteps:
 
     def _require_finite(self, found: list[BadStep]) -> None:
         for bad in found:
-            self._attempt.emit("nonfinite", **bad.fields())
+            skipped = StepSkipped(
+                step=bad.step,
+                examples=[bad.first_example, bad.last_example],
+                loss=str(bad.loss),
+                gradient_norm=str(bad.gradient_norm),
+            )
+            self._attempt.emit(skipped)
         self._nonfinite.require_finite()
 
     def _log_row(self, batch: MicroBatch, result: StepResult, rate: dict[str, float]) -> None:

@@ -31,7 +31,8 @@ from raymat.train.loop.reporter import Reporter
 from raymat.train.loop.startup import StartingPoint, start_from_newest
 from raymat.train.loop.steps import TrainingSteps
 from raymat.train.loop.validation_points import PausedValidation, ValidationPoints
-from raymat.train.observability.local_copies import LocalCacheReport
+from raymat.train.observability.attempt_events import AttemptEnded
+from raymat.train.observability.fault_reports import LocalCacheReport
 from raymat.train.validation.criteria import Validation
 from raymat.train.validation.interface import NoValidator, Validator
 
@@ -175,13 +176,14 @@ class Trainer:
         checkpoints.end(state, already_complete)
         (replaced,) = attempt.group.sums([float(self.reporter.replaced.count)])
         attempt.emit(
-            "end",
-            outcome="complete",
-            reason=f"stopped early: {state.stopped}" if state.stopped else "the run's length",
-            step=state.step,
-            replaced=int(replaced),
-            waited=self.validations.waited,
-            saves=dataclasses.asdict(checkpoints.saver.counts),
+            AttemptEnded(
+                outcome="complete",
+                reason=f"stopped early: {state.stopped}" if state.stopped else "the run's length",
+                step=state.step,
+                replaced=int(replaced),
+                waited=self.validations.waited,
+                saves=dataclasses.asdict(checkpoints.saver.counts),
+            )
         )
         self.host.ended()
         assert checkpoints.newest is not None

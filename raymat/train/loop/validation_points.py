@@ -22,7 +22,8 @@ from raymat.train.loop.preemption import PreemptionHandler
 from raymat.train.loop.restore import read_together
 from raymat.train.loop.startup import StartingPoint
 from raymat.train.loop.state import RunState
-from raymat.train.observability.unreadable_images import ReplacementReport
+from raymat.train.observability.fault_reports import ReplacementReport
+from raymat.train.observability.validation_events import ValidationInLoop, ValidationLost
 from raymat.train.validation.checkpoint_validation import evaluators_of
 from raymat.train.validation.criteria import Validation
 from raymat.train.validation.deferred import Answer, DeferredValidation
@@ -103,7 +104,7 @@ class PausedValidation:
             evaluators,
             self._feed,
             self._attempt.group,
-            self._replaced.see,
+            lambda batch: self._replaced.add(batch.replaced),
             lambda: self.check_preemption("validating"),
         )
         return StoredResult(found, "loop", time.monotonic() - began)
@@ -240,7 +241,7 @@ class ValidationPoints:
         return self._attempt.group.on_lead(lambda: ask(self._deferred))
 
     def _emit_in_loop(self, step: int, reason: str) -> None:
-        self._attempt.emit("validation_in_loop", step=step, reason=reason)
+        self._attempt.emit(ValidationInLoop(step=step, reason=reason))
 
     def _emit_lost(self, step: int, reason: str) -> None:
-        self._attempt.emit("validation_lost", step=step, reason=reason)
+        self._attempt.emit(ValidationLost(step=step, reason=reason))

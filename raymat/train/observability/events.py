@@ -56,8 +56,7 @@ class EventLog:
         """Number of `_lines` that are in storage."""
         self._thread: threading.Thread | None = None
         self._closing = False
-        self.listener: Callable[[dict[str, Any]], None] = lambda event: None
-        """Called with every event as it is written."""
+        self._listener: Callable[[Event], None] = lambda event: None
 
     @classmethod
     def for_rank(cls, store: Store, attempt: int, rank: int) -> EventLog:
@@ -69,7 +68,7 @@ class EventLog:
         """Open the log of the process that starts attempts."""
         return cls(store, None, "driver")
 
-    def emit(self, event: Event | str, *, required: bool = False, **fields: Any) -> None:
+    def emit(self, event: Event, *, required: bool = False) -> None:
         """Write an event now.
 
         If storage fails, this is logged, and the event is written again with the next one, unless it is `required`.
@@ -77,18 +76,21 @@ class EventLog:
         Raises:
             StorageError: a required event could not be written.
         """
-        content = {"kind": event} | fields if isinstance(event, str) else event.to_dict()
         stored = {"time": time.time(), "attempt": self._attempt_now(), "writer": self._writer}
-        stored |= content
+        stored |= event.to_dict()
         with self._changed:
             self._lines.append(json.dumps(stored).encode() + b"\n")
             self._changed.notify_all()
-        self.listener(stored)
+        self._listener(event)
         if required or self._thread is None:
             self._write_pending(required)
 
-    def write_beside(self) -> None:
-        """Start a thread that writes all events but required ones, so that `emit` returns at once, until `close`."""
+    def write_in_background(self, listener: Callable[[Event], None] = lambda event: None) -> None:
+        """Start a thread that writes all events but required ones, so that `emit` returns at once, until `close`.
+
+        `listener` is called with each event from now on, in the thread that emits it.
+        """
+        self._listener = listener
         self._thread = threading.Thread(target=self._work, name="event-log", daemon=True)
         self._thread.start()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,15 +61,6 @@ class BadStep:
     last_example: int
     loss: float
     gradient_norm: float
-
-    def fields(self) -> dict[str, Any]:
-        """Return the fields of its event, JSON-able: numbers that are not finite as text."""
-        return {
-            "step": self.step,
-            "examples": [self.first_example, self.last_example],
-            "loss": str(self.loss),
-            "gradient_norm": str(self.gradient_norm),
-        }
 
     def __str__(self) -> str:
         return f"step {self.step} (examples {self.first_example} to {self.last_example})"

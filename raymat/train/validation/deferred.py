@@ -15,6 +15,12 @@ from raymat.checkpoint.manifest import CheckpointId
 from raymat.errors import StorageError
 from raymat.storage.store import Store
 from raymat.train.observability.events import EventLog
+from raymat.train.observability.validation_events import (
+    ValidationBegun,
+    ValidationDied,
+    ValidationFound,
+    ValidationRunning,
+)
 from raymat.train.validation.interface import Place, Validator
 from raymat.train.validation.result import StoredResult, find_result, read_result, write_result
 
@@ -97,7 +103,7 @@ class DeferredValidation:
         """Begin to validate `checkpoint` if its result is expected."""
         if checkpoint.step == self._step and self._result is None and self._checkpoint is None:
             self._checkpoint = checkpoint
-            self._begin()
+            self._begin(checkpoint)
 
     def poll(self, *, lost: bool = False, waited_for: bool = False) -> Answer:
         """Return what is known of the result; a validation that died is begun again.
@@ -121,13 +127,13 @@ class DeferredValidation:
             return  # of the validation before
         if status.state == "running" and status.text != self._seen:
             self._seen = status.text
-            self._events.emit("validation_runs", step=self._step, who=status.text)
+            self._events.emit(ValidationRunning(step=checkpoint.step, who=status.text))
         if status.state == "ended":
             self._fetch(checkpoint, waited_for)
         elif status.state == "died":
-            self._restart(status.text)
+            self._restart(checkpoint, status.text)
         elif status.state == "running" and status.seconds > self._limit:
-            self._restart(f"it gave no sign of life for {status.seconds:.0f} s")
+            self._restart(checkpoint, f"it gave no sign of life for {status.seconds:.0f} s")
         elif status.state == "waiting" and waited_for and status.seconds > PLACE_SECONDS:
             self._give_up(f"it found no place for {status.seconds:.0f} s")
 
@@ -139,15 +145,15 @@ class DeferredValidation:
                 raise
             return  # there is time to try again
         if self._result is None:
-            self._restart("it left no result")
+            self._restart(checkpoint, "it left no result")
         else:
-            self._events.emit("validation_found", step=self._step, seconds=self._result.seconds)
+            self._events.emit(ValidationFound(step=checkpoint.step, seconds=self._result.seconds))
 
-    def _restart(self, why: str) -> None:
-        self._events.emit("validation_died", step=self._step, error=why, tries=self._tries)
+    def _restart(self, checkpoint: CheckpointId, why: str) -> None:
+        self._events.emit(ValidationDied(step=checkpoint.step, error=why, tries=self._tries))
         if self._tries < MAX_TRIES:
             self._validator.end()
-            self._begin()
+            self._begin(checkpoint)
         else:
             self._give_up(f"it died {self._tries} times, at last: {why}")
 
@@ -156,12 +162,13 @@ class DeferredValidation:
         self._reason = reason
         self._validator.end()
 
-    def _begin(self) -> None:
-        assert self._checkpoint is not None
+    def _begin(self, checkpoint: CheckpointId) -> None:
         place = self._validator.place()
         if place.claim is None:
             self._reason = place.text
             return
         self._tries += 1
-        self._events.emit("validation_begun", step=self._step, place=place.text, tries=self._tries)
-        self._validator.begin(self._checkpoint)
+        self._events.emit(
+            ValidationBegun(step=checkpoint.step, place=place.text, tries=self._tries)
+        )
+        self._validator.begin(checkpoint)

@@ -19,6 +19,7 @@ from raymat.train.loop import startup
 from raymat.train.loop.interfaces import Host
 from raymat.train.loop.state import RunState
 from raymat.train.loop.trainer import Outcome
+from raymat.train.observability.event import Event
 from raymat.train.observability.events import read_events
 from raymat.train.observability.metrics_log import read_metrics
 from raymat.train.optim.lr_schedule import RateState, fix_cosine_end, rates
@@ -298,8 +299,8 @@ class Killer(Host):
     def __init__(self, kind: str, step: int) -> None:
         self.where = (kind, step)
 
-    def event(self, event: dict[str, Any]) -> None:
-        if (event["kind"], event.get("step")) == self.where:
+    def event(self, event: Event) -> None:
+        if (event.kind, getattr(event, "step", None)) == self.where:
             os.kill(os.getpid(), signal.SIGKILL)
 
 

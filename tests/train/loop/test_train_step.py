@@ -204,7 +204,7 @@ def test_one_failure_in_a_row_too_many_is_an_error() -> None:
     watch = NonfiniteStepCounter(2, CPU)
     for step in (1, 2):
         (bad,) = watch.push(step, range(step * 8, step * 8 + 8), Failed())  # type: ignore[arg-type]
-        assert bad.fields()["examples"] == [step * 8, step * 8 + 7]
+        assert [bad.first_example, bad.last_example] == [step * 8, step * 8 + 7]
         watch.require_finite()
     watch.push(3, range(24, 32), Failed())  # type: ignore[arg-type]
     with pytest.raises(

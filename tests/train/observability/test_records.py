@@ -149,7 +149,7 @@ def test_events_written_beside_come_in_order_and_survive_storage_that_was_away(
     store: Store, tmp_path: Path
 ) -> None:
     log = EventLog.for_rank(store, 1, 0)
-    log.write_beside()
+    log.write_in_background()
     (tmp_path / "run").write_text("a file where the run's folder should be")
     log.emit(note("first"))
     log.emit(note("second"))
