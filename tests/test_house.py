@@ -236,6 +236,68 @@ def test_what_decodes_pictures_imports_without_torch() -> None:
     assert import_without({"ray", "torch"}, modules) == ""
 
 
+# What fits into a head.
+
+SET_BY_BASE: dict[str, set[str]] = {}
+"""Attributes that a base class of another package has."""
+
+MOST_LINES = {"class": 150, "function": 49, "file": 325}
+"""With docstrings and comments. What is larger is two things."""
+MOST_PARAMETERS = 7
+"""Of a function, self aside."""
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_files_classes_and_functions_stay_small(module: Path) -> None:
+    nodes = [*ast.walk(tree_of(module))]
+    kinds = {ast.ClassDef: "class", ast.FunctionDef: "function", ast.AsyncFunctionDef: "function"}
+    large = {
+        node.name: node.end_lineno - node.lineno + 1
+        for node in nodes
+        if isinstance(node, tuple(kinds))
+        and node.end_lineno - node.lineno >= MOST_LINES[kinds[type(node)]]
+    }
+    assert large == {}
+    assert len(module.read_text(encoding="utf-8").splitlines()) <= MOST_LINES["file"]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_nothing_is_handed_more_than_seven_things(module: Path) -> None:
+    handed = {}
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            given = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            handed[node.name] = len([g for g in given if g.arg not in ("self", "cls")])
+    assert {function: count for function, count in handed.items() if count > MOST_PARAMETERS} == {}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_objects_are_born_whole(module: Path) -> None:
+    """An attribute that a method other than __init__ makes is missing until that method has run."""
+    for owner in ast.walk(tree_of(module)):
+        if not isinstance(owner, ast.ClassDef):
+            continue
+        methods = [n for n in owner.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        born = {
+            n.target.id
+            for n in owner.body
+            if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+        }
+        made: dict[str, set[str]] = {}
+        for method in methods:
+            made[method.name] = {
+                node.attr
+                for node in ast.walk(method)
+                if isinstance(node, ast.Attribute)
+                and isinstance(node.ctx, ast.Store)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "self"
+            }
+        born |= made.pop("__init__", set())
+        late = {attribute for attributes in made.values() for attribute in attributes} - born
+        assert late - SET_BY_BASE.get(owner.name, set()) == set(), owner.name
+
+
 # What is left to the edge.
 
 

@@ -109,6 +109,11 @@ class CommitAgreement:
             self._writer.require_fresh(self._max_age, load.age)
         return load, saved
 
+    def wait_for_local_copies(self, until: float) -> None:
+        """Let all workers copy their newest shard to their disks: whoever leaves first takes the others with it."""
+        self._writer.drain(max(0.0, min(COPY_SECONDS, (until - time.time()) / 2)))
+        self._attempt.group.gather(None)
+
     def report_last(self) -> None:
         """Tell the host of the last checkpoint too, unless it handles one before for too long."""
         for _ in range(MAX_HOST_POLLS):
@@ -204,7 +209,7 @@ class AsyncSaver:
             found += saved
             if load.alive == 0 and self.agreement.committed_step < state.step:
                 found += self.save(step, state, metrics, urgent=True)
-        self._wait_for_copies_nearby(until)
+        self.agreement.wait_for_local_copies(until)
         if until == math.inf:
             self.agreement.report_last()
             self._writer.close()
@@ -264,11 +269,6 @@ class AsyncSaver:
             if decision is Decision.BEGIN or (decision is Decision.JOIN and not keep_waiting):
                 return found
             time.sleep(POLL_SECONDS / 2)
-
-    def _wait_for_copies_nearby(self, until: float) -> None:
-        """Let all workers keep their newest shard nearby: whoever leaves first takes the others with it."""
-        self._writer.drain(max(0.0, min(COPY_SECONDS, (until - time.time()) / 2)))
-        self._attempt.group.gather(None)
 
     def _flush(self, step: int) -> None:
         for logger in self._loggers:

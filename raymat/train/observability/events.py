@@ -14,7 +14,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from raymat.errors import StorageError
@@ -151,7 +151,8 @@ class EventLog:
         if self._attempt is not None:
             return self._attempt
         try:
-            return highest_attempt(self._store)
+            # Every attempt has left its `start` event: the checkpoints need no listing of their own.
+            return highest_attempt(self._store, folders=(FOLDER,))
         except StorageError:
             return None
 
@@ -181,13 +182,13 @@ def read_lines(data: bytes) -> list[dict[str, Any]]:
     return found
 
 
-def highest_attempt(store: Store) -> int:
-    """Return the highest attempt that left anything in events/ or checkpoints/; 0 if none did.
+def highest_attempt(store: Store, folders: Sequence[str] = (FOLDER, "checkpoints")) -> int:
+    """Return the highest attempt that left anything in these folders; 0 if none did.
 
     Raises:
         StorageError: the storage cannot be read.
     """
-    paths = [file.path for folder in (FOLDER, "checkpoints") for file in store.list(folder)]
+    paths = [file.path for folder in folders for file in store.list(folder)]
     return max((int(n) for path in paths for n in _ATTEMPT.findall(path)), default=0)
 
 

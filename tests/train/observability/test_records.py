@@ -114,6 +114,23 @@ def test_events_of_all_writers_come_back_in_order(store: Store) -> None:
     assert next_attempt(store) == 4
 
 
+def test_a_drivers_event_finds_its_attempt_without_a_listing_of_the_checkpoints(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    EventLog.for_rank(store, 7, 0).emit(note("start", world=1))
+    listed: list[str] = []
+    plain = Store.list
+
+    def counted(self: Store, folder: str = "") -> Any:
+        listed.append(folder)
+        return plain(self, folder)
+
+    monkeypatch.setattr(Store, "list", counted)
+    EventLog.for_driver(store).emit(note("launch"))
+    assert listed == ["events"]
+    assert read_events(store)[-1]["attempt"] == 7
+
+
 def test_attempts_are_never_reused(store: Store) -> None:
     store.write("checkpoints/step-000000100-a012/state.json", b"{}")
     store.write("checkpoints/a099/file", b"Ray's")
