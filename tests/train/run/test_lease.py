@@ -27,7 +27,7 @@ from raymat.checkpoint.catalog import scan
 from raymat.errors import LeaseError, LeaseLostError
 from raymat.storage.store import Store
 from raymat.train.observability.events import highest_attempt
-from raymat.train.run.lease import acquire
+from raymat.train.run.lease import acquire, process
 from raymat.train.run.lease.entries import FOLDER, Entry, Pace, term_of
 from raymat.train.run.lease.lease import Lease
 from raymat.train.run.lease.lease_watch import LeaseWatch, require_holder
@@ -627,6 +627,82 @@ def test_a_process_is_gone_when_its_number_is_free_or_another_process_has_it() -
     assert living.gone  # a zombie
     child.communicate()
     assert living.gone
+
+
+@pytest.mark.parametrize("error", [PermissionError, None], ids=["another-users", "own"])
+def test_a_living_process_that_proc_hides_is_not_gone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: type[OSError] | None
+) -> None:
+    """As with hidepid=2: the system says that the process lives, and /proc shows only this one."""
+    me = Owner.me()
+    hide_others(monkeypatch, tmp_path)
+    assert Owner.me() == me
+    other = dataclasses.replace(me, pid=os.getppid(), started=1)
+    answer_kill(monkeypatch, error)
+    assert not other.gone
+    answer_kill(monkeypatch, ProcessLookupError)
+    assert other.gone
+
+
+def test_a_living_holder_that_proc_hides_is_watched_before_it_is_replaced(
+    local: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pace = Pace(renew=0.1, ttl=1.0, look=0.02, watch=0.1)
+    hidden = dataclasses.replace(Owner.me(), pid=os.getppid(), started=1)
+    hide_others(monkeypatch, tmp_path / "proc")
+    answer_kill(monkeypatch, PermissionError)
+    silent = Lease.acquire(local, pace=pace, say=no_line, owner=hidden)
+    silent._ended.set()
+    said: list[str] = []
+    began = time.monotonic()
+    with Lease.acquire(local, pace=pace, say=said.append):
+        assert time.monotonic() - began >= 1.0
+    assert f"held by pid {os.getppid()} of" in said[0]
+
+
+@pytest.mark.parametrize("other", ["boot", "name space", "unknown", "unreadable"])
+def test_nobody_is_gone_for_a_machine_of_another_boot_or_name_space(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, other: str
+) -> None:
+    """Two containers may share a host name and a storage; the other's process ids mean nothing here."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    dead = dataclasses.replace(Owner.me(), pid=ended.pid)
+    assert dead.gone
+    if other == "unknown":
+        dead = Owner(dead.host, dead.pid, dead.user)
+    else:
+        hide_others(monkeypatch, tmp_path, **{other.replace(" ", "_"): "other"})
+    assert not dead.gone
+
+
+def hide_others(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    boot: str = "",
+    name_space: str = "",
+    unreadable: str = "",
+) -> None:
+    """Let `process` see a /proc that shows this process alone; it may be another boot's or another name space's."""
+    (folder / "sys/kernel/random").mkdir(parents=True)
+    boot_id = "sys/kernel/random/boot_id"
+    (folder / boot_id).write_text(boot or Path("/proc", boot_id).read_text())
+    if not unreadable:
+        mine = folder / str(os.getpid())
+        (mine / "ns").mkdir(parents=True)
+        (mine / "stat").write_text(Path("/proc/self/stat").read_text())
+        (mine / "ns/pid").symlink_to(name_space or os.readlink("/proc/self/ns/pid"))
+        (folder / "self").symlink_to(str(os.getpid()))
+    monkeypatch.setattr(process, "PROC", folder)
+
+
+def answer_kill(monkeypatch: pytest.MonkeyPatch, error: type[OSError] | None) -> None:
+    def kill(pid: int, number: int) -> None:
+        assert number == 0
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(process.os, "kill", kill)
 
 
 def _started(pid: int) -> int:
