@@ -34,6 +34,7 @@ __all__ = [
     "local_nodes",
     "prestart_worker",
     "raylet_address",
+    "recorded_head",
     "resolve_address",
     "responds",
     "worker_pids",
@@ -42,6 +43,8 @@ __all__ = [
 TESTED_RAY = (2, 60)
 ANSWER_SECONDS = 3.0
 """A process that does not answer within this time is taken for frozen."""
+ANSWERS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+"""Errors that only a living process gives."""
 RAYLET_SECONDS = 2.0
 PREEMPTION = 2
 """`DRAIN_NODE_REASON_PREEMPTION` in Ray's autoscaler.proto: the only drain that Ray never refuses on a busy node."""
@@ -102,8 +105,8 @@ def responds(address: str) -> bool:
     )
     try:
         check(b"", timeout=ANSWER_SECONDS)
-    except grpc.RpcError:
-        return False
+    except grpc.RpcError as error:
+        return error.code() in ANSWERS
     finally:
         channel.close()
     return True
@@ -163,6 +166,14 @@ def local_heads() -> list[str]:
 def local_nodes() -> set[str]:
     """Return the ids, in hex, of the nodes that run on this machine, of whatever cluster."""
     return set(services.find_node_ids())
+
+
+def recorded_head() -> str | None:
+    """Return HOST:PORT of the head in Ray's own record of the last `ray start` on this machine; None without one.
+
+    The record outlives a cluster that was killed.
+    """
+    return ray._private.utils.read_ray_address() or None
 
 
 def resolve_address(address: str) -> str:

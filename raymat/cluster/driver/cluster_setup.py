@@ -9,13 +9,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
 
-from raymat.cluster.ray_internals import apply_settings
+import raymat
+from raymat.cluster.ray_internals import apply_settings, recorded_head, resolve_address, responds
 from raymat.config.run import RunConfig
-from raymat.errors import ClusterError, ConfigError
+from raymat.errors import ClusterError, ConfigError, first_line
 from raymat.train.optim.mixed_precision import precision_on
 
 OBJECT_STORE_BYTES = 2 * 2**30
@@ -75,34 +77,109 @@ def _start_ray() -> Literal["shared", "joined", "started"]:
     if ray.is_initialized():
         return "shared"
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if os.environ.get("RAY_ADDRESS") != "local":
-        try:
-            ray.init(address="auto", **quiet)
+    with own_package_first():
+        if address := address_to_join():
+            say(f"joining the Ray cluster at {address}")
+            ray.init(address=address, **quiet)
             return "joined"
-        except ConnectionError:
-            if "RAY_ADDRESS" in os.environ:
-                raise ClusterError(
-                    f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: start it, "
-                    "or unset RAY_ADDRESS to run on this machine alone"
-                ) from None
-    ray.init(
-        address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
-    )
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **quiet,
+            )
+        except OSError as error:
+            folder = os.environ.get("RAY_TMPDIR", "/tmp")
+            raise ClusterError(
+                f"Ray cannot start in {folder}: {first_line(error)}; set RAY_TMPDIR to a short path with room"
+            ) from error
     return "started"
 
 
-def check_room(config: RunConfig, resources: dict[str, float], can_grow: bool) -> None:
+def address_to_join() -> str | None:
+    """Return the address of the cluster to train on; None: this machine gets a Ray of its own.
+
+    A cluster is joined where RAY_ADDRESS names it, or where `ray start` was used on this machine. Whatever other Ray
+    runs here, another run's above all, would end with its driver, and its cores are taken.
+
+    Raises:
+        ClusterError: RAY_ADDRESS is no address, or nothing answers there.
+    """
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named == "local" or named.startswith("ray://"):
+        return None if named == "local" else named
+    if named in ("", "auto"):
+        recorded = recorded_head()
+        if recorded is not None and responds(recorded):
+            return recorded
+        if named == "auto":
+            raise ClusterError(
+                "RAY_ADDRESS=auto, but no cluster that `ray start` started on this machine answers: start it, name one "
+                "as HOST:PORT, or unset RAY_ADDRESS to run on this machine alone"
+            )
+        if recorded is not None:
+            say(
+                f"the Ray cluster at {recorded} does not answer any more: starting Ray on this machine"
+            )
+        return None
+    try:
+        address = resolve_address(named)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"RAY_ADDRESS={named} is no address ({first_line(error)}): expected HOST:PORT, local or auto"
+        ) from None
+    if not responds(address):
+        raise ClusterError(
+            f"no Ray cluster answers at RAY_ADDRESS={named}: start it, "
+            "or unset RAY_ADDRESS to run on this machine alone"
+        )
+    return address
+
+
+@contextmanager
+def own_package_first() -> Iterator[None]:
+    """Have the cluster's processes that start in the block import this raymat, whatever the working directory holds.
+
+    Ray puts the driver's working directory first into the import path of its processes. A folder there that is called
+    raymat, a clone's above all, would take the place of the installed package.
+    """
+    package = Path(raymat.__file__).resolve().parent
+    here = Path.cwd()
+    shadow = here / package.name
+    if not shadow.exists() or shadow.resolve() == package:
+        yield
+        return
+    # Of the paths that Ray hands on the working directory comes first: for a moment it is the one that holds this package.
+    os.chdir(package.parent)
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
+def check_room(config: RunConfig, can_grow: bool) -> None:
     """Say at once what Ray would wait for without a word.
 
     Raises:
         ClusterError: a cluster that cannot grow has no room for the smallest number of workers.
     """
-    workers = config.workers.workers.low
-    for name, each in worker_resources(config, resources).items():
-        need, have = each * workers, resources.get(name, 0)
-        if have >= need:
-            continue
+    workers, total, free = (
+        config.workers.workers.low,
+        ray.cluster_resources(),
+        ray.available_resources(),
+    )
+    for name, each in worker_resources(config, total).items():
+        need, have, left = each * workers, total.get(name, 0), free.get(name, 0)
         short = f"{workers} workers need {need:g} {name}, the cluster has {have:g}"
-        if not can_grow:
+        if have < need and not can_grow:
             raise ClusterError(f"{short}: use fewer --workers or a larger machine")
-        print(f"waiting for nodes: {short}", file=sys.stderr, flush=True)
+        if have < need:
+            say(f"waiting for nodes: {short}")
+        elif left < need:
+            say(f"waiting for others to finish: {short}, of which {left:g} is free")
+
+
+def say(line: str) -> None:
+    """Print a line for whoever watches the driver."""
+    print(line, file=sys.stderr, flush=True)

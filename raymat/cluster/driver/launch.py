@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import os
 import socket
-import sys
 import time
 import uuid
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from ray.exceptions import RayError
 from raymat.checkpoint.catalog import scan
 from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.controller.failure_policy import raymat_error
-from raymat.cluster.driver.cluster_setup import check_room, resolve_auto, running_ray
+from raymat.cluster.driver.cluster_setup import check_room, resolve_auto, running_ray, say
 from raymat.cluster.driver.progress_line import ProgressLine
 from raymat.cluster.driver.stop_signals import StopSignals
 from raymat.cluster.driver.trainer_setup import build_trainer
@@ -48,8 +47,8 @@ class RunResult:
 def fit(config: RunConfig) -> RunResult:
     """Train to the end of `config`, resuming from the newest verified checkpoint.
 
-    Joins the cluster that RAY_ADDRESS or a running one gives, or starts Ray on this machine. Returns when the run is
-    complete.
+    Joins the cluster that RAY_ADDRESS names or that `ray start` started on this machine, else starts a Ray of its own.
+    Returns when the run is complete.
 
     Raises:
         LeaseError: another driver has the run. RaymatError: what the user can mend, in one line (configuration, dataset,
@@ -59,7 +58,7 @@ def fit(config: RunConfig) -> RunResult:
     config = absolute_paths(config)
     store = _open_storage(config)
     with (
-        Lease.acquire(store, take_over=config.take_over, say=_say) as lease,
+        Lease.acquire(store, take_over=config.take_over, say=say) as lease,
         running_ray() as grows,
     ):
         resolve = functools.partial(resolve_auto, resources=ray.cluster_resources())
@@ -67,7 +66,7 @@ def fit(config: RunConfig) -> RunResult:
         _report_changes(run)
         if run.complete:
             return _result(run, run.status, already_complete=True)
-        check_room(run.config, ray.cluster_resources(), can_grow=grows)
+        check_room(run.config, can_grow=grows)
         _report_launch(run, lease)
         lease.wait_until_alone()
         _train(run, lease)
@@ -120,13 +119,9 @@ def _open_storage(config: RunConfig) -> Store:
     return store
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _report_changes(run: OpenedRun) -> None:
     for change in run.changes:
-        _say(change.line)
+        say(change.line)
         if change.event is not None:
             EventLog.for_driver(run.store).emit(change.event)
 

@@ -1,0 +1,143 @@
+"""Which Ray a run is driven on, and what is said of the room there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+import raymat
+from raymat.cluster.driver.cluster_setup import address_to_join, check_room, own_package_first
+from raymat.errors import ClusterError
+from tests.support.heads import free_port
+from tests.support.kit import tiny
+from tests.support.paths import ROOT
+
+
+@pytest.fixture
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Ray's record of the last `ray start` on this machine: there was none yet."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    return tmp_path / "ray/ray_current_cluster"
+
+
+def head() -> str:
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def test_the_ray_of_another_run_on_this_machine_is_not_joined(cluster: None, record: Path) -> None:
+    assert address_to_join() is None
+
+
+def test_what_ray_start_started_here_is_joined(cluster: None, record: Path) -> None:
+    record.write_text(head())
+    assert address_to_join() == head()
+
+
+def test_a_record_of_a_cluster_that_is_gone_is_said_and_passed_over(
+    record: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = f"127.0.0.1:{free_port()}"
+    record.write_text(gone)
+    assert address_to_join() is None
+    assert capsys.readouterr().err == (
+        f"the Ray cluster at {gone} does not answer any more: starting Ray on this machine\n"
+    )
+
+
+def test_ray_address_decides(cluster: None, record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", head())
+    assert address_to_join() == head()
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    record.write_text(head())
+    assert address_to_join() is None
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert address_to_join() == head()
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("127.0.0.1:9", "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9: start it, or unset"),
+        ("192.0.2.1:6379", "no Ray cluster answers at RAY_ADDRESS=192.0.2.1:6379: start it, or"),
+        ("nonsense", "RAY_ADDRESS=nonsense is no address"),
+        ("auto", "RAY_ADDRESS=auto, but no cluster that `ray start` started on this machine"),
+    ],
+)
+def test_an_address_at_which_nothing_answers_costs_seconds_and_one_line(
+    address: str, line: str, record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    began = time.monotonic()
+    with pytest.raises(ClusterError) as raised:
+        address_to_join()
+    assert raised.value.line.startswith(line)
+    assert time.monotonic() - began < 30  # Ray's own way takes 240 s
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_sockets_is_refused_in_one_line(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / ("a" * 100)
+    folder.mkdir()
+    script = "from raymat.cluster.driver.cluster_setup import running_ray\nwith running_ray(): pass"
+    environment = {n: v for n, v in os.environ.items() if n != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment | {"RAY_TMPDIR": str(folder), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert f"ClusterError: Ray cannot start in {folder}: " in last
+    assert last.endswith("set RAY_TMPDIR to a short path with room")
+
+
+def test_a_folder_called_raymat_in_the_working_directory_shadows_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray hands on the working directory of the moment in which a driver connects."""
+    package = Path(raymat.__file__).resolve().parent
+    monkeypatch.chdir(tmp_path)
+    with own_package_first():
+        assert Path.cwd() == tmp_path
+    (tmp_path / "raymat").mkdir()
+    with own_package_first():
+        assert Path.cwd() == package.parent
+    assert Path.cwd() == tmp_path
+    monkeypatch.chdir(package.parent)
+    with own_package_first():
+        assert Path.cwd() == package.parent
+    assert os.getcwd() == str(package.parent)
+
+
+def test_cores_that_others_have_are_said_to_be_waited_for(
+    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class SomebodyElse:
+        def here(self) -> None:
+            return
+
+    config = tiny("base", tmp_path, "run", workers="2")
+    check_room(config, can_grow=False)
+    assert capsys.readouterr().err == ""
+    other = ray.remote(num_cpus=4)(SomebodyElse).remote()
+    ray.get(other.here.remote())
+    try:
+        deadline = time.monotonic() + 30
+        while ray.available_resources().get("CPU", 0) > 0 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        check_room(config, can_grow=False)
+    finally:
+        ray.kill(other)
+    assert capsys.readouterr().err == (
+        "waiting for others to finish: 2 workers need 2 CPU, the cluster has 4, of which 0 is free\n"
+    )
