@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import ray
 
-import raymat
 from raymat.cluster.ray_internals import apply_settings, recorded_head, resolve_address, responds
 from raymat.config.run import RunConfig
 from raymat.errors import ClusterError, ConfigError, first_line
@@ -144,7 +143,7 @@ def own_package_first() -> Iterator[None]:
     Ray puts the driver's working directory first into the import path of its processes. A folder there that is called
     raymat, a clone's above all, would take the place of the installed package.
     """
-    package = Path(raymat.__file__).resolve().parent
+    package = Path(__file__).resolve().parents[2]
     here = Path.cwd()
     shadow = here / package.name
     if not shadow.exists() or shadow.resolve() == package:
