@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 import random
 import re
@@ -28,7 +29,14 @@ from raymat.errors import LeaseError, LeaseLostError
 from raymat.storage.store import Store
 from raymat.train.observability.events import highest_attempt
 from raymat.train.run.lease import acquire, process
-from raymat.train.run.lease.entries import FOLDER, Entry, Pace, term_of
+from raymat.train.run.lease.entries import (
+    FOLDER,
+    Entry,
+    Pace,
+    list_entries,
+    read_entries,
+    term_of,
+)
 from raymat.train.run.lease.lease import Lease
 from raymat.train.run.lease.lease_watch import LeaseWatch, require_holder
 from raymat.train.run.lease.process import Owner
@@ -104,8 +112,7 @@ def local(tmp_path: Path) -> Store:
 
 
 def entries(store: Store) -> list[Entry]:
-    found = [Entry.try_decode(store.read(info.path)) for info in store.list(FOLDER)]
-    return [entry for entry in found if entry is not None]
+    return [seen.entry for seen in read_entries(store, list_entries(store))]
 
 
 def jitter(seed: int, seconds: float) -> Callable[[str, bytes], None]:
@@ -467,6 +474,116 @@ def test_a_holder_that_does_not_leave_when_asked_is_named(local: Store) -> None:
         with pytest.raises(LeaseError, match=r"was asked \d+ s ago to leave .*: stop it"):
             Lease.acquire(local, pace=impatient, take_over=True, say=lambda line: None)
     assert len(entries(local)) == 1
+
+
+# Objects of other versions.
+
+FOREIGN_NAME = "000007-0123abcd"
+FOREIGN = {
+    "newer": b'{"format": 2, "holder": "somebody", "count": %d}',
+    "damaged": b'{"name": "000007-0123abcd", "sta %d',
+    "no entry": b'{"count": %d}',
+    "of a state that is unknown": b'{"state": "paused", "owner": {"host": "h", "pid": 1, "user": "u"}, "n": %d}',
+}
+WHO = {"newer": "a newer raymat"}
+"""What the lines call it; of all others they name the object."""
+
+
+@contextmanager
+def foreign(store: Store, data: Callable[[int], bytes], seconds: float) -> Iterator[None]:
+    """Write a foreign object once, and then again every so many seconds."""
+    ended = threading.Event()
+    path = f"{FOLDER}/{FOREIGN_NAME}.json"
+
+    def renew() -> None:
+        for number in itertools.count(1):
+            if ended.wait(seconds):
+                return
+            store.write(path, data(number))
+
+    store.write(path, data(0))
+    with ThreadPoolExecutor(1) as pool:
+        renewing = pool.submit(renew)
+        try:
+            yield
+        finally:
+            ended.set()
+            renewing.result(20)
+
+
+@pytest.mark.parametrize("take_over", [False, True])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_driver_whose_object_cannot_be_read_is_refused_to_while_it_renews_it(
+    local: Store, kind: str, take_over: bool
+) -> None:
+    with foreign(local, lambda number: FOREIGN[kind] % number, 0.1):
+        with pytest.raises(LeaseError) as refused:
+            Lease.acquire(local, pace=QUICK, take_over=take_over, say=lambda line: None)
+        assert [entry.name for entry in entries(local)] == [FOREIGN_NAME]
+    assert refused.value.line.startswith(f"{local.url} is being trained by {who_wrote(kind)}: wait")
+
+
+def test_an_object_that_is_written_again_with_the_same_bytes_is_a_living_drivers(
+    local: Store,
+) -> None:
+    with (
+        foreign(local, lambda number: b"?", 0.1),
+        pytest.raises(LeaseError, match="is being trained by"),
+    ):
+        Lease.acquire(local, pace=QUICK, say=lambda line: None)
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_an_object_that_cannot_be_read_is_a_dead_drivers_when_it_stood_still_for_the_time_to_live(
+    store: Store, kind: str
+) -> None:
+    pace = Pace(renew=0.1, ttl=1.0, look=0.02, watch=0.3)
+    said: list[str] = []
+    with foreign(store, lambda number: FOREIGN[kind] % number, 600.0):
+        began = time.monotonic()
+        with Lease.acquire(store, pace=pace, say=said.append) as lease:
+            lease.wait_until_alone()  # its workers may still train
+            assert time.monotonic() - began >= 1.0 + 2 * 0.3
+            assert term_of(lease.name) > term_of(FOREIGN_NAME)
+            assert [entry.name for entry in entries(store)] == [lease.name]
+    assert said[0].startswith(f"the run is held by {who_wrote(kind)}")
+
+
+def who_wrote(kind: str) -> str:
+    path = f"{FOLDER}/{FOREIGN_NAME}.json"
+    return WHO.get(kind, f"a driver whose object {path} this raymat cannot read")
+
+
+def test_a_holder_leaves_alone_what_it_cannot_read(local: Store) -> None:
+    """It may be a candidate's, before or behind this one; a successor would have removed the holder's object."""
+    with Lease.acquire(local, pace=QUICK, say=no_line) as lease:
+        names = [f"{number:06d}-0123abcd" for number in (0, 9)]
+        for name in names:
+            local.write(f"{FOLDER}/{name}.json", FOREIGN["newer"] % 0)
+        before = entries_of(local, lease.name).renewals
+        wait_until(lambda: entries_of(local, lease.name).renewals > before + 2)
+        assert lease.lost is None
+        assert {entry.name for entry in entries(local)} == {lease.name, *names}
+
+
+def entries_of(store: Store, name: str) -> Entry:
+    (found,) = (entry for entry in entries(store) if entry.name == name)
+    return found
+
+
+def test_fields_that_are_not_known_are_ignored_and_ones_that_are_absent_unknown(
+    local: Store,
+) -> None:
+    owner = b'{"host": "h", "pid": 7, "user": "u", "shoe": 43}'
+    data = b'{"state": "holder", "since": 5.0, "format": 1, "mood": "good", "owner": %b}' % owner
+    assert Entry.decode(FOREIGN_NAME, data) == Entry(
+        FOREIGN_NAME, "holder", Owner("h", 7, "u", machine=None, started=None), 5.0
+    )
+    mine = Entry(FOREIGN_NAME, "candidate", Owner.me(), 5.0, renewals=3, replaces="x")
+    assert Entry.decode(FOREIGN_NAME, mine.encode()) == mine
+    assert json.loads(mine.encode()).keys() == {
+        *("name", "state", "owner", "since", "renewals", "replaces")
+    }  # drivers before the format number read nothing else
 
 
 # Losing it.

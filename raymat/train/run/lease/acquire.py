@@ -93,15 +93,12 @@ class LeaseAcquisition:
         """Raise LeaseError where a holder lives; or ask it to leave, or say that it is being watched."""
         for seen in live:
             holder = seen.entry
-            if holder.state != "holder":
+            if holder.state == "candidate":
                 continue
-            if self._take_over and (self._request is None or self._request.holder == holder.name):
+            if self._may_ask(holder):
                 self._ask_to_leave(holder)
             elif self._peers.has_renewed(holder):
-                raise LeaseError(
-                    f"{self._store.url} is being trained by {holder.owner}, since {_clock(holder.since)}: "
-                    "wait until it ends, stop it, or say --take-over"
-                )
+                raise LeaseError(f"{self._store.url} is being trained by {_remedy(holder)}")
             else:
                 age = self._peers.seconds_since_renewal(seen)
                 renewed = "" if age is None else f", renewed {age:.0f} s ago"
@@ -110,6 +107,11 @@ class LeaseAcquisition:
                     f"the run is held by {holder.owner}{renewed}; "
                     f"waiting up to {self._pace.ttl:.0f} s to see whether it still lives",
                 )
+
+    def _may_ask(self, holder: Entry) -> bool:
+        """Whether to ask this one: the first that was asked, and none that may not understand."""
+        asked = self._request is None or self._request.holder == holder.name
+        return self._take_over and asked and holder.state == "holder"
 
     def _ask_to_leave(self, holder: Entry) -> None:
         if self._own is None:
@@ -142,15 +144,24 @@ class LeaseAcquisition:
         return False
 
     def _clear(self, dead: list[Seen]) -> bool:
-        """Remove the objects of those that were succeeded; whether one of them held the lease to its end."""
+        """Remove the objects of those that were succeeded; whether one of them may have held the lease to its end."""
         if dead:
             self._store.delete([seen.entry.path for seen in dead])
-        return any(seen.entry.state == "holder" for seen in dead)
+        return any(seen.entry.state in ("holder", "unreadable") for seen in dead)
 
     def _say_once(self, key: str, line: str) -> None:
         if key not in self._said:
             self._said.add(key)
             self._say(line)
+
+
+def _remedy(holder: Entry) -> str:
+    if holder.state == "unreadable":
+        return f"{holder.owner}: wait until it ends, or stop it"
+    return (
+        f"{holder.owner}, since {_clock(holder.since)}: "
+        "wait until it ends, stop it, or say --take-over"
+    )
 
 
 def _clock(seconds: float) -> str:

@@ -7,14 +7,16 @@ import json
 import math
 import re
 import time
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
 
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.store import FileInfo, Store
 from raymat.train.run.lease.process import Owner
 
 FOLDER = "lease"
+FORMAT = 1
+"""Of the objects. This one is not written: drivers before the number take an object with a field more for no entry."""
 _NAME = re.compile(rf"{FOLDER}/(?P<name>(?P<term>\d{{6,}})-[0-9a-f]{{8}})\.json")
 
 
@@ -40,15 +42,20 @@ class Pace:
 PACE = Pace()
 
 
+State = Literal["candidate", "holder", "released", "unreadable"]
+
+
 @dataclass(frozen=True)
 class Entry:
     """A contender's object."""
 
     name: str
-    state: Literal["candidate", "holder", "released"]
-    owner: Owner
-    since: float
-    """Unix seconds by the owner's clock, for people only."""
+    state: State
+    """Of one that is unreadable nothing is known but its name: it must be reckoned with until it stands still."""
+    owner: Owner | str
+    """The driver; in words if it is unreadable."""
+    since: float = 0.0
+    """Unix seconds by the owner's clock, for people only; 0 if unknown."""
     renewals: int = 0
     replaces: str | None = None
     """The name of the holder that it asks to leave."""
@@ -68,13 +75,19 @@ class Entry:
         return json.dumps(asdict(self)).encode()
 
     @classmethod
-    def try_decode(cls, data: bytes) -> Entry | None:
-        """Read an object; None for what is no entry."""
+    def decode(cls, name: str, data: bytes) -> Entry:
+        """Read the object of this name, without fields that are not known here."""
+        who = f"a driver whose object {path_of(name)} this raymat cannot read"
         try:
             values = json.loads(data)
-            return cls(**values | {"owner": Owner(**values["owner"])})
-        except (ValueError, KeyError, TypeError):
-            return None
+            if values.get("format", FORMAT) > FORMAT:
+                who = "a newer raymat"
+            elif values["state"] in get_args(State):
+                owner = Owner(**_known(Owner, values["owner"]))
+                return cls(**_known(cls, values) | {"name": name, "owner": owner})
+        except (ValueError, KeyError, TypeError, AttributeError):
+            pass
+        return cls(name, "unreadable", who)
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,10 @@ class OwnEntry:
         return boottime() - self.proved
 
 
+def _known(kind: type[Entry] | type[Owner], values: dict[str, Any]) -> dict[str, Any]:
+    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
+
+
 def path_of(name: str) -> str:
     """Return the path of a contender's object in the run's folder."""
     return f"{FOLDER}/{name}.json"
@@ -145,17 +162,17 @@ def list_entries(store: Store) -> dict[str, FileInfo]:
 
 
 def read_entries(store: Store, listed: dict[str, FileInfo]) -> list[Seen]:
-    """Read the listed objects, without those that were removed meanwhile, and without what is no entry."""
+    """Read the listed objects, without those that were removed meanwhile."""
     found = []
-    for info in listed.values():
+    for name, info in listed.items():
         data = store.try_read(info.path)
-        entry = None if data is None else Entry.try_decode(data)
-        if data is not None and entry is not None:
-            found.append(Seen(entry, data, info.modified))
+        if data is not None:
+            found.append(Seen(Entry.decode(name, data), data, info.modified))
     return found
 
 
 def successors_of(store: Store, name: str, listed: dict[str, FileInfo]) -> list[Entry]:
-    """Return who became holder after `name`, or was it."""
+    """Return who is known to have become holder after `name`."""
     later = {other: info for other, info in listed.items() if term_of(other) > term_of(name)}
-    return [seen.entry for seen in read_entries(store, later) if seen.entry.state != "candidate"]
+    found = [seen.entry for seen in read_entries(store, later)]
+    return [entry for entry in found if entry.state in ("holder", "released")]

@@ -57,8 +57,7 @@ def require_holder(store: Store, name: str) -> None:
         LeaseLostError: another has it, or nobody. StorageError: the storage cannot be read.
     """
     data = store.try_read(path_of(name))
-    entry = None if data is None else Entry.try_decode(data)
-    if entry is None or entry.state != "holder":
+    if data is None or Entry.decode(name, data).state != "holder":
         raise _loss(store, successors_of(store, name, list_entries(store)))
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from raymat.storage.store import Store
 from raymat.train.run.lease.entries import Entry, Pace, Seen, list_entries, read_entries
+from raymat.train.run.lease.process import Owner
 
 
 @dataclass(frozen=True)
 class _Watched:
-    """An object's bytes, since when they are the same (monotonic), and whether they ever changed."""
+    """An object as it was last read, since when it is the same (monotonic), and whether it ever changed."""
 
-    data: bytes
+    seen: Seen
     since: float
     changed: bool
 
@@ -40,14 +41,16 @@ class Peers:
 
     def is_alive(self, seen: Seen) -> bool:
         """Return whether another's object, just read, must be reckoned with."""
-        if seen.entry.state == "released" or seen.entry.owner.gone:
+        if seen.entry.state == "released":
+            return False
+        if isinstance(seen.entry.owner, Owner) and seen.entry.owner.gone:
             return False
         if seen.modified and self._storage_now - seen.modified > self._pace.stale:
             return False
         before = self._watched.get(seen.entry.name)
-        if before is None or before.data != seen.data:
+        if before is None or before.seen != seen:
             now = time.monotonic()
-            self._watched[seen.entry.name] = _Watched(seen.data, now, before is not None)
+            self._watched[seen.entry.name] = _Watched(seen, now, before is not None)
             return True
         # Of two readings that are equal the first was over `since`, and the second not begun when `_looked` was taken.
         return self._looked - before.since <= self._pace.ttl
