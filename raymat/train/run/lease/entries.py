@@ -28,9 +28,6 @@ class Pace:
     """Between two renewals of a holder's object."""
     ttl: float = 20.0
     """A contender that was watched for this long and did not renew its object is dead."""
-    stale: float = 300.0
-    """An object that is older than this by the storage's clock is a dead contender's. Storages whose machines' clocks differ
-    by more do not work."""
     look: float = 1.0
     """Between two looks of a contender."""
     watch: float = 3.0

@@ -45,8 +45,6 @@ class Peers:
             return False
         if isinstance(seen.entry.owner, Owner) and seen.entry.owner.gone:
             return False
-        if seen.modified and self._storage_now - seen.modified > self._pace.stale:
-            return False
         before = self._watched.get(seen.entry.name)
         if before is None or before.seen != seen:
             now = time.monotonic()
