@@ -1,26 +1,34 @@
-"""Command lines, read by argparse into the options that dataclasses declare."""
+"""Command lines, read by tyro into the options that dataclasses declare."""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import dataclasses
 import difflib
 import inspect
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from shutil import get_terminal_size
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin
+
+import tyro
 
 from raymat.config.options import Option, options_of
 from raymat.config.values import Duration, Range
 from raymat.errors import ConfigError
 
+try:
+    from tyro._errors import on_parse_error  # not public: without it, tyro prints a box and exits
+except ImportError:
+    on_parse_error = contextlib.nullcontext  # type: ignore[assignment]
+
 T = TypeVar("T")
 
 _METAVARS = {int: "N", float: "X", str: "TEXT", Range: "N|MIN:MAX", Duration: "TIME"}
 
-
-Groups = Mapping[str, Mapping[str, Option]]
-"""Options by name, by the heading under which `--help` lists them; "" is argparse's own."""
+Options = Mapping[str, Option]
+Groups = Mapping[str, Options]
+"""Options by name, by the heading under which `--help` lists them; those of "" have none."""
 
 
 def parse_options(kind: type[T], argv: Sequence[str], prog: str) -> T:
@@ -30,10 +38,10 @@ def parse_options(kind: type[T], argv: Sequence[str], prog: str) -> T:
         ConfigError: what is wrong with the command line, in one line.
     """
     options = options_of(kind)
-    groups = {"": options}
-    named = named_options(argv, prog, inspect.getdoc(kind) or "", groups, switch="store_true")
+    switches = {name: False for name, option in options.items() if option.kind is bool}
+    named = named_options(argv, prog, inspect.getdoc(kind) or "", {"": options}, switches)
     missing = [
-        _written(option)
+        f"{'' if option.spelling.positional else option.flag + ' '}{_metavar(option)}"
         for name, option in options.items()
         if name not in named and option.default is dataclasses.MISSING
     ]
@@ -43,25 +51,25 @@ def parse_options(kind: type[T], argv: Sequence[str], prog: str) -> T:
 
 
 def named_options(
-    argv: Sequence[str],
-    prog: str,
-    description: str,
-    groups: Groups,
-    switch: Any = argparse.BooleanOptionalAction,
+    argv: Sequence[str], prog: str, description: str, groups: Groups, switches: Mapping[str, bool]
 ) -> dict[str, Any]:
     """Return the options that a command line names, by name; `--help` prints and exits.
 
-    `switch` is argparse's action for options that are true or false.
+    Options in `switches` have no `--no-` form; where they are not named, the value there is returned.
 
     Raises:
         ConfigError: an unknown flag, with the closest that exists, or a value that cannot be used.
     """
+    given, rest = _read(argv, prog, description, _dictionary(groups, switches), {"": switches})
     options = {name: option for group in groups.values() for name, option in group.items()}
-    parser = _parser(prog, description, groups, switch)
-    words = [_with_dashes(word) for word in argv]
-    _refuse_unknown_flags(words, options.values())
-    given = vars(parser.parse_intermixed_args(words))
-    return {n: _value(options[n], value) for n, value in given.items() if value is not None}
+    named = {name: value for group in given.values() for name, value in group.items()}
+    _refuse_flags(rest, options, switches)
+    lists = [name for name, option in options.items() if get_origin(option.kind) is tuple]
+    if rest and not lists:
+        raise ConfigError(f"unrecognized arguments: {' '.join(rest)} ({prog} --help)")
+    for name in lists:  # tyro ends a list at the first flag
+        named[name] = (*named.get(name, ()), *rest)
+    return {n: options[n].read(v) if isinstance(v, str) else v for n, v in named.items()}
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -70,77 +78,71 @@ def closest(name: str, known: Iterable[str]) -> str:
     return f": did you mean {near[0]}?" if near else ": --help lists what there is"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} ({self.prog} --help)")
+def _read(argv: Sequence[str], prog: str, text: str, kind: Any, default: Any) -> tuple[Any, Any]:
+    """Return what tyro reads into a `kind`, and the words that it leaves."""
+    # tyro joins the lines of a text, but for those that begin with a space.
+    lines = textwrap.TextWrapper(get_terminal_size()[0], initial_indent=" ", subsequent_indent=" ")
+    try:
+        with on_parse_error(_refuse_lone_flag):
+            return tyro.cli(
+                kind,
+                args=argv,
+                prog=prog,
+                description="\n\n".join(map(lines.fill, text.split("\n\n"))),
+                default=default,
+                config=(tyro.conf.OmitArgPrefixes,),
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise ConfigError(f"the command line cannot be read ({prog} --help)") from None
+        raise
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(text, width, break_on_hyphens=False)
+def _refuse_lone_flag(event: Any) -> None:
+    flags = "/".join(event.argument.lowered.name_or_flags)
+    raise ConfigError(f"argument {flags}: expected one argument ({event.prog} --help)")
 
 
-def _parser(prog: str, description: str, groups: Groups, switch: Any) -> _Parser:
-    positional = [o for group in groups.values() for o in group.values() if o.spelling.positional]
-    parser = _Parser(
-        prog=prog,
-        usage=" ".join([prog, "[-h] [OPTIONS]", *map(_written, positional)]),
-        description=description,
-        formatter_class=_HelpFormatter,
-        allow_abbrev=False,
-    )
-    for heading, options in groups.items():
-        group = parser.add_argument_group(heading) if heading else parser
-        for option in options.values():
-            _add(group, option, switch)
-    return parser
-
-
-def _add(group: argparse._ActionsContainer, option: Option, switch: Any) -> None:
-    help_text = (option.help + _default_hint(option)).replace("%", "%%")
-    flags = [flag for flag in (option.spelling.short, option.flag) if flag]
-    if option.spelling.positional:
-        nargs = "*" if get_origin(option.kind) is tuple else "?"
-        group.add_argument(option.name, nargs=nargs, metavar=_metavar(option), help=help_text)
-    elif option.kind is bool:
-        group.add_argument(*flags, action=switch, default=None, help=help_text)
-    else:
-        group.add_argument(*flags, metavar=_metavar(option), help=help_text)
-
-
-def _default_hint(option: Option) -> str:
-    if option.spelling.positional or option.default is None or option.default is False:
-        return ""
-    given = option.default is not dataclasses.MISSING
-    return f" (default: {option.default})" if given else " (required)"
-
-
-def _written(option: Option) -> str:
-    metavar = _metavar(option)
-    return metavar if option.spelling.positional else f"{option.flag} {metavar}"
-
-
-def _metavar(option: Option) -> str:
-    if option.spelling.metavar or get_origin(option.kind) is not Literal:
-        return option.spelling.metavar or _METAVARS[option.kind]
-    return f"{{{','.join(map(str, get_args(option.kind)))}}}"
-
-
-def _with_dashes(word: str) -> str:
-    flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value if word.startswith("--") else word
-
-
-def _refuse_unknown_flags(words: Iterable[str], options: Iterable[Option]) -> None:
-    known = {"--help"}
-    for option in options:
-        known |= {option.flag, "--no" + option.flag[1:]} if option.kind is bool else {option.flag}
-    for flag in (word.partition("=")[0] for word in words if word.startswith("--")):
-        if flag not in known:
+def _refuse_flags(words: list[str], options: Options, switches: Collection[str]) -> None:
+    known = {"--help"} | {option.flag for option in options.values()}
+    pairs = [o for name, o in options.items() if o.kind is bool and name not in switches]
+    known |= {"--no" + option.flag[1:] for option in pairs}
+    for word in words:
+        if word.startswith("-"):
+            flag = word.partition("=")[0].replace("_", "-")
             raise ConfigError(f"unknown flag {flag}{closest(flag, known)}")
 
 
-def _value(option: Option, given: Any) -> Any:
-    if isinstance(given, list):
-        return tuple(given)
-    return option.read(given) if isinstance(given, str) else given
+def _dictionary(groups: Groups, switches: Collection[str]) -> Any:
+    """Return a type for tyro: a dictionary for each heading, with the options that are named."""
+    typed_dict: Any = TypedDict  # made from data, which type checkers do not follow
+    members = {}
+    for heading, options in groups.items():
+        fields = {name: _text(option, name in switches) for name, option in options.items()}
+        docs = [str(option.owner.__doc__).splitlines()[0] for option in options.values()]
+        group = typed_dict("Group", fields, total=False)
+        members[heading] = Annotated[group, tyro.conf.arg(help="".join(docs[:1]))]
+    return typed_dict("Groups", members)
+
+
+def _text(option: Option, switch: bool) -> Any:
+    """Return a type for tyro, which leaves a value as text for `Option.read`."""
+    default, short = option.default, option.spelling.short
+    hint = "(required)" if default is dataclasses.MISSING else f"(default: {default})"
+    shown = tyro.conf.arg(
+        metavar=_metavar(option),
+        help=option.help,
+        help_behavior_hint="" if default is None or default is False else hint,
+        aliases=[short] if short else None,
+    )
+    kind: Any = option.kind if option.kind is bool or get_origin(option.kind) is tuple else str
+    kind = Annotated[kind, tyro.conf.Positional] if option.spelling.positional else kind
+    kind = Annotated[kind, tyro.conf.FlagCreatePairsOff] if switch else kind
+    return Annotated[kind, shown]
+
+
+def _metavar(option: Option) -> str | None:
+    if option.spelling.metavar or get_origin(option.kind) is not Literal:
+        return option.spelling.metavar or _METAVARS.get(option.kind)
+    return f"{{{','.join(map(str, get_args(option.kind)))}}}"

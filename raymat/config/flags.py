@@ -16,7 +16,7 @@ import yaml
 
 from raymat.config.command_line import Groups, closest, named_options
 from raymat.config.options import options_of
-from raymat.config.run import STAGE_DEFAULTS, RunConfig, all_options, build, overlay
+from raymat.config.run import SECTIONS, STAGE_DEFAULTS, RunConfig, all_options, build, overlay
 from raymat.config.sections import Stage
 from raymat.errors import ConfigError, one_line
 from raymat.storage.faults import backend_errors, reason
@@ -38,23 +38,20 @@ def parse_run(stage: Stage, argv: Sequence[str]) -> RunConfig:
         ConfigError: an unknown flag or key, or a value that cannot be used.
     """
     description = f"Train the {stage} network. The same --storage and --name resume the same run."
-    flags = named_options(argv, f"raymat {stage}", description, _groups(stage))
+    flags = named_options(argv, f"raymat {stage}", description, _groups(stage), switches={})
     source = flags.pop("config", None)
     options = read_yaml(source) if source is not None else {}
     return build(stage, overlay(options, flags))
 
 
 def _groups(stage: Stage) -> Groups:
-    groups = {_heading(RunConfig): options_of(_Files)}
+    headings = {section: name for name, section in SECTIONS.items()}
+    groups = {"": options_of(_Files)}
     for name, option in all_options().items():
         default = STAGE_DEFAULTS[stage].get(name, option.default)
         option = dataclasses.replace(option, default=default)
-        groups.setdefault(_heading(option.owner), {})[name] = option
+        groups.setdefault(headings.get(option.owner, ""), {})[name] = option
     return groups
-
-
-def _heading(owner: type) -> str:
-    return str(owner.__doc__).splitlines()[0].rstrip(".")
 
 
 def read_yaml(source: str) -> dict[str, Any]:

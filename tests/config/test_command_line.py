@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from dataclasses import dataclass
+from typing import Annotated
 
 import pytest
 
 from raymat.cli.main import COMMANDS, main
 from raymat.cli.prune import Options
+from raymat.config import command_line
 from raymat.config.command_line import parse_options
+from raymat.config.options import Spelling
 from raymat.errors import ConfigError
 
 
@@ -21,14 +25,16 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["checkpoints", "evaluate", "verify", "export", "prune"])
+@pytest.mark.parametrize(
+    "command", ["checkpoints", "demo", "evaluate", "verify", "export", "prune"]
+)
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = help_of(command, capsys)
     assert shown.startswith(f"usage: raymat {command} ")
     assert "Exit code: 0" in shown
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"demo"}))
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_gives_each_default_once(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = " ".join(help_of(command, capsys).split())
     assert "None" not in words
@@ -37,10 +43,20 @@ def test_help_gives_each_default_once(command: str, capsys: pytest.CaptureFixtur
         assert not ("(default: " in entry and "Default: " in entry), entry
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"demo"}))
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     for line in help_of(command, capsys).splitlines():
-        assert not re.fullmatch(r"  -\S+( \S+)?   +\(.*\)", line)
+        assert not re.fullmatch(r"[│ ] -\S+( \S+)?   +\(.*\) *│?", line)
+
+
+@pytest.mark.parametrize("command", ["base", "export"])
+def test_help_keeps_to_80_columns(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = help_of(command, capsys)
+    assert " -h, --help " in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
@@ -58,3 +74,37 @@ def test_a_mistaken_command_line_is_one_line(argv: list[str], line: str, encodin
     with contextlib.redirect_stdout(terminal), pytest.raises(ConfigError) as caught:
         parse_options(Options, argv, "raymat prune")
     assert caught.value.line == line
+
+
+def test_tyro_has_the_errors_that_are_not_public() -> None:
+    """A tyro without them is met by the fallback of the next test, with messages that say less."""
+    assert command_line.on_parse_error is not contextlib.nullcontext
+
+
+def test_without_them_a_mistake_is_still_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_line, "on_parse_error", contextlib.nullcontext)
+    with pytest.raises(ConfigError) as caught:
+        parse_options(Options, ["u", "--keep"], "raymat prune")
+    assert caught.value.line == "the command line cannot be read (raymat prune --help)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Files to read."""
+
+    files: Annotated[tuple[str, ...], Spelling("FILE...", positional=True)]
+    top: Annotated[int, Spelling(short="-t")] = 1
+    quiet: bool = False
+
+
+@pytest.mark.parametrize(
+    "argv",
+    ["a b -t 3 --quiet", "a --top=3 b --quiet", "--quiet a -t 3 b", "-t 1 --quiet --top 3 a b"],
+)
+def test_words_may_stand_before_between_and_after_flags(argv: str) -> None:
+    assert parse_options(Files, argv.split(), "files") == Files(files=("a", "b"), top=3, quiet=True)
+
+
+def test_a_switch_of_a_command_cannot_be_unset() -> None:
+    with pytest.raises(ConfigError, match="unknown flag --no-quiet: did you mean --quiet"):
+        parse_options(Files, ["a", "--no-quiet"], "files")
