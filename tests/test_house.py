@@ -309,6 +309,10 @@ def test_arguments_and_the_environment_are_read_at_the_edge_alone(module: Path) 
     assert not re.search(r"\bos\.(environ|getenv)\b|\bsys\.argv\b", source)
 
 
+OUTLIVES_ANY_FAULT = {"raymat/train/run/lease/lease.py", "raymat/train/run/lease/lease_watch.py"}
+"""Threads upon which rests that a run has one driver: they log what nobody expects, with its traceback, and go on."""
+
+
 @pytest.mark.parametrize("module", in_parts(*BELOW_CLUSTER), ids=name)
 def test_errors_are_caught_by_name(module: Path) -> None:
     broad = [
@@ -317,6 +321,7 @@ def test_errors_are_caught_by_name(module: Path) -> None:
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
         and not any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+        and not (name(module) in OUTLIVES_ANY_FAULT and "log.exception(" in ast.unparse(node))
     ]
     assert broad == [], "lines with an except for everything"
 

@@ -79,7 +79,12 @@ class NoticeListener:
             self._hear("drain", self._drain)
             if self._rank == 0:
                 self._hear("request", lambda: self._request.update(POLL_SECONDS / 2))
-            self._sign()
+            try:
+                self._sign()
+            except (
+                Exception
+            ):  # a thread that ends hears no notice, and its worker is taken for frozen
+                log.exception("cannot give a sign of life")
 
     def _hear(self, source: str, ask: Callable[[], Notice | None]) -> None:
         try:
@@ -87,6 +92,8 @@ class NoticeListener:
         except (RayError, ConnectionError, TimeoutError, RuntimeError) as error:
             # A head that restarts does not answer for some seconds; what was heard still holds.
             log.warning("cannot ask for notices (%s): %s", source, error)
+        except Exception:
+            log.exception("cannot ask for notices (%s): unexpected error", source)
         found = merge(self._heard.values())
         self._notice = self._dated(found) if found else None
 

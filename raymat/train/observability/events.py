@@ -126,6 +126,14 @@ class EventLog:
             log.warning("events wait for storage: %s", error.line)
             self._drop_oldest()
             return False
+        except Exception:
+            if threading.current_thread() is not self._thread:
+                raise
+            log.exception(
+                "events could not be written, and wait: unexpected error"
+            )  # the thread goes on
+            self._drop_oldest()
+            return False
         return True
 
     def _write(self, store: Store) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from raymat.errors import ConfigError, StorageError
 from raymat.storage.store import Store
+from raymat.train.observability import events
 from raymat.train.observability.events import EventLog, next_attempt, read_events
 from raymat.train.observability.image_grids import grid, training_grids
 from raymat.train.observability.metrics_log import MetricsLog, read_metrics
@@ -175,6 +176,29 @@ def test_events_written_beside_come_in_order_and_survive_storage_that_was_away(
     log.emit(note("third"))
     log.close()
     assert [event["kind"] for event in read_events(store)] == ["first", "second", "third"]
+
+
+def test_the_thread_that_writes_events_outlives_an_unexpected_error(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(events, "PATIENCE_SECONDS", 0.05)
+    log = EventLog.for_rank(store, 1, 0)
+    write, failures = log._write, iter([KeyError("unexpected"), KeyError("again")])
+
+    def fail_twice(store: Store) -> None:
+        for error in failures:
+            raise error
+        write(store)
+
+    monkeypatch.setattr(log, "_write", fail_twice)
+    log.write_in_background()
+    log.emit(note("first"))
+    deadline = time.monotonic() + 20
+    while not read_events(store):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    log.close()
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [KeyError] * 2
 
 
 def test_events_that_storage_never_takes_do_not_fill_memory(store: Store, tmp_path: Path) -> None:

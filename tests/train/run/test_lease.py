@@ -668,6 +668,76 @@ def test_a_holder_that_cannot_reach_the_storage_says_so_once_and_goes_on(local: 
     lease.release()
 
 
+class Fault:
+    """A fault of the program's, for a while: no error of storage."""
+
+    def __init__(self) -> None:
+        self.is_there = True
+        self.count = 0
+
+    def __call__(self, *args: Any) -> None:
+        if self.is_there:
+            self.count += 1
+            raise KeyError("nobody expects it")
+
+
+def test_a_holder_outlives_a_fault_that_nobody_expects_and_says_so_as_of_storage_that_fails(
+    local: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    pace = Pace(renew=0.05, ttl=0.3, look=0.02)
+    fault, said = Fault(), []
+
+    def say(line: str) -> None:
+        said.append(line)
+        raise BrokenPipeError("nobody reads this")
+
+    with Lease.acquire(local, pace=pace, say=say) as lease:
+        before = lease._renewal.own.write
+        lease._renewal.own.write = lambda **changes: (fault(), before(**changes))[1]
+        wait_until(lambda: bool(said) and fault.count > 5)
+        time.sleep(0.3)
+        (line,) = said
+        assert re.fullmatch(
+            r"the lease on the run could not be renewed for \d s, .*training goes on: KeyError: .*",
+            line,
+        )
+        renewals = entries(local)[0].renewals
+        fault.is_there = False
+        wait_until(lambda: entries(local)[0].renewals > renewals)
+        assert lease.lost is None
+    tracebacks = [record.exc_info for record in caplog.records if record.exc_info]
+    assert {info[0] for info in tracebacks} == {KeyError, BrokenPipeError}
+
+
+def test_a_notice_whose_receiver_fails_is_given_again_and_the_lease_is_renewed_meanwhile(
+    local: Store,
+) -> None:
+    fault = Fault()
+    with ThreadPoolExecutor(1) as pool:
+        with Lease.acquire(local, pace=QUICK, say=no_line) as old, old.calling(fault):
+            new = pool.submit(
+                Lease.acquire, local, pace=QUICK, take_over=True, say=lambda line: None
+            )
+            wait_until(lambda: fault.count > 2)
+            renewals = entries_of(local, old.name).renewals
+            wait_until(lambda: entries_of(local, old.name).renewals > renewals)
+        new.result(20).release()
+
+
+def test_the_workers_look_outlives_a_fault_that_nobody_expects(local: Store) -> None:
+    fault = Fault()
+    store = wrapped(local, lambda kind, data: None)
+    store.try_read = lambda path: (fault(), local.try_read(path))[1]
+    with Lease.acquire(local, pace=QUICK, say=no_line) as lease:
+        watch = LeaseWatch(store, lease.name, QUICK)
+        wait_until(lambda: fault.count > 2)
+        watch.raise_if_lost()
+    fault.is_there = False  # and the lease released
+    wait_until(lambda: watch._lost is not None)
+    with pytest.raises(LeaseLostError):
+        watch.raise_if_lost()
+
+
 def test_a_holder_that_was_cut_off_while_another_came_has_lost_the_run(local: Store) -> None:
     pace = Pace(renew=0.05, ttl=0.5, look=0.02, watch=0.05)
     cut = Cut()

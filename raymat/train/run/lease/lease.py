@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import TypeVar
 
 from raymat.errors import LeaseLostError, StorageError
 from raymat.storage.store import Store
@@ -31,6 +32,8 @@ from raymat.train.run.lease.process import Owner
 from raymat.train.run.notice import LeavingError, Notice
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Renewal:
@@ -61,15 +64,16 @@ class Renewal:
         asking = [seen.entry.owner for seen in others if seen.entry.replaces == name]
         return Notice(f"{asking[0]} takes the run over", final=True) if asking else None
 
-    def warn(self, error: StorageError) -> None:
+    def warn(self, error: str) -> None:
         """Say once that the lease could not be renewed for too long."""
         silent = self.own.silence()
         if silent > self._ttl and not self._warned:
             self._warned = True
-            self._say(
+            line = (
                 f"the lease on the run could not be renewed for {silent:.0f} s, another driver may take the run over; "
-                f"training goes on: {error.line}"
+                f"training goes on: {error}"
             )
+            _call_safely(self._say, line)
 
     def _remove_former_holders(self, others: list[Seen]) -> None:
         """Remove what former holders wrote that did not know that they were succeeded."""
@@ -184,23 +188,35 @@ class Lease:
             raise self._lost from error
 
     def _work(self) -> None:
-        while not self._ended.wait(self._pace.renew):
-            try:
-                asked = self._renewal.renew()
-            except StorageError as error:
-                self._renewal.warn(error)
-            except LeaseLostError as error:
-                self._lost = error
-                # The workers find out by themselves, and must not commit. Where there are none the controller must hear.
-                if not self._ended.wait(2 * self._pace.watch):
-                    self._call(Notice(error.line, final=True))
-                return
-            else:
-                self._asked = self._asked or asked
-                if self._asked is not None:
-                    self._call(self._asked)
+        while self._lost is None and not self._ended.wait(self._pace.renew):
+            self._renew()
+            if self._lost is None and self._asked is not None:
+                self._call(self._asked)
+        # The workers find out by themselves, and must not commit. Where there are none the controller must hear.
+        while self._lost is not None and not self._ended.wait(2 * self._pace.watch):
+            self._call(Notice(self._lost.line, final=True))
+
+    def _renew(self) -> None:
+        try:
+            asked = self._renewal.renew()
+            self._asked = self._asked or asked
+        except StorageError as error:
+            self._renewal.warn(error.line)
+        except LeaseLostError as error:
+            self._lost = error
+        except Exception as error:  # without this thread nobody renews: it must outlive any fault
+            log.exception("the lease could not be renewed: unexpected error")
+            self._renewal.warn(f"{type(error).__name__}: {error}")
 
     def _call(self, notice: Notice) -> None:
         with self._calling:
             if self._on_leave is not None:
-                self._on_leave(notice)
+                _call_safely(self._on_leave, notice)
+
+
+def _call_safely(call: Callable[[T], None], what: T) -> None:
+    """Call what may fail and must not end the thread that renews."""
+    try:
+        call(what)
+    except Exception:
+        log.exception("cannot pass this on: %s", what)

@@ -48,6 +48,8 @@ class LeaseWatch:
             except LeaseLostError as error:
                 self._lost = error
                 return
+            except Exception:  # without this thread nobody looks: it must outlive any fault
+                log.exception("cannot look at the lease: unexpected error")
 
 
 def require_holder(store: Store, name: str) -> None:
