@@ -108,9 +108,11 @@ def supervise(attempt: Attempt, host: Host) -> Iterator[None]:
     host.register_heartbeat(attempt.heartbeat)
 
     def on_stuck(activity: Activity) -> None:
-        events.emit(WorkerStuck(rank=rank, **dataclasses.asdict(activity)))
-        events.close()  # before the host ends this process
-        host.stuck(activity)
+        try:
+            events.emit(WorkerStuck(rank=rank, **dataclasses.asdict(activity)))
+            events.close()  # before the host ends this process
+        finally:  # an event that cannot be told must not leave the worker hanging
+            host.stuck(activity)
 
     try:
         limit = attempt.config.workers.stuck_after.seconds
