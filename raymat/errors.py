@@ -6,6 +6,7 @@
     ├── WeightsError                  a weights file cannot be read, or nothing in it matches
     ├── StorageError                  the run's storage cannot be read or written
     │   └── CheckpointError           a checkpoint is torn, damaged or foreign
+    │       └── NewerFormatError      a newer raymat wrote it
     ├── TrainingError                 training itself cannot go on (non-finite loss that persists)
     ├── ExportError                   an exported network does not do what the network does
     ├── ClusterError                  Ray cannot give what the run needs
@@ -61,6 +62,10 @@ class StorageError(RaymatError):
 
 class CheckpointError(StorageError):
     """Error in a checkpoint: torn, damaged or of another run."""
+
+
+class NewerFormatError(CheckpointError):
+    """Refusal of a file in a format newer than this raymat reads: it is neither read, passed over nor deleted."""
 
 
 class TrainingError(RaymatError):

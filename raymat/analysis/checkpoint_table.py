@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raymat.checkpoint.catalog import Status, newest_extra
+from raymat.checkpoint.catalog import Status, mark_newer, newest_extra
 from raymat.storage.store import Store
 from raymat.train.run.run_url import list_checkpoints
 from raymat.train.validation.criteria import metric_of, ranked, validated
@@ -31,9 +31,9 @@ class CheckpointRow:
     age: float | None
     """Seconds."""
     state: str
-    """committed or torn."""
+    """committed, torn or newer."""
     reason: str
-    """Why it is torn."""
+    """Why it is not committed."""
     value: float | None
     """The run's --best-metric in the validation after its step."""
     best: bool
@@ -62,6 +62,11 @@ class CheckpointTable:
         return sum(row.state == "torn" for row in self.rows)
 
     @property
+    def newer(self) -> int:
+        """How many a newer raymat wrote."""
+        return sum(row.state == "newer" for row in self.rows)
+
+    @property
     def bytes(self) -> int:
         """Of all of them."""
         return sum(row.bytes for row in self.rows)
@@ -70,10 +75,11 @@ class CheckpointTable:
 def tabulate(store: Store, now: float | None = None) -> CheckpointTable:
     """Tabulate a run's checkpoints. `now`: Unix seconds, default the clock's.
 
-    Takes one listing, the manifests of the newest 20, and one small file. Raises StorageError if there is no such run
-    or its storage cannot be read.
+    Takes one listing, the manifests and states of the newest 20, and one small file. Raises StorageError if there is
+    no such run or its storage cannot be read.
     """
     statuses = list_checkpoints(store, manifests=MANIFESTS)
+    statuses[:MANIFESTS] = mark_newer(store, statuses[:MANIFESTS])
     extra = newest_extra(store, statuses)
     metric, mode = metric_of(extra)
     values = validated(extra, metric)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raymat.checkpoint import retention
-from raymat.checkpoint.catalog import Status, read_extra
+from raymat.checkpoint.catalog import Status, mark_newer, read_extra
 from raymat.checkpoint.integrity import newest_verified
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.retention import Plan, RetentionPolicy
@@ -36,7 +36,7 @@ class Pruning:
 
     def reason(self, status: Status) -> str:
         """Say why a checkpoint goes or stays."""
-        torn = "" if status.state == "committed" else status.summary
+        torn = status.summary if status.state == "torn" else ""
         state = self.damaged.get(status.id) or torn
         reason = self.plan.keep.get(status.id)
         if reason is None:
@@ -61,7 +61,7 @@ def plan_pruning(
         CheckpointError: there are committed checkpoints, but none verifies. ConfigError: the ends of epochs are not
         known. StorageError: there is no such run, or it cannot be read.
     """
-    statuses = list_checkpoints(store)
+    statuses = mark_newer(store, list_checkpoints(store))
     stored = read_run(store) or {}
     good, damaged = newest_verified(store, statuses, run=stored.get("run_id"), progress=progress)
     if good is None and damaged:

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from raymat.checkpoint.layout import CHECKPOINTS
-from raymat.checkpoint.manifest import STATE, CheckpointId
+from raymat.checkpoint.manifest import (
+    FORMAT,
+    STATE,
+    CheckpointId,
+    Manifest,
+    newer_format,
+    parse_manifest_name,
+)
 from raymat.checkpoint.reader import (
     MAX_BYTES,
+    MAX_STATE_BYTES,
+    parallel,
     read_checkpoint,
     read_manifests,
     read_state,
     world_of,
 )
+from raymat.checkpoint.shards import path_of
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.errors import CheckpointError
+from raymat.checkpoint.state_dict import FORMAT as STATE_FORMAT
+from raymat.errors import CheckpointError, NewerFormatError
+from raymat.storage.digest import matches
 from raymat.storage.store import FileInfo, Store
 
 
 @dataclass(frozen=True)
 class Status:
-    """State of a checkpoint in a listing: committed, or torn and why.
+    """State of a checkpoint in a listing: committed, torn and why, or of a format that only a newer raymat reads.
 
     `modified`: Unix seconds, of its newest file. `files`: sizes by name.
     """
 
     id: CheckpointId
-    state: Literal["committed", "torn"]
+    state: Literal["committed", "torn", "newer"]
     reason: str = ""
     world: int = 0
     bytes: int = 0
@@ -73,7 +86,8 @@ def newest(
 
     `run`: the run id that it must carry. `statuses`: of a scan; without, the run is scanned. `on_skip` is told of each
     newer one that was passed over, and why; nothing is deleted. Raises StorageError, rather than take an older one, when
-    the storage fails. Requests: one listing, and for each candidate its manifests and its bytes.
+    the storage fails, and NewerFormatError at one that a newer raymat wrote. Requests: one listing, and for each
+    candidate its manifests and its bytes.
     """
     for status in scan(store) if statuses is None else statuses:
         try:
@@ -82,11 +96,77 @@ def newest(
             snapshot = read_checkpoint(
                 store, status.id, run, files=status.files, max_bytes=max_bytes
             )
+        except NewerFormatError:
+            raise
         except CheckpointError as error:
             on_skip(status.id, error.line)
             continue
         return status.id, snapshot
     return None
+
+
+def require_committed(store: Store, status: Status) -> None:
+    """Raise unless a listed checkpoint may be read.
+
+    Raises:
+        NewerFormatError: a newer raymat wrote it, whatever its listing looks like. CheckpointError: it is torn.
+    """
+    if status.state == "torn":
+        (status,) = mark_newer(store, [status])
+    if status.state == "newer":
+        raise NewerFormatError(
+            f"{status.id} was {status.reason}: use the raymat that wrote it, or move the checkpoint away"
+        )
+    if status.state == "torn":
+        raise CheckpointError(status.reason)
+
+
+def mark_newer(store: Store, statuses: Iterable[Status]) -> list[Status]:
+    """Return `statuses` with the state of those that a newer raymat wrote set to "newer".
+
+    Reads each of their manifests and state files once. Whoever deletes checkpoints must ask this first: a listing alone
+    may call a newer checkpoint torn. Raises StorageError if the storage fails.
+    """
+    statuses = list(statuses)
+    formats = parallel(lambda status: _newer_format(store, status), statuses)
+    return [
+        replace(s, state="newer", reason=f"written by a newer raymat (format {number})")
+        if number is not None
+        else s
+        for s, number in zip(statuses, formats, strict=True)
+    ]
+
+
+def _newer_format(store: Store, status: Status) -> int | None:
+    """Return the newer format of a manifest, the state file or the training state inside it; None if all are known or damaged."""
+    digests: dict[str, str] = {}
+    for name in sorted(status.files):  # manifests first
+        if parse_manifest_name(name):
+            data = store.try_read(path_of(status.id, name)) or b""
+            try:
+                entries = Manifest.from_json(data).files
+            except NewerFormatError:
+                return newer_format(json.loads(data), FORMAT)
+            except CheckpointError:
+                continue
+            digests |= {entry.name: entry.digest for entry in entries}
+    if not 0 < status.files.get(STATE, 0) <= MAX_STATE_BYTES:
+        return None
+    return _newer_state(store.try_read(path_of(status.id, STATE)) or b"", digests.get(STATE))
+
+
+def _newer_state(data: bytes, expected: str | None) -> int | None:
+    """Return the newer format of a state file; None if it is known, or damaged by the `expected` digest."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if expected is not None and not matches(expected, [data]):
+        return None
+    found = newer_format(content, FORMAT)
+    if found is None and isinstance(content, dict):
+        found = newer_format(content.get("extra"), STATE_FORMAT)
+    return found
 
 
 def read_extra(store: Store, status: Status, run: str | None = None) -> dict[str, Any]:
@@ -122,6 +202,9 @@ def _status(store: Store, checkpoint: CheckpointId, infos: list[FileInfo], read:
         world = world_of(checkpoint, files)
         if read:
             read_manifests(store, checkpoint, files)
+    except NewerFormatError:
+        (status,) = mark_newer(store, [Status(checkpoint, "torn", "", 0, total, modified, files)])
+        return status
     except CheckpointError as error:
         return Status(checkpoint, "torn", error.line, 0, total, modified, files)
     return Status(checkpoint, "committed", "", world, total, modified, files)

@@ -31,12 +31,15 @@ _AHEAD = 4
 _FILES = 4
 """Files read at a time; together they hold at most _FILES * (_AHEAD + 1) * _RANGE bytes, 84 MB."""
 
-State = Literal["good", "damaged", "torn", "gone"]
+State = Literal["good", "damaged", "torn", "gone", "newer"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome for one checkpoint; `gone`: removed while it was read, as retention does."""
+    """The outcome for one checkpoint.
+
+    `gone`: removed while it was read, as retention does. `newer`: written by a newer raymat, and not read.
+    """
 
     name: str
     """The checkpoint's, or run.json."""
@@ -55,6 +58,8 @@ def verify_checkpoints(
     progress: ProgressBar | None = None,
 ) -> list[Verdict]:
     """Verify each of `statuses`, in their order. `run`: the id that the manifests must carry.
+
+    Those that a newer raymat wrote must be marked: see `mark_newer`.
 
     Raises:
         StorageError: the storage fails.
@@ -110,6 +115,8 @@ def newest_verified(
 
 def _open(store: Store, status: Status, run: str | None) -> list[FileEntry] | Verdict:
     """Return the files that a checkpoint's manifests list, or the verdict where that already fails."""
+    if status.state == "newer":
+        return Verdict(str(status.id), "newer", status.reason, status.world, status.bytes)
     if status.state == "torn":
         # Listed twice: the first listing may have met the checkpoint while it was written or pruned.
         lost = _lost(status.files) and _lost(list_files(store, status.id))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raymat.errors import CheckpointError
+from raymat.errors import CheckpointError, NewerFormatError
 from raymat.storage.digest import digest, is_digest
 
 FORMAT = 1
@@ -111,10 +112,9 @@ class Manifest:
         if len(data) > MAX_MANIFEST_BYTES:
             raise CheckpointError(f"manifest of {len(data)} bytes, more than {MAX_MANIFEST_BYTES}")
         content = _parse_object(data)
-        if content.get("format") != FORMAT or isinstance(content.get("format"), bool):
-            raise CheckpointError(
-                f"manifest of format {content.get('format')!r}, this version reads {FORMAT}"
-            )
+        if newer_format(content, FORMAT) is not None and not _has_own_digest(content):
+            raise CheckpointError("manifest is damaged: its digest or its format is wrong")
+        refuse_format(content, FORMAT, "manifest")
         manifest = cls(
             run=_typed(content, "run", str),
             id=CheckpointId(_count(content, "step"), _count(content, "attempt")),
@@ -147,6 +147,33 @@ class Manifest:
             raise CheckpointError(
                 f"manifest of rank {self.rank} lists other files than that rank's: {shown}"
             )
+
+
+def _has_own_digest(content: dict[str, Any]) -> bool:
+    """Tell a newer manifest from one whose number was damaged: manifests of all formats contain their own digest."""
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return content.get("digest") == digest([_canonical(rest)])
+
+
+def newer_format(content: Any, known: int) -> int | None:
+    """Return the `format` of a parsed file if it is newer than the `known` one, else None."""
+    found = content.get("format") if isinstance(content, dict) else None
+    return found if type(found) is int and found > known else None
+
+
+def refuse_format(content: Mapping[str, Any], known: int, what: str) -> None:
+    """Raise unless a parsed file is of the `known` format.
+
+    Raises:
+        NewerFormatError: a newer raymat wrote it. CheckpointError: its format is none that ever was.
+    """
+    found = content.get("format")
+    if found == known and type(found) is int:
+        return
+    newer = newer_format(content, known) is not None
+    hint = ": use the raymat that wrote it" if newer else ""
+    message = f"{what} of format {found!r}, this version reads {known}{hint}"
+    raise NewerFormatError(message) if newer else CheckpointError(message)
 
 
 def _canonical(content: dict[str, Any]) -> bytes:

@@ -23,11 +23,12 @@ from raymat.checkpoint.manifest import (
     Manifest,
     manifest_name,
     parse_manifest_name,
+    refuse_format,
     shard_name,
 )
 from raymat.checkpoint.shards import assign, path_of
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.errors import CheckpointError
+from raymat.errors import CheckpointError, NewerFormatError
 from raymat.storage.digest import matches
 from raymat.storage.faults import MissingFileError
 from raymat.storage.store import Store
@@ -111,7 +112,7 @@ class CheckpointReader:
                     f"{checkpoint} is torn: {chunk.name} is missing or short"
                 ) from error
 
-        _parallel(read, chunks)
+        parallel(read, chunks)
 
     def read_cached(self, local_cache: LocalCache, files: Sequence[FileEntry]) -> frozenset[str]:
         """Read whole files from this machine's disk; return the names of those whose digest is right."""
@@ -119,7 +120,7 @@ class CheckpointReader:
         def read(entry: FileEntry) -> bool:
             return local_cache.read(entry, safetensors_io.memory_of(self._data[entry.name]))
 
-        good = _parallel(read, files)
+        good = parallel(read, files)
         self._verified |= {entry.name for entry, right in zip(files, good, strict=True) if right}
         return frozenset(self._verified)
 
@@ -132,7 +133,7 @@ class CheckpointReader:
                 entry.digest, [safetensors_io.memory_of(self._data[entry.name])]
             )
 
-        for entry, good in zip(files, _parallel(verify, files), strict=True):
+        for entry, good in zip(files, parallel(verify, files), strict=True):
             if not good:
                 raise _other_digest(checkpoint, entry.name)
         _require_state_size(checkpoint, len(self._data[STATE]))
@@ -216,7 +217,7 @@ def read_manifests(
     for name in names:
         if files[name] > MAX_MANIFEST_BYTES:
             raise CheckpointError(f"{checkpoint} is damaged: {name} has {files[name]} bytes")
-    data = _parallel(lambda name: _read_small(store, checkpoint, name), names)
+    data = parallel(lambda name: _read_small(store, checkpoint, name), names)
     manifests = [_parse(checkpoint, name, text) for name, text in zip(names, data, strict=True)]
     for rank, manifest in enumerate(manifests):
         if (manifest.id, manifest.rank, manifest.world) != (checkpoint, rank, world):
@@ -276,6 +277,8 @@ def _read_small(store: Store, checkpoint: CheckpointId, name: str) -> bytes:
 def _parse(checkpoint: CheckpointId, name: str, data: bytes) -> Manifest:
     try:
         return Manifest.from_json(data)
+    except NewerFormatError as error:
+        raise NewerFormatError(f"{checkpoint} is newer: {name}: {error}") from error
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint} is damaged: {name}: {error}") from error
 
@@ -302,17 +305,15 @@ def _decode_state(checkpoint: CheckpointId, data: bytes) -> dict[str, Any]:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{checkpoint} is damaged: {STATE} is not JSON") from error
+    if isinstance(content, dict):
+        refuse_format(content, FORMAT, f"{checkpoint} has {STATE}")
     extra = content.get("extra") if isinstance(content, dict) else None
     if not isinstance(extra, dict) or content.get("step") != checkpoint.step:
         raise CheckpointError(f"{checkpoint} is damaged: {STATE} is of another step or form")
-    if content.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{checkpoint} has {STATE} of format {content.get('format')!r}, this version reads {FORMAT}"
-        )
     return extra
 
 
-def _parallel(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+def parallel(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """Apply `work` to each item in parallel; return results in order. After the first failure nothing new begins."""
     if len(items) < 2:
         return [work(item) for item in items]

@@ -73,6 +73,7 @@ def plan(
       metric. Of equal ones the earliest is the best.
     - `epoch_ends`: steps after which a virtual epoch was complete; those without a checkpoint do
       not matter.
+    - `newer` ones, which a newer raymat wrote, stay and never count.
     - `protected` stay whatever they are: somebody still reads them.
     - `damaged` failed verification when somebody read them: they are treated as torn, however whole
       they look.
@@ -87,7 +88,9 @@ def plan(
     for checkpoint in [c for c in believed if c.attempt == attempt][-1:]:
         reasons.setdefault(checkpoint, ["newest of the living attempt"])
     for status in every_status:
-        if status.id not in believed and not _removable(status.id, believed, attempt):
+        if status.state == "newer":
+            reasons[status.id] = [status.reason]
+        elif status.id not in believed and not _removable(status.id, believed, attempt):
             reasons[status.id] = ["torn, may still be needed"]
         if status.id in protected:
             reasons.setdefault(status.id, ["protected"])

@@ -8,16 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raymat.errors import CheckpointError
+from raymat.checkpoint.manifest import newer_format
+from raymat.errors import CheckpointError, NewerFormatError
 
 FORMAT = 1
 MODEL, OPTIMIZER, EMA = "model/", "optimizer/", "ema/"
 
 
 def require_format(extra: Mapping[str, Any]) -> None:
-    """Raise CheckpointError for the state of a format that this raymat does not know."""
+    """Raise CheckpointError for the state of a format that this raymat does not know, NewerFormatError for a newer one."""
     if extra.get("format") != FORMAT:
-        raise CheckpointError(
+        newer = newer_format(extra, FORMAT) is not None
+        raise (NewerFormatError if newer else CheckpointError)(
             f"expected a training state of format {FORMAT}, got {extra.get('format')!r}: "
             "resume with the raymat that wrote it"
         )

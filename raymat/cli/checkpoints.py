@@ -56,8 +56,9 @@ def to_json(table: CheckpointTable) -> str:
         "metric": table.metric,
         "best": _step_and_value(table.best, table.metric),
         "best_validation": _step_and_value(table.best_validation, table.metric),
-        "committed": len(table.rows) - table.torn,
+        "committed": len(table.rows) - table.torn - table.newer,
         "torn": table.torn,
+        "newer": table.newer,
         "bytes": table.bytes,
     }
     return json.dumps(content, indent=2, allow_nan=False)
@@ -67,7 +68,8 @@ def totals(table: CheckpointTable) -> str:
     """Format the totals in one line."""
     number = len(table.rows)
     line = f"{count(number, 'checkpoint')}, {size(table.bytes)}: "
-    line += f"{number - table.torn} committed, {table.torn} torn"
+    line += f"{number - table.torn - table.newer} committed, {table.torn} torn"
+    line += f", {table.newer} by a newer raymat" if table.newer else ""
     if table.best is not None:
         line += f"; best: {table.metric} {table.best[1]:.6g} at step {table.best[0]}"
     if table.best_validation is not None and table.best_validation != table.best:

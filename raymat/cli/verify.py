@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from raymat.checkpoint.catalog import mark_newer
 from raymat.checkpoint.integrity import Verdict, verify_checkpoints
 from raymat.config.command_line import parse_options
 from raymat.config.options import Url
 from raymat.console import ProgressBar, columns, size
-from raymat.errors import StorageError
+from raymat.errors import NewerFormatError, StorageError
 from raymat.storage.store import Store
 from raymat.train.run.run_file import RUN_FILE, read_run
 from raymat.train.run.run_url import list_checkpoints, open_url
 
-GOOD, DAMAGED = 0, 1
+GOOD, DAMAGED, UNREADABLE = 0, 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,8 @@ class Options:
     """Read every file of every committed checkpoint and compare its digest with the manifests.
 
     Torn checkpoints, left by a killed worker or still being written, are listed but are no damage unless named by
-    themselves. Exit code: 0 if everything is good, 1 if anything is damaged, 2 if it could not be read.
+    themselves. Exit code: 0 if everything is good, 1 if anything is damaged, 2 if it could not be read, or if a newer
+    raymat wrote it.
     """
 
     url: Url
@@ -42,7 +44,10 @@ class VerifyReport:
     def code(self) -> int:
         """The exit code."""
         bad = {"damaged", "torn", "gone"} if self.single else {"damaged"}
-        return DAMAGED if any(verdict.state in bad for verdict in self.verdicts) else GOOD
+        states = {verdict.state for verdict in self.verdicts}
+        if states & bad:
+            return DAMAGED
+        return UNREADABLE if "newer" in states else GOOD
 
     @property
     def line(self) -> str:
@@ -51,7 +56,7 @@ class VerifyReport:
             return f"{self.url} has no checkpoints yet"
         good = [verdict for verdict in self.verdicts if verdict.state == "good"]
         parts = [f"{len(good)} good ({size(sum(verdict.bytes for verdict in good))})"]
-        for state in ("damaged", "torn", "gone"):
+        for state in ("damaged", "torn", "gone", "newer"):
             number = sum(verdict.state == state for verdict in self.verdicts)
             parts += [f"{number} {state}"] if number or state == "damaged" else []
         return f"{self.url}: {', '.join(parts)}"
@@ -60,7 +65,8 @@ class VerifyReport:
         """Format a table for a terminal, with the result as the last line."""
         rows = [("checkpoint", "world", "bytes", "result")]
         for v in self.verdicts:
-            result = f"{v.state}: {v.reason}" if v.reason else v.state
+            stated = "" if v.state == "newer" else v.state
+            result = ": ".join(filter(None, (stated, v.reason)))
             rows.append((v.name, str(v.world or "-"), size(v.bytes), result))
         return "\n".join([columns(rows), self.line]) if self.verdicts else self.line
 
@@ -81,7 +87,7 @@ def verify(url: str, progress: ProgressBar | None = None) -> VerifyReport:
         StorageError: there is no such run or checkpoint, or the storage fails.
     """
     store, checkpoint = open_url(url)
-    statuses = list_checkpoints(store, checkpoint)
+    statuses = mark_newer(store, list_checkpoints(store, checkpoint))
     run, verdicts = _run_id(store)
     verdicts += reversed(verify_checkpoints(store, statuses, run=run, progress=progress))
     return VerifyReport(store.url, tuple(verdicts), checkpoint is not None)
@@ -91,6 +97,8 @@ def _run_id(store: Store) -> tuple[str | None, list[Verdict]]:
     """Read the run's id, or None, and the verdict on a run.json that gives none."""
     try:
         stored = read_run(store) or {}
+    except NewerFormatError as error:
+        return None, [Verdict(RUN_FILE, "newer", f"written by a newer raymat: {error.line}")]
     except StorageError as error:
         store.read(RUN_FILE)  # raises again if it is the storage that fails
         return None, [Verdict(RUN_FILE, "damaged", error.line)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.manifest import CheckpointId, Manifest
 from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.distributed.world import World
+from raymat.storage.digest import digest
 from raymat.storage.store import Store
 
 
@@ -84,3 +87,36 @@ def raymat(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, list[
         return code, said.out.splitlines(), said.err.splitlines()
 
     return run
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+NEWER_FILES = ["manifest-00001-of-00002.json", "state.json", "training state"]
+
+
+def write_newer(
+    run: MadeRun, step: int, what: str, *, attempt: int = 1, ranks: int = 2
+) -> CheckpointId:
+    """A checkpoint of which one of NEWER_FILES is of a format that does not exist yet, and every digest is right."""
+    extra = {"format": 2} if what == "training state" else {}
+    checkpoint = run.commit(step, attempt, ranks=ranks, **extra)
+    if what == "training state":
+        return checkpoint
+    folder = f"checkpoints/{checkpoint}"
+    changed = run.store.read(f"{folder}/{what}").replace(b'"format":1', b'"format":2')
+    if what != "state.json":
+        content = json.loads(changed)
+        del content["digest"]
+        content["digest"] = digest([_canonical(content)])
+        changed = _canonical(content) + b"\n"
+    run.store.write(f"{folder}/{what}", changed)
+    if what == "state.json":
+        path = f"{folder}/manifest-00000-of-00002.json"
+        manifest = Manifest.from_json(run.store.read(path))
+        files = tuple(
+            replace(e, digest=digest([changed])) if e.name == what else e for e in manifest.files
+        )
+        run.store.write(path, replace(manifest, files=files).to_json())
+    return checkpoint

@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from raymat.checkpoint.catalog import scan
+from raymat.checkpoint.catalog import mark_newer, scan
 from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.retention import RetentionPolicy, plan, prune
@@ -143,7 +143,11 @@ class Retainer:
         `pending`: the step whose checkpoint a validation may still read, and which may turn out to be the best.
         """
         try:
-            statuses = scan(self._store)
+            found = scan(self._store)
+            # Its own are of this format: the others alone are read.
+            others = [status for status in found if status.id.attempt != self._attempt]
+            own = [status for status in found if status.id.attempt == self._attempt]
+            statuses = [*own, *mark_newer(self._store, others)]
             metrics = {s.id: values[s.id.step] for s in statuses if s.id.step in values}
             doomed = plan(
                 statuses,

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from raymat.checkpoint.catalog import scan
+from raymat.checkpoint.catalog import require_committed, scan
 from raymat.checkpoint.local_cache import LocalCache, assign_copies
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.reader import CheckpointReader, Contents, read_contents
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.distributed.collectives import Group
-from raymat.errors import CheckpointError
+from raymat.errors import CheckpointError, NewerFormatError
 from raymat.storage.store import Store
 from raymat.train.loop.attempt import Attempt
 from raymat.train.loop.state import RunState, install, require_place
@@ -47,6 +47,7 @@ def restore(
 
     Raises:
         ConfigError, DataError: the checkpoint was made with another configuration or dataset.
+        NewerFormatError: a newer raymat has written to the run.
         CheckpointError: there are complete checkpoints, but none of them verifies. StorageError: storage cannot be read.
     """
     store, group = attempt.store, attempt.group
@@ -60,6 +61,8 @@ def restore(
             return Restored()
         try:
             snapshot, near = read_together(store, group, contents, cache)
+        except NewerFormatError:
+            raise
         except CheckpointError as error:
             if group.leads:
                 on_skip(contents.checkpoint, error.line)
@@ -109,15 +112,18 @@ def iter_candidates(store: Store, run_id: str, on_skip: OnSkip) -> Iterator[Cont
     """Yield what may be worth reading, newest first; for rank 0.
 
     Raises:
+        NewerFormatError: a newer raymat wrote the next one.
         CheckpointError: at the end, if there were complete checkpoints and none was taken. Training from the first
             weights again would hide that they are lost.
     """
     statuses = scan(store)
     for status in statuses:
         try:
-            if status.state == "torn":
-                raise CheckpointError(status.reason)
+            require_committed(store, status)
             contents = read_contents(store, status.id, run_id, files=status.files)
+        except NewerFormatError:
+            # To go on from an older one would train again what the newer raymat has trained, and delete its work.
+            raise
         except CheckpointError as error:
             on_skip(status.id, error.line)
             continue

@@ -9,7 +9,7 @@ from typing import Any
 
 from raymat.config.run import RunConfig
 from raymat.config.sections import OptimConfig, ScheduleKind
-from raymat.errors import CheckpointError, ConfigError
+from raymat.errors import ConfigError, NewerFormatError
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class RateState:
         """Load what `state_dict` returned; runs from before there were schedules get the default.
 
         Raises:
-            CheckpointError: this raymat does not know the format.
+            NewerFormatError: this raymat does not know the format.
         """
         if state.get("format") == 1:
             return cls()
         if state.get("format") != 2:
-            raise CheckpointError(
+            raise NewerFormatError(
                 f"expected a schedule of format 2, got {state.get('format')!r}: "
                 "resume with the raymat that wrote the checkpoint"
             )

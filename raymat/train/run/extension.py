@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raymat.checkpoint.catalog import Status, read_extra
+from raymat.checkpoint.catalog import Status, read_extra, require_committed
 from raymat.checkpoint.state_dict import require_format
 from raymat.config.fixed_options import DATASET, LENGTH
 from raymat.config.run import RunConfig, from_dict, to_dict
 from raymat.data.dataset.run_dataset import Grown, grow_dataset, source_of
 from raymat.data.lineage import NO_LINEAGE, DatasetSpan, Lineage, Steps
 from raymat.data.sample_order import Cursor
-from raymat.errors import CheckpointError
+from raymat.errors import CheckpointError, NewerFormatError
 from raymat.storage.store import Store
 from raymat.train.observability.attempt_events import DatasetGrown, RunExtended
 from raymat.train.observability.event import Event
@@ -101,14 +101,16 @@ def read_position(
     Should a shard of it turn out to be damaged, workers take an older one, and an ended run is extended again.
 
     Raises:
-        StorageError: the storage cannot be read.
+        NewerFormatError: a newer raymat has written to the run. StorageError: the storage cannot be read.
     """
     for status in statuses:
-        if status.state == "committed":
-            try:
-                return position_of(read_extra(store, status, run_id), first_pairs)
-            except CheckpointError:
-                continue
+        try:
+            require_committed(store, status)
+            return position_of(read_extra(store, status, run_id), first_pairs)
+        except NewerFormatError:
+            raise
+        except CheckpointError:
+            continue
     return RunPosition()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from raymat.config.run import RunConfig, to_dict
 from raymat.data.dataset.run_dataset import list_dataset
-from raymat.errors import StorageError
+from raymat.errors import NewerFormatError, StorageError
 from raymat.storage.store import Store
 from raymat.version import __version__
 
@@ -24,7 +24,7 @@ def read_run(store: Store) -> dict[str, Any] | None:
     """Read the run's `run.json`; None where there is no such run.
 
     Raises:
-        StorageError: the file is there but is not a run's.
+        NewerFormatError: a newer raymat wrote it. StorageError: the file is there but is not a run's.
     """
     data = store.try_read(RUN_FILE)
     if data is None:
@@ -32,7 +32,8 @@ def read_run(store: Store) -> dict[str, Any] | None:
     try:
         stored = json.loads(data)
         if stored["format"] not in RUN_FORMATS:
-            raise StorageError(
+            newer = type(stored["format"]) is int and stored["format"] > RUN_FORMATS[-1]
+            raise (NewerFormatError if newer else StorageError)(
                 f"{store.url}/{RUN_FILE} has format {stored['format']}, expected {RUN_FORMATS[-1]}: "
                 "resume it with the raymat that wrote it"
             )

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from raymat.checkpoint.catalog import require_committed
 from raymat.checkpoint.layout import split_run_url
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.reader import read_checkpoint
@@ -19,7 +20,7 @@ from raymat.checkpoint.snapshot import Snapshot
 from raymat.checkpoint.state_dict import EMA, MODEL
 from raymat.config.run import RunConfig, from_dict
 from raymat.config.sections import ModelConfig, Stage
-from raymat.errors import CheckpointError, ConfigError, WeightsError
+from raymat.errors import CheckpointError, ConfigError, NewerFormatError, WeightsError
 from raymat.model.matting import MattingBase, build
 from raymat.model.pretrained import backbone_of, load_matching, tensors_in
 from raymat.model.weights_reader import read_file
@@ -92,9 +93,10 @@ def read_state(
 
     for status in candidates(store, request, checkpoint, skipped):
         try:
-            if status.state == "torn":
-                raise CheckpointError(status.reason)
+            require_committed(store, status)
             snapshot = read_checkpoint(store, status.id, files=status.files)
+        except NewerFormatError:
+            raise
         except CheckpointError as error:
             skipped(status.id, error.line)
             continue
