@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from raymat.version import __version__
 __all__ = ["COMMANDS", "fail", "job_main", "main", "parse_run"]
 
 INTERRUPTED = 130
+CLOSED_PIPE = 141
+"""As a shell has it for a program that ends by SIGPIPE."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,24 @@ def fail(error: RaymatError) -> int:
 
 def _guarded(action: Callable[[], int]) -> int:
     try:
-        return action()
+        try:
+            return action()
+        finally:
+            sys.stdout.flush()  # here, where its error can still be caught
     except RaymatError as error:
         return fail(error)
+    except BrokenPipeError:  # `raymat base --help | head`: nobody reads on
+        _discard_output()
+        return CLOSED_PIPE
     except KeyboardInterrupt:
         print("raymat: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _discard_output() -> None:
+    """Let Python write what is left of the output nowhere: at its end it would complain that it cannot."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _train(stage: Stage, argv: Sequence[str]) -> int:

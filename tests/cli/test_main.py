@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -307,3 +308,19 @@ runpy.run_path("jobs/{job}.py", run_name="__main__")
     assert done.returncode == 2
     assert done.stderr == "raymat: error: unknown flag --bakcbone: did you mean --backbone?\n"
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["--help", "base --help", "export --help"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_read_enough_costs_no_traceback(command: str, unbuffered: str) -> None:
+    raymat = f"{sys.executable} -c 'import sys; from raymat.cli.main import main; sys.exit(main())'"
+    done = subprocess.run(
+        ["bash", "-c", f"{raymat} {command} | head -c 1; exit ${{PIPESTATUS[0]}}"],
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert len(done.stdout) == 1
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)  # all may have been written before the reader went
