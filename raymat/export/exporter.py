@@ -23,7 +23,7 @@ from raymat.model.weights_reader import read_file
 from raymat.storage.faults import classify
 from raymat.storage.output_files import check_new_files, write_file
 from raymat.train.run.checkpoint_choice import OnSkip
-from raymat.train.run.selected_weights import Selected, build_network, read_weights
+from raymat.train.run.selected_weights import Selected, build_network, read_weights, whole_network
 
 OVERRIDES = ("refine_mode", "backbone_scale", "refine_sample_pixels", "refine_threshold")
 
@@ -66,6 +66,8 @@ def export_network(
     if tolerance is not None and form.tolerance is not None:
         form = replace(form, tolerance=tolerance)
     selected = read_weights(url, on_skip=on_skip)
+    if selected.config is not None or selected.checkpoint is None:
+        selected = whole_network(selected)
     model = _model_of(selected, overrides or {})
     outcomes: tuple[CheckOutcome, ...] = ()
     with _drafts(os.path.dirname(target)) as folder:

@@ -31,6 +31,7 @@ __all__ = [
     "MattingRefine",
     "SeededDropout",
     "build",
+    "construct",
     "set_dropout_seeds",
 ]
 
@@ -167,13 +168,14 @@ def build(stage: Stage, config: ModelConfig, seed: int) -> MattingBase:
     generator is read or moved.
     """
     with torch.device("meta"):
-        model = _construct(stage, config)
+        model = construct(stage, config)
     model.to_empty(device="cpu")
     initialise(model, seed)
     return model
 
 
-def _construct(stage: Stage, config: ModelConfig) -> MattingBase:
+def construct(stage: Stage, config: ModelConfig) -> MattingBase:
+    """Construct a network whose tensors are still to be filled: `build` does both."""
     if stage == "base":
         return MattingBase(config.backbone)
     if stage == "refine":

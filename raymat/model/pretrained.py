@@ -5,16 +5,15 @@ Mismatches are found before the network is changed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from raymat.errors import WeightsError
 from raymat.model.matting import MattingBase
+from raymat.model.weights_content import abbreviate, nonfinite, tensors_in
 from raymat.model.weights_reader import read_file
 from raymat.storage.urls import redact
 
@@ -55,7 +54,7 @@ class InitReport:
             ("not of this network", self.unexpected),
         ):
             if names:
-                parts.append(f"{len(names)} {label} ({_abbreviate(names)})")
+                parts.append(f"{len(names)} {label} ({abbreviate(names)})")
         return "; ".join(parts)
 
 
@@ -63,82 +62,50 @@ def load_init(model: MattingBase, url: str) -> InitReport:
     """Load a weights file into `model`, in place.
 
     `url`: any URL that fsspec reads, of a published state dict (.pth, .safetensors) or of a
-    DeepLabV3 checkpoint (a dictionary with `model_state`). Raises WeightsError, and leaves the
-    network as it was, for a file that is missing, is no weights file, is of another backbone, or
-    holds nothing that fits.
+    DeepLabV3 checkpoint, plain or wrapped as `tensors_in` says. Raises WeightsError, and leaves the
+    network as it was, for a file that is missing, is no weights file, is of another backbone, holds
+    nothing that fits, or NaN or infinity in what fits.
     """
-    return load_published(model, read_file(url), redact(url))
-
-
-def load_published(model: MattingBase, content: Any, source: str) -> InitReport:
-    """Load a weights file's content into `model`, as `load_init`: a state dict, or a dictionary with `model_state`."""
-    tensors = tensors_in(content, source)
-    return load_matching(model, tensors, source, first_may_differ=_is_deeplab(content))
-
-
-def tensors_in(content: Any, source: str) -> dict[str, Tensor]:
-    """Return the tensors of a file's content under this project's names, ignoring everything else.
-
-    Raises WeightsError if it is no dictionary.
-    """
-    if not isinstance(content, Mapping):
-        raise WeightsError(
-            f"{source} holds a {type(content).__name__}, expected a state dict: "
-            "give a published .pth or a DeepLabV3 checkpoint"
-        )
-    if _is_deeplab(content):
-        return rename_deeplab(_tensors(content["model_state"]))
-    return _tensors(content)
+    source = redact(url)
+    return load_matching(model, tensors_in(read_file(url), source), source)
 
 
 def load_matching(
     model: MattingBase,
     tensors: Mapping[str, Tensor],
     source: str = "the given tensors",
-    *,
-    first_may_differ: bool = False,
 ) -> InitReport:
     """Copy into `model` the tensors whose names and shapes fit; dtypes and devices stay its own.
 
     A base network's tensors in a refine network, or the reverse, is the normal case. Raises
-    WeightsError, before anything is copied, when nothing fits, or when the tensors hold another
-    backbone: names or shapes below `backbone.` that differ. `first_may_differ`: the first
-    convolution may have another shape.
+    WeightsError, before anything is copied, as `match`.
     """
     own = model.state_dict()
-    report = _compare(own, tensors, source)
-    if not report.matched:
-        raise WeightsError(
-            f"nothing in {source} fits this network: {_foreign(tensors)}; "
-            "give a published .pth, a DeepLabV3 checkpoint, or a run or checkpoint of raymat"
-        )
-    _check_backbone(own, tensors, report, first_may_differ)
+    report = match(own, tensors, source)
     with torch.no_grad():
         for name in report.matched:
             own[name].copy_(tensors[name])
     return report
 
 
-def _is_deeplab(content: Mapping[Any, Any]) -> bool:
-    return isinstance(content.get("model_state"), Mapping)
+def match(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> InitReport:
+    """Compare tensors with a network's state dict `own`, whose data is not read.
 
-
-def rename_deeplab(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a DeepLabV3 state dict (github.com/VainF/DeepLabV3Plus-Pytorch) to this project's names.
-
-    `classifier.classifier.0` becomes `aspp`. A MobileNetV2's `backbone.low_level_features.i`
-    becomes `backbone.features.i`; its `high_level_features.j` begin at features[4], numbered from 0
-    or, where a slice of the original kept its numbers, from 4.
+    Raises:
+        WeightsError: nothing fits; the tensors hold another backbone (names or shapes below `backbone.` that differ, but
+        for a first convolution that sees one picture); or one that fits holds NaN or infinity.
     """
-    pattern = re.compile(r"backbone\.high_level_features\.(\d+)\.")
-    numbers = [int(found[1]) for name in state if (found := pattern.match(name))]
-    shift = 4 - min(numbers, default=4)
-    return {
-        pattern.sub(lambda found: f"backbone.features.{int(found[1]) + shift}.", name)
-        .replace("backbone.low_level_features.", "backbone.features.")
-        .replace("classifier.classifier.0.", "aspp."): tensor
-        for name, tensor in state.items()
-    }
+    report = _compare(own, tensors, source)
+    if not report.matched:
+        raise WeightsError(
+            f"nothing in {source} fits this network: {_foreign(tensors)}; "
+            "give a published .pth, a DeepLabV3 checkpoint, or a run or checkpoint of raymat"
+        )
+    _check_backbone(own, tensors, report)
+    fault = nonfinite({name: tensors[name] for name in report.matched})
+    if fault is not None:
+        raise WeightsError(f"{source}: {fault}; give weights whose training stayed finite")
+    return report
 
 
 def backbone_of(names: Mapping[str, object]) -> str | None:
@@ -147,25 +114,6 @@ def backbone_of(names: Mapping[str, object]) -> str | None:
         if all(name in names for name in signature):
             return backbone
     return None
-
-
-def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Return the plain tensors among a dictionary's values, ignoring everything else."""
-    return {
-        name: value
-        for name, value in content.items()
-        if isinstance(name, str) and isinstance(value, Tensor) and _plain(value)
-    }
-
-
-def _plain(tensor: Tensor) -> bool:
-    """Return whether it can be copied into a parameter: dense, real, not quantized, with its data."""
-    return (
-        tensor.layout == torch.strided
-        and tensor.device.type == "cpu"
-        and not tensor.is_complex()
-        and not tensor.is_quantized
-    )
 
 
 def _compare(own: Mapping[str, Tensor], other: Mapping[str, Tensor], source: str) -> InitReport:
@@ -181,12 +129,9 @@ def _compare(own: Mapping[str, Tensor], other: Mapping[str, Tensor], source: str
 
 
 def _check_backbone(
-    own: Mapping[str, Tensor],
-    other: Mapping[str, Tensor],
-    report: InitReport,
-    first_may_differ: bool,
+    own: Mapping[str, Tensor], other: Mapping[str, Tensor], report: InitReport
 ) -> None:
-    allowed = FIRST_CONVOLUTIONS if first_may_differ else ()
+    allowed = [n for n in FIRST_CONVOLUTIONS if n in other and other[n].shape[1:2] == (3,)]
     different = [
         name
         for name in (*report.missing, *report.unexpected, *report.mismatched)
@@ -206,7 +151,7 @@ def _check_backbone(
     else:
         message = (
             f"the backbone in {report.source} is not this network's {ours}: "
-            f"{len(different)} tensors differ ({_abbreviate(different)})"
+            f"{len(different)} tensors differ ({abbreviate(different)})"
         )
     raise WeightsError(message)
 
@@ -214,10 +159,4 @@ def _check_backbone(
 def _foreign(tensors: Mapping[str, Tensor]) -> str:
     if not tensors:
         return "it holds no tensors"
-    return f"its {len(tensors)} tensors are named {_abbreviate(tuple(tensors))}"
-
-
-def _abbreviate(names: tuple[str, ...] | list[str]) -> str:
-    """Return the first names, and "..." if there are more."""
-    shown = ", ".join(names[:3])
-    return f"{shown}, ..." if len(names) > 3 else shown
+    return f"its {len(tensors)} tensors are named {abbreviate(tuple(tensors))}"

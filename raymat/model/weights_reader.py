@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -101,8 +102,10 @@ def _fault_of(data: bytes, error: BaseException) -> str:
     if not data.startswith((b"PK\x03\x04", b"\x80")):
         return "it is not a PyTorch weights file"
     if "Unsupported" in text or "Weights only load failed" in text:
+        named = re.search(r"GLOBAL ([\w.]+)", text)
+        first = f" (the first: {named[1].rstrip('.')})" if named else ""
         return (
-            "it is damaged or holds objects other than weights, which are never run; "
+            f"it is damaged or holds objects other than weights, which are never run{first}; "
             "save only the state dict: torch.save(model.state_dict(), ...)"
         )
     return f"the file is damaged or incomplete ({type(error).__name__}); fetch it again"

@@ -11,10 +11,12 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from raymat.config.run import to_dict
 from raymat.config.sections import ModelConfig, Stage
 from raymat.export.exporter import export_network
 from raymat.model.matting import MattingBase, build
 from raymat.model.pretrained import load_init
+from tests.support import runs
 from tests.support.paths import GOLDEN
 
 KEYS = GOLDEN / "state_dict_keys.json"
@@ -154,6 +156,70 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
     assert "no space left there" in err[0]
     assert os.listdir(folder) == ["w.pth"]
     assert (folder / "w.pth").read_bytes() == b"mine"
+
+
+def test_a_wrapped_state_dict_is_exported_plain_and_without_what_is_not_the_networks(
+    raymat: Any, tmp_path: Path
+) -> None:
+    state = _network("base", seed=1).state_dict()
+    names = {f"model._orig_mod.{name}": tensor for name, tensor in state.items()}
+    names["model.loss.weight"] = torch.ones(3)
+    torch.save({"state_dict": names, "optimizer_states": [{}]}, tmp_path / "lightning.ckpt")
+    path = tmp_path / "w.pth"
+    code, out, err = raymat("export", str(tmp_path / "lightning.ckpt"), "-o", str(path))
+    assert (code, err) == (0, [])
+    assert out[1].endswith(" MB, weights, 362 tensors")
+    loaded = torch.load(path, weights_only=True)
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
+
+
+def test_a_file_without_a_whole_finite_network_is_not_exported(raymat: Any, tmp_path: Path) -> None:
+    state = dict(_network("base", seed=1).state_dict())
+    cases: dict[str, tuple[Any, str]] = {
+        "foreign": (
+            {"state_dict": {"fc.weight": torch.ones(2)}},
+            "nothing in {} is a network: its tensors are named state_dict.fc.weight; its keys are state_dict",
+        ),
+        "unknown": (
+            {"fc.weight": torch.ones(2)},
+            "{} is no matting network: its 1 tensors have no backbone that is known",
+        ),
+        "part": (
+            {name: tensor for name, tensor in state.items() if name != "decoder.conv4.bias"},
+            "{} is no whole base network: 1 tensors are missing or of another shape, the first decoder.conv4.bias",
+        ),
+        "shape": (
+            state | {"decoder.conv4.bias": torch.ones(5)},
+            "{} is no whole base network: 1 tensors are missing or of another shape, the first decoder.conv4.bias",
+        ),
+        "infinite": (
+            state | {"decoder.conv4.bias": torch.full((37,), torch.inf)},
+            "{}: 1 of 362 tensors hold NaN or infinity, the first decoder.conv4.bias (37 of 37 values); "
+            "give weights whose training stayed finite",
+        ),
+    }  # fmt: skip
+    for name, (content, line) in cases.items():
+        source = str(tmp_path / f"{name}.pth")
+        torch.save(content, source)
+        code, out, err = raymat("export", source, "-o", str(tmp_path / "out.pth"))
+        assert (code, out, err) == (2, [], [f"raymat: error: {line.format(source)}"])
+        assert not list(tmp_path.glob("out*"))
+
+
+def test_a_checkpoint_with_a_weight_that_is_not_finite_is_not_exported(
+    local: Any, raymat: Any, tmp_path: Path
+) -> None:
+    state = {f"model/{name}": tensor for name, tensor in _network("base", 1).state_dict().items()}
+    state["model/decoder.conv4.bias"][1] = float("nan")
+    local.commit(10, tensors=state, config=to_dict(runs.tiny(local.url, "run", "base")))
+    code, out, err = raymat("export", local.url, "-o", str(tmp_path / "w.pth"))
+    assert (code, out) == (2, [])
+    assert err == [
+        f"raymat: error: {local.url} (step-000000010-a001): 1 of 362 tensors hold NaN or infinity, the first "
+        "decoder.conv4.bias (1 of 37 values); give weights whose training stayed finite"
+    ]
+    assert not (tmp_path / "w.pth").exists()
 
 
 def test_what_holds_no_network_is_refused(local: Any, raymat: Any, tmp_path: Path) -> None:

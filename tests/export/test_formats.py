@@ -152,11 +152,11 @@ def test_a_network_that_gives_nothing_finite_is_not_exported(
 ) -> None:
     network = commit(local, "base")
     state = {f"model/{name}": tensor.clone() for name, tensor in network.state_dict().items()}
-    state["model/decoder.conv4.bias"][1] = float("nan")
+    state["model/decoder.bn3.running_var"][1] = -1.0
     local.commit(20, tensors=state, config=to_dict(runs.tiny(local.url, "run", "base")))
     code, _, err = raymat("export", local.url, "-o", str(tmp_path / "net.ts"), *SMALL)
     assert (code, len(err)) == (1, 1)
-    assert "the network itself gives fgr that is not finite at 1 x 48 x 64" in err[0]
+    assert "the network itself gives pha that is not finite at 1 x 48 x 64" in err[0]
     assert os.listdir(tmp_path) == ["runs"]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import pickle
@@ -9,6 +10,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from raymat.config.sections import ModelConfig
 from raymat.errors import WeightsError
 from raymat.model.matting import MattingBase, MattingRefine, build
 from raymat.model.pretrained import load_init, load_matching
+from raymat.model.weights_content import nonfinite, tensors_in
 from tests.support.paths import GOLDEN
 
 State = dict[str, Tensor]
@@ -148,7 +151,136 @@ def test_a_resnet_deeplab_checkpoint_loads_all_but_the_first_convolution(tmp_pat
     assert torch.equal(model.aspp.project[0].weight, source.aspp.project[0].weight)
 
 
+# Wrappers around a state dict and prefixes before its names
+
+
+def named(*names: str) -> State:
+    return {name: torch.full((1,), float(number)) for number, name in enumerate(names)}
+
+
+STATE = named("backbone.conv1.weight", "decoder.conv4.bias", "refiner.bn1.num_batches_tracked")
+
+
+def prefixed(prefix: str) -> State:
+    return {prefix + name: tensor for name, tensor in STATE.items()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": STATE}, {"model": STATE}, {"model_state": STATE}, {"model_state_dict": STATE},
+        {"net": STATE, "epoch": 3, "lr": [0.1]},
+        {"state_dict": prefixed("model.")}, {"state_dict": prefixed("net."), "hyper_parameters": {"a": 1}},
+        prefixed("module."), prefixed("_orig_mod."), prefixed("module._orig_mod."), prefixed("anything/at all:"),
+        {"model": prefixed("_orig_mod.module.")}, {"state_dict": prefixed("model._orig_mod.")},
+        {"checkpoint": {"model": STATE}}, {"a": {"b": {"state_dict": prefixed("model.module.")}}},
+        {"state_dict": STATE, "state_dict_ema": prefixed("")},
+        {"model": STATE, "ema": prefixed("module.")}, {"ema": STATE},
+        {"state_dict": prefixed("model.") | prefixed("ema_model.")},
+        {"state_dict": prefixed("model.") | named("loss.weight", "metric.total")},
+        {"model": STATE, "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}, "param_groups": [{"lr": 1}]}},
+        {"model": STATE, "optimizer": {"exp_avg": STATE}, "optimizer_states": [STATE]},
+        {"model": STATE, "state_dict": STATE},
+        {"backbone": named("conv1.weight"), "decoder": {"conv4": {"bias": STATE["decoder.conv4.bias"]}},
+         "refiner": {"bn1.num_batches_tracked": STATE["refiner.bn1.num_batches_tracked"]}},
+        {"backbone._orig_mod.conv1.weight": torch.zeros(1), **dict(list(STATE.items())[1:])},
+        STATE | {"optimizer": {"a": torch.ones(1)}, "epoch": 3},
+    ],
+)  # fmt: skip
+def test_the_state_dict_is_found_whatever_it_is_wrapped_in(content: dict[str, object]) -> None:
+    assert equal(tensors_in(content, "w.pth"), STATE)
+
+
+def test_an_unpickled_dictionary_that_holds_itself_is_read_once() -> None:
+    content: dict[str, object] = {"model": STATE}
+    content["self"] = content
+    assert equal(tensors_in(content, "w.pth"), STATE)
+
+
+def test_names_that_fit_as_they_are_keep_what_stands_beside_them() -> None:
+    beside = STATE | prefixed("perceptual.")
+    assert tensors_in(beside, "w.pth").keys() == beside.keys()
+    averaged = {"n_averaged": torch.tensor(7)} | prefixed("module.")
+    assert tensors_in(averaged, "w.pth").keys() == {"n_averaged"} | STATE.keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (torch.ones(3), "w.pth holds a Tensor, expected a state dict: give a published .pth or a DeepLabV3 checkpoint"),
+        ({}, "nothing in w.pth is a network: it is empty"),
+        ({"epoch": 3, "lr": 0.1}, "nothing in w.pth is a network: it holds no tensors; its keys are epoch, lr"),
+        (
+            {"state_dict": named("fc.weight", "fc.bias"), "epoch": 3},
+            "nothing in w.pth is a network: its tensors are named state_dict.fc.weight, state_dict.fc.bias; "
+            "its keys are state_dict, epoch",
+        ),
+        (
+            {"student": STATE, "teacher": prefixed("")},
+            "w.pth holds 2 networks, student.backbone., teacher.backbone.: save one network's state dict alone",
+        ),
+        (
+            STATE | prefixed("module."),
+            "w.pth holds two tensors for backbone.conv1.weight, one of them as module.backbone.conv1.weight: "
+            "save one network's state dict alone",
+        ),
+    ],
+)  # fmt: skip
+def test_content_that_is_no_network_or_several_is_refused_by_its_names(
+    content: object, line: str
+) -> None:
+    with pytest.raises(WeightsError) as caught:
+        tensors_in(content, "w.pth")
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_wrapped_state_dict_starts_a_network_whole(ending: str, tmp_path: Path) -> None:
+    saved, model, path = copy(small()), small(seed=2), tmp_path / f"w.{ending}"
+    names = {f"model.module._orig_mod.{name}": tensor.half() for name, tensor in saved.items()}
+    if ending == "pth":
+        torch.save({"checkpoint": {"state_dict": names}, "optimizer": {"state": names}}, path)
+    else:
+        safetensors.torch.save_file(names, path)
+    report = load_init(model, str(path))
+    assert report.summary == f"loaded 362 of the network's 362 tensors from {path}"
+    assert torch.equal(
+        model.state_dict()["aspp.project.0.weight"], saved["aspp.project.0.weight"].half().float()
+    )
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_deeplab_checkpoint_may_be_bare_or_of_data_parallel(bare: bool, tmp_path: Path) -> None:
+    content = deeplab(copy(large(1)), aspp_name)
+    state = content["model_state"]
+    assert isinstance(state, dict)
+    content["model_state"] = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save(state if bare else content, tmp_path / "deeplab.pth")
+    report = load_init(large(2), str(tmp_path / "deeplab.pth"))
+    assert report.mismatched == ("backbone.conv1.weight",)
+    assert {n.split(".")[0] for n in report.missing} == {"decoder"}
+
+
 # What is refused
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float, tmp_path: Path) -> None:
+    state = copy(small())
+    state["decoder.conv1.weight"] = state["decoder.conv1.weight"].double()
+    state["decoder.conv1.weight"][0, 0] = value
+    state["decoder.conv4.bias"][1] = float("nan")
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    assert refused(small(seed=2), tmp_path / "w.pth") == (
+        f"{tmp_path / 'w.pth'}: 2 of 362 tensors hold NaN or infinity, the first decoder.conv1.weight "
+        "(9 of 331776 values); give weights whose training stayed finite"
+    )
+
+
+def test_what_is_no_weight_of_the_network_may_be_anything(tmp_path: Path) -> None:
+    torch.save(copy(small()) | {"loss.mask": torch.full((2,), -torch.inf)}, tmp_path / "w.pth")
+    assert load_init(small(seed=2), str(tmp_path / "w.pth")).unexpected == ("loss.mask",)
+    assert nonfinite({"counter": torch.tensor(3), "half": torch.ones(2).half()}) is None
 
 
 class Payload:
@@ -167,10 +299,19 @@ def test_a_payload_in_a_weights_file_does_not_run(zipped: bool, tmp_path: Path) 
     content = {**copy(small()), "x": Payload(mark)}
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
     line = refused(small(seed=2), file)
-    assert "objects other than weights, which are never run" in line
+    assert "objects other than weights, which are never run (the first: getattr)" in line
     assert not mark.exists()
     pickle.loads(pickle.dumps(Payload(mark)))
     assert mark.exists()  # it would have
+
+
+def test_an_object_in_a_weights_file_is_named_by_its_class(tmp_path: Path) -> None:
+    content = {"state_dict": copy(small()), "hyper_parameters": argparse.Namespace(lr=0.1)}
+    torch.save(content, tmp_path / "w.pth")
+    assert refused(small(seed=2), tmp_path / "w.pth") == (
+        f"cannot read weights from {tmp_path / 'w.pth'}: it is damaged or holds objects other than weights, which are "
+        "never run (the first: argparse.Namespace); save only the state dict: torch.save(model.state_dict(), ...)"
+    )
 
 
 def test_files_that_are_no_weights_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from raymat.errors import ConfigError, WeightsError
 from raymat.model.matting import MattingBase
 from raymat.model.pretrained import backbone_of
 from raymat.storage.urls import redact
-from raymat.train.run.selected_weights import Selected, build_network, read_weights
+from raymat.train.run.selected_weights import Selected, build_network, read_weights, whole_network
 from raymat.train.validation.evaluator import finite
 from raymat.version import __version__
 
@@ -116,9 +116,8 @@ class _Reader:
         if self._last is not None and self._last[0] == name:
             return self._last[1]
         self.forget()  # before the next one is in memory
-        found = read_weights(
-            name, on_skip=lambda _, why: self._on_skip(f"{name}: passed over: {why}")
-        )
+        on_skip = lambda _, why: self._on_skip(f"{name}: passed over: {why}")  # noqa: E731
+        found = whole_network(read_weights(name, on_skip=on_skip))
         facts = self._facts.setdefault(name, replace(found, weights={}))
         if facts.checkpoint != found.checkpoint:
             raise WeightsError(

@@ -15,8 +15,10 @@ from raymat.checkpoint.local_cache import LocalCache, assign_copies
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.reader import CheckpointReader, Contents, read_contents
 from raymat.checkpoint.snapshot import Snapshot
+from raymat.checkpoint.state_dict import EMA, MODEL
 from raymat.distributed.collectives import Group
 from raymat.errors import CheckpointError, NewerFormatError
+from raymat.model.weights_content import nonfinite
 from raymat.storage.store import Store
 from raymat.train.loop.attempt import Attempt
 from raymat.train.loop.state import RunState, install, require_place
@@ -41,7 +43,8 @@ def restore(
 ) -> Restored:
     """Put the newest verified checkpoint of the run into `step`, the same one on every worker.
 
-    Rank 0 looks for it and calls `on_skip` for each newer one that is torn or damaged, whichever worker found that out.
+    Rank 0 looks for it and calls `on_skip` for each newer one that is torn or damaged, whichever worker found that out,
+    or whose weights hold NaN or infinity.
     `cache`: this machine's copies; those of other checkpoints are removed. Called by all workers; raises on all of
     them. Without any checkpoint nothing is changed.
 
@@ -61,6 +64,8 @@ def restore(
             return Restored()
         try:
             snapshot, near = read_together(store, group, contents, cache)
+            # The same on all workers: each holds the whole checkpoint.
+            _require_finite(snapshot, contents.checkpoint)
         except NewerFormatError:
             raise
         except CheckpointError as error:
@@ -73,6 +78,13 @@ def restore(
         if cache is not None:
             cache.forget_all_but(contents.files)
         return Restored(contents.checkpoint, state, near, contents.bytes - near)
+
+
+def _require_finite(snapshot: Snapshot, checkpoint: CheckpointId) -> None:
+    weights = {n: t for n, t in snapshot.tensors.items() if n.startswith((MODEL, EMA))}
+    fault = nonfinite(weights)
+    if fault is not None:
+        raise CheckpointError(f"{checkpoint} cannot be resumed: {fault}")
 
 
 def read_together(

@@ -7,9 +7,10 @@ does not.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from raymat.checkpoint.catalog import require_committed
@@ -21,8 +22,9 @@ from raymat.checkpoint.state_dict import EMA, MODEL
 from raymat.config.run import RunConfig, from_dict
 from raymat.config.sections import ModelConfig, Stage
 from raymat.errors import CheckpointError, ConfigError, NewerFormatError, WeightsError
-from raymat.model.matting import MattingBase, build
-from raymat.model.pretrained import backbone_of, load_matching, tensors_in
+from raymat.model.matting import MattingBase, build, construct
+from raymat.model.pretrained import InitReport, backbone_of, load_matching, match
+from raymat.model.weights_content import tensors_in
 from raymat.model.weights_reader import read_file
 from raymat.storage.store import Store
 from raymat.storage.urls import redact
@@ -112,12 +114,29 @@ def build_network(selected: Selected) -> MattingBase:
     Raises:
         WeightsError: the weights are not those of a whole network.
     """
-    if selected.config is not None:
-        model = selected.config.model
-    else:
-        model = _guess_model(selected)
-    network = build(selected.stage, model, 0)
-    report = load_matching(network, selected.weights, selected.what)
+    network = build(selected.stage, _model_of(selected), 0)
+    _require_whole(selected, load_matching(network, selected.weights, _source(selected)))
+    return network.eval()
+
+
+def whole_network(selected: Selected) -> Selected:
+    """Return the selected weights without tensors that are none of the network's.
+
+    Raises:
+        WeightsError: as `build_network`.
+    """
+    with torch.device("meta"):
+        own = construct(selected.stage, _model_of(selected)).state_dict()
+    report = match(own, selected.weights, _source(selected))
+    _require_whole(selected, report)
+    return replace(selected, weights={name: selected.weights[name] for name in report.matched})
+
+
+def _source(selected: Selected) -> str:
+    return f"{selected.what} ({selected.checkpoint})" if selected.checkpoint else selected.what
+
+
+def _require_whole(selected: Selected, report: InitReport) -> None:
     lacking = [
         name
         for name in (*report.missing, *report.mismatched)
@@ -129,7 +148,6 @@ def build_network(selected: Selected) -> MattingBase:
             f"{selected.what} is no whole {selected.stage} network: {len(lacking)} tensors are missing or of another "
             f"shape, the first {lacking[0]}"
         )
-    return network.eval()
 
 
 def _from_file(url: str) -> Selected:
@@ -173,7 +191,9 @@ def _stage_of(weights: Mapping[str, Tensor]) -> Stage:
     return "refine" if any(name.startswith("refiner.") for name in weights) else "base"
 
 
-def _guess_model(selected: Selected) -> ModelConfig:
+def _model_of(selected: Selected) -> ModelConfig:
+    if selected.config is not None:
+        return selected.config.model
     backbone: Any = backbone_of(selected.weights)
     if backbone is None:
         raise WeightsError(

@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from raymat.checkpoint.catalog import scan
+from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.shards import write_share
+from raymat.checkpoint.snapshot import Snapshot
 from raymat.config.run import RunConfig
 from raymat.data.batch import MicroBatch, Replacement
 from raymat.distributed.world import World
@@ -286,6 +289,28 @@ def test_a_torn_and_a_damaged_checkpoint_are_skipped_and_named(tmp_path: Path) -
     assert runs.differences(runs.checkpoints(config)[3], runs.checkpoints(undisturbed)[3]) == [
         "config"
     ]  # another checkpoint interval
+
+
+@pytest.mark.slow
+def test_a_checkpoint_whose_weights_are_not_finite_is_not_resumed(tmp_path: Path) -> None:
+    config = runs.tiny(tmp_path, "nan", steps=2, checkpoint_interval=1, valid_examples=0)
+    runs.train(World(), config, patient=True)
+    name, newest = "model/decoder.conv4.bias", CheckpointId(2, 2)
+    before = runs.checkpoints(config)[2]
+    tensors = before.tensors | {name: torch.full_like(before.tensors[name], math.nan)}
+    poisoned = Snapshot.take(2, tensors, before.extra)
+    write_share(runs.store_of(config), newest, poisoned, World(), config.name)
+    host = Heard()
+    runs.train(World(), config, host=host)
+    assert host.told[0] == ("restored", 2)
+    count = sum(not name.startswith("optimizer/") for name in tensors)
+    assert [(e["checkpoint"], e["reason"]) for e in events(config, "skip")] == [
+        (
+            "step-000000002-a002",
+            f"step-000000002-a002 cannot be resumed: 1 of {count} tensors hold NaN or infinity, "
+            "the first model/decoder.conv4.bias (37 of 37 values)",
+        )
+    ]
 
 
 def test_the_host_hears_of_the_restore_every_commit_and_the_progress(tmp_path: Path) -> None:
