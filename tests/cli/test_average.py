@@ -215,6 +215,8 @@ def test_what_does_not_go_together_is_one_line_and_nothing_is_written(tmp_path: 
     torch.save(network(3), file)
     refined = str(tmp_path / "refined.pth")
     torch.save(build("refine", ModelConfig(backbone="mobilenetv2"), 3).state_dict(), refined)
+    poisoned = network(3, alpha=float("nan"))
+    torch.save({"model": {f"module.{n}": t for n, t in poisoned.items()}}, tmp_path / "nan.pth")
     before = sorted(path.name for path in tmp_path.iterdir())
     for what, options, line in [
         ((a, other), {}, "are of runs with different datasets: give --dataset"),
@@ -230,6 +232,8 @@ def test_what_does_not_go_together_is_one_line_and_nothing_is_written(tmp_path: 
             cook(tmp_path, *what, **options)
     with pytest.raises(WeightsError, match="another network than"):
         cook(tmp_path, a, refined)
+    with pytest.raises(WeightsError, match=r"nan.pth: 1 of 362 .* the first decoder.conv4.bias"):
+        cook(tmp_path, a, str(tmp_path / "nan.pth"))
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
