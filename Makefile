@@ -37,7 +37,7 @@ demo: setup ## train both stages on made pictures, kill a worker halfway, resume
 	$(BIN)/raymat demo
 
 # Much of a test's time is waiting for processes that start: more files at a time than there are cores, the longest first.
-PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 
 quick: setup ## the tests below cluster/ that take no time: in a minute, for the working day
 	$(BIN)/python -m pytest $(PARALLEL) --durations=10 -m 'not slow and not chaos' --ignore=tests/cluster --ignore=tests/chaos

@@ -52,7 +52,7 @@ def test_a_driver_that_is_told_to_stop_has_the_step_committed(
     try:
         wait_for(store, "first_step", lambda event: True)
         process.send_signal(number)
-        errors, _ = process.communicate(timeout=120)
+        errors, _ = process.communicate(timeout=240)
     finally:
         process.kill()
     assert process.returncode == code, errors

@@ -72,7 +72,7 @@ def undisturbed(storage: Path, steps: int) -> list[tuple[Any, ...]]:
     return rows(Store.open(config.storage, config.name))
 
 
-def wait_until(what: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_until(what: Callable[[], bool], seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline
