@@ -84,6 +84,7 @@ def test_a_run_is_extended_with_one_listing_after_others_have_left(
     assert listed == ["the others have left", CHECKPOINTS]
 
 
+@pytest.mark.slow  # it starts Ray
 def test_a_driver_of_a_complete_run_lists_its_checkpoints_once(
     tmp_path: Path, listed: list[str], cluster: None
 ) -> None:
