@@ -119,7 +119,7 @@ def _open(store: Store, status: Status, run: str | None) -> list[FileEntry] | Ve
         return Verdict(str(status.id), "newer", status.reason, status.world, status.bytes)
     if status.state == "torn":
         # Listed twice: the first listing may have met the checkpoint while it was written or pruned.
-        lost = _lost(status.files) and _lost(list_files(store, status.id))
+        lost = lost_file(status.files) and lost_file(list_files(store, status.id))
         if lost:
             return Verdict(str(status.id), "damaged", lost, status.world, status.bytes)
         reason = status.summary.removeprefix("torn: ")
@@ -131,7 +131,7 @@ def _open(store: Store, status: Status, run: str | None) -> list[FileEntry] | Ve
     return [entry for manifest in manifests for entry in manifest.files]
 
 
-def _lost(files: Mapping[str, int]) -> str:
+def lost_file(files: Mapping[str, int]) -> str:
     """Name a file that was written and is missing from the listing `files`; "" if there is none.
 
     A rank writes its manifest last, and pruning removes it first: a file missing beside its manifest was lost.

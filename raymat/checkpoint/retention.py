@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
-from raymat.checkpoint.catalog import Status
+from raymat.checkpoint.catalog import Status, mark_newer, scan
+from raymat.checkpoint.integrity import lost_file
 from raymat.checkpoint.layout import CHECKPOINTS
 from raymat.checkpoint.manifest import CheckpointId, parse_manifest_name
 from raymat.storage.backends import TEMPORARY
@@ -104,12 +105,13 @@ def prune(
     *,
     now: float | None = None,
     stale: float = STALE_SECONDS,
+    dead_before: int = 0,
 ) -> int:
     """Delete `checkpoints`, and temporary files that dead writers left in any checkpoint.
 
     Manifests go first, in one batch, then everything else: a crash in between leaves torn checkpoints, which never
     count as committed, and calling again finishes the work. `now`: Unix seconds,
-    default the clock's. Returns the bytes freed.
+    default the clock's. `dead_before`: temporary files of earlier attempts go whatever their age. Returns the bytes freed.
     """
     # Ray's own ledger may name deleted checkpoints, with which it would refuse to start. raymat asks Ray to
     # keep everything (no num_to_keep) and removes the ledger before each start.
@@ -121,12 +123,49 @@ def prune(
         path = PurePosixPath(info.path)
         if path.parts[1] in doomed:
             (first if parse_manifest_name(path.name) else rest).append(info)
-        elif path.name.startswith(TEMPORARY) and now - info.modified > stale:
-            rest.append(info)
+        elif path.name.startswith(TEMPORARY):
+            folder = CheckpointId.try_parse(path.parts[1])
+            dead = folder is not None and folder.attempt < dead_before
+            rest += [info] * (dead or now - info.modified > stale)
     for part in (first, rest):
         if part:
             store.delete([info.path for info in part])
     return sum(info.size for info in first + rest)
+
+
+def find_abandoned(
+    store: Store, attempt: int, committed: Callable[[], Collection[CheckpointId]]
+) -> list[CheckpointId]:
+    """Find what attempts before `attempt` left torn, oldest first; they must have ended, but for some seconds.
+
+    Unlike `plan`, also those newer than every committed one: storage that is full has room for nothing else. What was
+    `committed` once, by the events, and what lost a file later is damage and no torn write: it stays until a newer one
+    supersedes it. `committed` is called only where there is something to ask. Raises StorageError.
+    """
+    statuses = scan(store)
+    torn = [s for s in statuses if s.state == "torn" and s.id.attempt < attempt]
+    torn = [status for status in mark_newer(store, torn) if status.state == "torn"]
+    if not torn:
+        return []
+    newest = max((s.id for s in statuses if s.state == "committed"), default=None)
+    once = set(committed())
+    return sorted(
+        s.id
+        for s in torn
+        if (newest is not None and newest > s.id) or not (s.id in once or lost_file(s.files))
+    )
+
+
+def remove_abandoned(store: Store, checkpoints: Collection[CheckpointId], attempt: int) -> None:
+    """Delete what `find_abandoned` found, with all temporary files of attempts before `attempt`. Raises StorageError.
+
+    Workers of a dead attempt may write for some seconds more, into these folders alone. Manifests are deleted before
+    shards: whatever arrives meanwhile, no folder has all of its manifests and lacks a shard that it lists. A last
+    manifest that arrives in between stands without shards, which every listing calls torn.
+    """
+    prune(store, checkpoints, dead_before=attempt)
+    if checkpoints:  # what arrived during the first pass
+        prune(store, checkpoints, dead_before=attempt)
 
 
 def _wanted(

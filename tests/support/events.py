@@ -24,6 +24,7 @@ from raymat.train.observability.attempt_events import (
 from raymat.train.observability.checkpoint_events import (
     CheckpointCommitted,
     CheckpointRestored,
+    CheckpointsDeleted,
     CheckpointSkipped,
     LocalCopiesOff,
     LocalCopyDamaged,
@@ -92,6 +93,7 @@ EXAMPLES: tuple[Event, ...] = (
     ),
     CheckpointSkipped(checkpoint=CHECKPOINT, step=120, reason="torn: no manifest"),
     CheckpointCommitted(checkpoint=CHECKPOINT, step=120, seconds=0.4, stall=0.01, bytes=463008),
+    CheckpointsDeleted(checkpoints=[CHECKPOINT], torn=True),
     SaveFailed(checkpoint=CHECKPOINT, given_up=False, error="cannot write s3://b/run: no answer"),
     SaveSkipped(step=160),
     LocalCopyDamaged(checkpoint=CHECKPOINT, file="shard-00000-of-00002.safetensors", reason="its digest is another"),

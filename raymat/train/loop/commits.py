@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from raymat.checkpoint.catalog import mark_newer, scan
 from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.checkpoint.retention import RetentionPolicy, plan, prune
+from raymat.checkpoint.retention import (
+    RetentionPolicy,
+    find_abandoned,
+    plan,
+    prune,
+    remove_abandoned,
+)
 from raymat.errors import StorageError
 from raymat.storage.store import Store
 from raymat.train.loop.attempt import Attempt
@@ -19,7 +25,9 @@ from raymat.train.loop.interfaces import Host
 from raymat.train.loop.reporter import Reporter
 from raymat.train.loop.startup import StartingPoint
 from raymat.train.loop.state import RunState
-from raymat.train.observability.checkpoint_events import CheckpointCommitted
+from raymat.train.observability.checkpoint_events import CheckpointCommitted, CheckpointsDeleted
+from raymat.train.observability.event import Event
+from raymat.train.observability.events import committed_by, read_events
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +54,21 @@ class Checkpoints:
         policy = RetentionPolicy(keep=kept.keep, best=kept.best_mode)
         # Of rank 0: retention deletes, once for all workers.
         self._retainer = (
-            Retainer(attempt.store, policy, attempt.number, metric=kept.best_metric)
+            Retainer(
+                attempt.store,
+                policy,
+                attempt.number,
+                metric=kept.best_metric,
+                emit=attempt.emit,
+            )
             if attempt.group.leads
             else None
         )
+
+    def remove_abandoned(self) -> None:
+        """Make room, before the first save, by removing what earlier attempts left unfinished."""
+        if self._retainer is not None:
+            self._retainer.remove_abandoned()
 
     def save(self, state: RunState, *, last: bool, until: float | None) -> list[Saved]:
         """Save `state`; if it is the run's `last`, or with `until` (Unix seconds), wait until it is committed.
@@ -105,14 +124,31 @@ class Retainer:
     """Deletes, in a thread, the checkpoints that are no longer needed. For rank 0 alone."""
 
     def __init__(
-        self, store: Store, policy: RetentionPolicy, attempt: int, *, metric: str = "loss"
+        self,
+        store: Store,
+        policy: RetentionPolicy,
+        attempt: int,
+        *,
+        metric: str = "loss",
+        emit: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        """`metric`: the validations' metric by which `policy` keeps the best."""
-        self._metric = metric
+        """`metric`: the validations' metric by which `policy` keeps the best. `emit`: writes the events `delete`."""
+        self._metric, self._emit = metric, emit
         self._store, self._policy, self._attempt = store, policy, attempt
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="retention")
         self._running: Future[None] | None = None
         self._again = False
+
+    def remove_abandoned(self) -> None:
+        """Remove what earlier attempts left unfinished: they have ended, as this driver holds the lease."""
+        store = self._store
+        try:
+            found = find_abandoned(store, self._attempt, lambda: committed_by(read_events(store)))
+            if found:
+                self._emit(CheckpointsDeleted(checkpoints=list(map(str, found)), torn=True))
+            remove_abandoned(store, found, self._attempt)
+        except StorageError as error:
+            log.warning("unfinished checkpoints are left for later: %s", error.line)
 
     def committed(self, state: RunState, damaged: Collection[CheckpointId]) -> None:
         """Delete what a new commit makes needless, unless the last deletion still runs: then with the next commit."""
@@ -158,6 +194,7 @@ class Retainer:
                 damaged=damaged,
             ).delete
             if doomed:
+                self._emit(CheckpointsDeleted(checkpoints=list(map(str, doomed)), torn=False))
                 prune(self._store, doomed)
         except StorageError as error:
             log.warning("old checkpoints are left for later: %s", error.line)

@@ -103,6 +103,7 @@ class Trainer:
         reporter = Reporter(attempt, host)
         start = start_from_newest(attempt, host, reporter, cache)
         checkpoints = Checkpoints(attempt, host, start, reporter, cache)
+        checkpoints.remove_abandoned()
         return cls(attempt, host, feed, start, reporter, checkpoints, validator)
 
     def __init__(

@@ -52,6 +52,20 @@ class CheckpointCommitted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointsDeleted(Event):
+    """Checkpoints are about to be deleted. Written before, so that what a crash leaves of them is no damage."""
+
+    kind = "delete"
+    checkpoints: Annotated[list[str], "their folders' names, oldest first"]
+    torn: Annotated[bool, "true for those that attempts that have ended left unfinished"]
+
+    @property
+    def line(self) -> str | None:
+        names = ", ".join(self.checkpoints)
+        return f"removed {names}: left unfinished by an earlier attempt" if self.torn else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SaveFailed(Event):
     """A save met an error of storage. Written for the first error of a checkpoint, and if it is given up."""
 

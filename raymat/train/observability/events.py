@@ -14,9 +14,10 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from raymat.checkpoint.manifest import CheckpointId
 from raymat.errors import StorageError
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.store import Store
@@ -175,6 +176,18 @@ def read_events(store: Store) -> list[dict[str, Any]]:
     for file in sorted(store.list(FOLDER), key=lambda file: file.path):
         events += read_lines(store.read(file.path))
     return sorted(events, key=lambda event: event.get("time", 0.0))
+
+
+def committed_by(events: Iterable[Mapping[str, Any]]) -> set[CheckpointId]:
+    """Return the checkpoints that these events say were committed and not deleted afterwards."""
+    committed, deleted = set[str](), set[str]()
+    for event in events:
+        if event.get("kind") == "commit":
+            committed.add(str(event.get("checkpoint")))
+        elif event.get("kind") == "delete" and isinstance(event.get("checkpoints"), list):
+            deleted.update(map(str, event["checkpoints"]))
+    names = committed - deleted
+    return {found for name in names if (found := CheckpointId.try_parse(name)) is not None}
 
 
 def read_lines(data: bytes) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ LINES = {
     "replaced": "cannot use train/fgr/a.png: truncated; another stands in for it, as for example 12",
     "restore": "resumed from step-000000120-a002 (attempt 3)",
     "skip": "skipped step-000000120-a002: torn: no manifest",
+    "delete": "removed step-000000120-a002: left unfinished by an earlier attempt",
     "save_failed": "saving step-000000120-a002 fails and is tried again: cannot write s3://b/run: no answer",
     "validation_died": "the validation of step 400 died: its process died",
     "validation_lost": "the validation of step 400 is lost: the validation set has changed",
