@@ -71,8 +71,9 @@ class LocalBackend:
 
     def write(self, path: str, chunks: Iterable[Buffer]) -> None:
         """See `Backend`: write a temporary file in the same folder, sync and rename it, and sync the folder."""
-        folder, name = os.path.split(path)
-        temporary = os.path.join(folder, f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{name}")
+        folder = os.path.dirname(path)
+        # Without its name: TensorBoard reads every file whose name says that it is an event file.
+        temporary = os.path.join(folder, f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}")
         try:
             with _create(temporary) as file:
                 for window in _windows(chunks, _WINDOW):

@@ -284,7 +284,7 @@ def _deletions(passes: Passes) -> None:
     _around(tensorboard_log.TensorBoardLog, "resumed", labelled("replay"))
 
     def delete(plain: Any, self: Any, paths: list[str]) -> None:
-        label = _current.deleting
+        label = _current.deleting or "abandoned"  # what dead attempts left torn
         if label == "prune" and all(parse_manifest_name(p.rpartition("/")[2]) for p in paths):
             label = "prune-manifests"
         passes(f"{label}/asked")

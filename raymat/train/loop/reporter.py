@@ -14,7 +14,7 @@ from raymat.train.loop.interfaces import Host
 from raymat.train.loop.state import RunState
 from raymat.train.observability.fault_reports import ReplacementReport
 from raymat.train.observability.image_grids import training_grids
-from raymat.train.observability.logger_setup import make_loggers
+from raymat.train.observability.logger_setup import make_background_merge, make_loggers
 from raymat.train.observability.progress import Progress
 from raymat.train.observability.training_events import FirstStepDone
 from raymat.train.observability.validation_events import ValidationDone
@@ -34,6 +34,7 @@ class Reporter:
         self.loggers = make_loggers(
             attempt.store, attempt.number, attempt.config.log.logger, attempt.group
         )
+        self._merge = make_background_merge(attempt.store, attempt.number, attempt.group)
         self.replaced = ReplacementReport(attempt.events)
         self.loss: float | None = None
         """The newest logged training loss; None where it was not finite."""
@@ -48,7 +49,7 @@ class Reporter:
             StorageError: a logger could not clear away what comes again.
         """
         if checkpoint is not None:
-            self.committed(checkpoint)
+            self._commit = (checkpoint.step, time.time())
 
         def resume() -> None:
             for logger in self.loggers:
@@ -114,8 +115,13 @@ class Reporter:
             logger.images(step, grids)
 
     def committed(self, checkpoint: CheckpointId) -> None:
-        """Note that `checkpoint` is the newest one, committed or restored now."""
+        """Note that `checkpoint` is the newest one, committed now."""
         self._commit = (checkpoint.step, time.time())
+        self._merge.committed()
+
+    def finish(self) -> None:
+        """Leave the records of the complete run in few objects."""
+        self._merge.finish()
 
     def progress(self, state: RunState) -> None:
         """Tell the host how far the run is."""

@@ -186,6 +186,7 @@ class Trainer:
                 saves=dataclasses.asdict(checkpoints.saver.counts),
             )
         )
+        self.reporter.finish()
         self.host.ended()
         assert checkpoints.newest is not None
         return Outcome(

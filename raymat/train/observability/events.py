@@ -19,6 +19,7 @@ from typing import Any
 
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.errors import StorageError
+from raymat.storage.bulk import read_many, until_present
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.store import Store
 from raymat.train.observability.event import Event
@@ -172,10 +173,15 @@ def read_events(store: Store) -> list[dict[str, Any]]:
     Raises:
         StorageError: the storage cannot be read.
     """
-    events: list[dict[str, Any]] = []
-    for file in sorted(store.list(FOLDER), key=lambda file: file.path):
-        events += read_lines(store.read(file.path))
-    return sorted(events, key=lambda event: event.get("time", 0.0))
+    lines = until_present(lambda: _read_event_lines(store))
+    return sorted(read_lines(b"\n".join(lines)), key=lambda event: event.get("time", 0.0))
+
+
+def _read_event_lines(store: Store) -> list[bytes]:
+    paths = [file.path for file in store.list(FOLDER)]
+    # A line that comes twice is one event: it was merged, and its log's own object is still there, or there again.
+    lines = {line: None for data in read_many(store, paths) for line in data.splitlines()}
+    return list(lines)
 
 
 def committed_by(events: Iterable[Mapping[str, Any]]) -> set[CheckpointId]:
@@ -192,8 +198,16 @@ def committed_by(events: Iterable[Mapping[str, Any]]) -> set[CheckpointId]:
 
 def read_lines(data: bytes) -> list[dict[str, Any]]:
     """Return the JSON objects of a JSON-lines file, without damaged lines."""
+    lines = data.splitlines()
+    try:
+        # At once: several times faster, and rows share the memory of their keys.
+        values = json.loads(b"[" + b",".join(lines) + b"]")
+        if len(values) == len(lines):
+            return [value for value in values if isinstance(value, dict)]
+    except ValueError:
+        pass
     found = []
-    for line in data.splitlines():
+    for line in lines:
         try:
             value = json.loads(line)
         except ValueError:

@@ -8,6 +8,9 @@ from raymat.distributed.collectives import Group
 from raymat.errors import ConfigError
 from raymat.storage.store import Store
 from raymat.train.observability.logger import Logger
+from raymat.train.observability.merging.background_merge import BackgroundMerge
+from raymat.train.observability.merging.events_merge import EventsMerge
+from raymat.train.observability.merging.metrics_merge import MetricsMerge
 from raymat.train.observability.metrics_log import MetricsLog
 
 
@@ -30,6 +33,17 @@ def make_loggers(store: Store, attempt: int, own: str | None, group: Group) -> l
         return [*loggers, _make(own, store, attempt)] if own else loggers
 
     return group.on_all(make)
+
+
+def make_background_merge(store: Store, attempt: int, group: Group) -> BackgroundMerge:
+    """Make what merges the objects of metrics, events and TensorBoard: on rank 0; on the other workers it does nothing."""
+    if not group.leads:
+        return BackgroundMerge(())
+    from raymat.train.observability.merging.curves_merge import CurvesMerge
+
+    return BackgroundMerge(
+        [MetricsMerge(store, attempt), EventsMerge(store, attempt), CurvesMerge(store, attempt)]
+    )
 
 
 def _make(own: str, store: Store, attempt: int) -> Logger:

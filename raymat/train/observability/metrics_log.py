@@ -2,25 +2,35 @@
 
 An object's name gives its span and attempt: `000000101-000000200-a003.jsonl` has the rows of steps 101 to 200, written by
 attempt 3 before it committed step 200. An attempt's first span begins after the step that it resumed from, and so tells
-which rows of earlier attempts it replaces. Objects are never rewritten or deleted.
+which rows of earlier attempts it replaces. Objects are never rewritten.
+
+A run's many small objects are merged beside training (`merging/`) into ones of the same form: `000000001-000000400-a003`
+has all that counts of steps 1 to 400, of attempt 3 and of those before it. By the same rule it replaces its parts.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raymat.storage.bulk import read_many, until_present
 from raymat.storage.store import Store
 from raymat.train.observability.events import read_lines
 from raymat.train.observability.logger import Row, Spans
 
 FOLDER = "metrics"
 _NAME = re.compile(r"(?:^|/)(\d+)-(\d+)-a(\d+)\.jsonl$")
+
+
+def segment_path(first: int, last: int, attempt: int) -> str:
+    """Return the path of the object with the rows of steps `first` to `last`."""
+    return f"{FOLDER}/{first:09d}-{last:09d}-a{attempt:03d}.jsonl"
 
 
 class MetricsLog:
@@ -46,7 +56,7 @@ class MetricsLog:
         """Close the span, even if it has no rows, since it replaces those of earlier attempts."""
         if step < self._first:
             return
-        name = f"{FOLDER}/{self._first:09d}-{step:09d}-a{self._attempt:03d}.jsonl"
+        name = segment_path(self._first, step, self._attempt)
         self._spans.add(step, name, self._rows)
         self._first = step + 1
         self._rows = []
@@ -60,10 +70,47 @@ class MetricsLog:
 
 
 @dataclass(frozen=True)
-class _Segment:
+class Segment:
+    """One object: the rows of steps `first` to `last`, of `attempt` and, if it was merged, of attempts before it."""
+
+    path: str
+    size: int
     attempt: int
     first: int
-    path: str
+    last: int
+    until: float = math.inf
+    """The first step that a later attempt has done again: rows from there on do not count."""
+
+
+def list_segments(store: Store) -> tuple[list[Segment], list[Segment]]:
+    """Return the segments whose rows count, by step, and those that others have replaced or contain.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
+    found: dict[int, list[Segment]] = {}
+    for file in store.list(FOLDER):
+        if match := _NAME.search(file.path):
+            first, last, attempt = map(int, match.groups())
+            found.setdefault(attempt, []).append(
+                Segment(file.path, file.size, attempt, first, last)
+            )
+    counting: list[Segment] = []
+    needless: list[Segment] = []
+    until = math.inf
+    for attempt in sorted(found, reverse=True):
+        contained = -1
+        of_attempt = []
+        for segment in sorted(found[attempt], key=lambda s: (s.first, -s.last)):
+            # An attempt's own spans are disjoint: only a merged one contains another.
+            if segment.first >= until or segment.last <= contained:
+                needless.append(segment)
+            else:
+                of_attempt.append(replace(segment, until=until))
+                contained = max(contained, segment.last)
+        counting = of_attempt + counting
+        until = min(until, *(segment.first for segment in found[attempt]))
+    return counting, needless
 
 
 def read_metrics(store: Store) -> list[Row]:
@@ -72,23 +119,16 @@ def read_metrics(store: Store) -> list[Row]:
     Raises:
         StorageError: the storage cannot be read.
     """
+    return until_present(lambda: _read_rows(store))
+
+
+def _read_rows(store: Store) -> list[Row]:
+    segments, _ = list_segments(store)
     kept: dict[tuple[int, str], Row] = {}
-    for attempt in _by_attempt(store):
-        begin = min(segment.first for segment in attempt)
-        kept = {key: row for key, row in kept.items() if key[0] < begin}
-        for segment in attempt:
-            for row in read_lines(store.read(segment.path)):
-                if isinstance(row.get("step"), int):
-                    kept[row["step"], str(row.get("kind"))] = row
+    contents = read_many(store, [segment.path for segment in segments])
+    for segment, data in zip(segments, contents, strict=True):
+        for row in read_lines(data):
+            step = row.get("step")
+            if isinstance(step, int) and step < segment.until:
+                kept[step, str(row.get("kind"))] = row
     return [kept[key] for key in sorted(kept)]
-
-
-def _by_attempt(store: Store) -> list[list[_Segment]]:
-    """Return the segments of each attempt, oldest attempt first, by step within it."""
-    found: dict[int, list[_Segment]] = {}
-    for file in store.list(FOLDER):
-        match = _NAME.search(file.path)
-        if match:
-            attempt = int(match[3])
-            found.setdefault(attempt, []).append(_Segment(attempt, int(match[1]), file.path))
-    return [sorted(found[a], key=lambda s: s.first) for a in sorted(found)]

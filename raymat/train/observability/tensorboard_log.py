@@ -2,13 +2,12 @@
 
 TensorBoard's own writer appends to a file, which object stores cannot do. Here each committed span of steps is an event
 file of its own, named by its last step, so that TensorBoard reads them in order. A restart first removes the spans that
-it will replay.
+it will replay. Files are merged beside training (`merging/curves_merge.py`).
 """
 
 from __future__ import annotations
 
 import io
-import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,13 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from raymat.storage.store import Store
 from raymat.train.observability.logger import Row, Spans
-
-FOLDER = "tensorboard"
-_NAME = re.compile(r"events\.out\.tfevents\.(\d+)\.a(\d+)$")
+from raymat.train.observability.merging.curves_merge import (
+    clear_replayed,
+    event_file_path,
+    write_event_file,
+)
 
 
 class TensorBoardLog:
@@ -38,10 +38,7 @@ class TensorBoardLog:
 
     def resumed(self, step: int) -> None:
         """Remove what earlier attempts wrote of steps that come again."""
-        paths = [file.path for file in self._store.list(FOLDER)]
-        replayed = [p for p in paths if (match := _NAME.search(p)) and int(match[1]) > step]
-        if replayed:
-            self._store.delete(replayed)
+        clear_replayed(self._store, self._attempt, step)
 
     def row(self, row: Row) -> None:
         scalars = {"valid_loss" if row["kind"] == "valid" else "loss": row["loss"]}
@@ -63,20 +60,14 @@ class TensorBoardLog:
 
     def cut(self, step: int) -> None:
         if self._events:
-            name = f"{FOLDER}/events.out.tfevents.{step:09d}.a{self._attempt:03d}"
-            self._spans.add(step, name, self._events)
+            self._spans.add(step, event_file_path(step, self._attempt), self._events)
             self._events = []
 
     def flush(self, step: int) -> None:
         self._spans.flush(step, self._write)
 
     def _write(self, name: str, events: list[Any]) -> None:
-        header = Event(wall_time=events[0].wall_time, file_version="brain.Event:2")
-        buffer = io.BytesIO()
-        writer = RecordWriter(buffer)
-        for event in (header, *events):
-            writer.write(event.SerializeToString())
-        self._store.write(name, buffer.getvalue())
+        write_event_file(self._store, name, events, events[0].wall_time)
 
     def _add(self, step: int, when: float, values: list[Any]) -> None:
         if values:

@@ -43,4 +43,5 @@ def test_a_worker_killed_at_any_point_resumes_from_the_newest_commit_to_the_bit(
     assert groups == {
         *("step", "snapshot", "flush", "metrics", "tensorboard", "share", "shard", "state"),
         *("manifest", "commit", "prune", "prune-manifests", "events", "restore", "replay", "end"),
+        "abandoned",
     }

@@ -1,0 +1,1 @@
+"""Merges the many small objects of a long run's records into few large ones."""
