@@ -5,6 +5,7 @@
     ├── DataError                     the dataset cannot be used: unpaired, empty, unreadable
     ├── WeightsError                  a weights file cannot be read, or nothing in it matches
     ├── StorageError                  the run's storage cannot be read or written
+    │   ├── RunGoneError              the run's folder was removed or unmounted while it was driven
     │   └── CheckpointError           a checkpoint is torn, damaged or foreign
     │       └── NewerFormatError      a newer raymat wrote it
     ├── TrainingError                 training itself cannot go on (non-finite loss that persists)
@@ -58,6 +59,10 @@ class WeightsError(RaymatError):
 
 class StorageError(RaymatError):
     """Error while reading or writing storage."""
+
+
+class RunGoneError(StorageError):
+    """Loss of a run's folder while the run was driven: nothing is written there until it is back."""
 
 
 class CheckpointError(StorageError):

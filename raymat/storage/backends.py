@@ -53,6 +53,10 @@ class Backend(Protocol):
 class LocalBackend:
     """Backend of a folder of this machine, mounted ones included."""
 
+    def __init__(self) -> None:
+        self.kept: str | None = None
+        """A folder that is never made anew: it was there, and where it is missing it was removed or unmounted."""
+
     def read(self, path: str) -> bytes:
         """See `Backend`."""
         return Path(path).read_bytes()
@@ -75,7 +79,7 @@ class LocalBackend:
         # Without its name: TensorBoard reads every file whose name says that it is an event file.
         temporary = os.path.join(folder, f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}")
         try:
-            with _create(temporary) as file:
+            with self._create(temporary) as file:
                 for window in _windows(chunks, _WINDOW):
                     file.writelines(window)
                     _sync_and_drop(file)
@@ -109,6 +113,14 @@ class LocalBackend:
         for folder in {os.path.dirname(path) for path in paths}:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
+
+    def _create(self, path: str) -> BinaryIO:
+        """Open a new file and make its folder, again if a `delete` removed it in between."""
+        for _ in range(3):
+            _make_folder(os.path.dirname(path), self.kept)
+            with contextlib.suppress(FileNotFoundError):
+                return open(path, "xb", buffering=2**20)
+        return open(path, "xb", buffering=2**20)
 
 
 class FsspecBackend:
@@ -191,15 +203,6 @@ class Pieces:
         return b"".join(found)
 
 
-def _create(path: str) -> BinaryIO:
-    """Open a new file and make its folder, again if a `delete` removed it in between."""
-    for _ in range(3):
-        _make_folder(os.path.dirname(path))
-        with contextlib.suppress(FileNotFoundError):
-            return open(path, "xb", buffering=2**20)
-    return open(path, "xb", buffering=2**20)
-
-
 def _windows(chunks: Iterable[Buffer], size: int) -> Iterator[list[memoryview]]:
     """Yield the chunks cut and grouped into `size` bytes each, the last group smaller; at least one group."""
     window: list[memoryview] = []
@@ -227,13 +230,15 @@ def _sync_and_drop(file: BinaryIO) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _make_folder(folder: str) -> None:
-    """Make `folder` and its parents, all durable: a folder that a crash loses takes its files with it."""
+def _make_folder(folder: str, kept: str | None) -> None:
+    """Make `folder` and its parents but for `kept`, all durable: a folder that a crash loses takes its files with it."""
     if os.path.isdir(folder):
         return
+    if folder == kept:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
     parent = os.path.dirname(folder)
     if parent != folder:
-        _make_folder(parent)
+        _make_folder(parent, kept)
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder)
         _sync_folder(parent)

@@ -22,6 +22,10 @@ class MissingFileError(StorageError):
     """Error for a file, or a part of one, that is missing from the storage."""
 
 
+class MissingBucketError(StorageError):
+    """Error for a bucket that does not exist."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """Classified exception of a backend; a `transient` fault may pass when retried."""
@@ -34,7 +38,8 @@ class Fault:
         """Return the exception for the user: `action` as in "read" or "write", `url` without secrets."""
         if self.kind == "missing":
             return MissingFileError(f"cannot {action} {url}: it does not exist")
-        return StorageError(f"cannot {action} {url}: {_ADVICE[self.kind].format(self.detail)}")
+        kind = MissingBucketError if self.kind == "bucket" else StorageError
+        return kind(f"cannot {action} {url}: {_ADVICE[self.kind].format(self.detail)}")
 
 
 _ADVICE: dict[Kind, str] = {

@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from raymat.errors import StorageError
+from raymat.errors import RunGoneError, StorageError
+from raymat.storage.anchor import Anchor
 from raymat.storage.backends import TEMPORARY, Backend, FsspecBackend, LocalBackend
 from raymat.storage.digest import Buffer
 from raymat.storage.faults import MissingFileError, backend_errors, classify, reason
@@ -72,6 +73,8 @@ class Store:
         self.retry = retry
         self._root = root
         self._reopen = reopen
+        self._anchor = Anchor()
+        """Copies of this store share it."""
         self._random = random.Random()
         self._sleep: Callable[[float], None] = time.sleep
 
@@ -100,7 +103,25 @@ class Store:
         return cls(backend, root, url, (storage_url, name, retry, dict(options or {})), retry)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, self._reopen
+        return _reopen, (*self._reopen, self._anchor)
+
+    def anchor(self, path: str, word: str) -> None:
+        """From now on write and delete only while the file `path` is there and contains `word`.
+
+        So a run's folder that was removed or unmounted is not made anew, and another run in its place is left alone. Holds
+        for copies of this store too. Costs a read of that file with each write.
+        """
+        self._anchor.path, self._anchor.word = path, word
+
+    def require_anchor(self) -> None:
+        """Raise RunGoneError unless the file that `anchor` named is there; StorageError if the storage fails."""
+        if self._anchor.path and isinstance(self.backend, LocalBackend):
+            self.backend.kept = self._root
+        if not self._anchor.is_there(self.read):
+            raise RunGoneError(
+                f"{self.url} is gone: its {self._anchor.path} is missing or another run's; "
+                "bring it back (is it mounted?), and the same command goes on"
+            )
 
     def read(self, path: str) -> bytes:
         """Return all bytes of a file. Raises MissingFileError."""
@@ -127,7 +148,7 @@ class Store:
     def write(self, path: str, data: Buffer | Sequence[Buffer]) -> None:
         """Write or replace a file, given in one piece or several: visible only when whole, durable on return."""
         chunks = [data] if isinstance(data, bytes | bytearray | memoryview) else list(data)
-        self._try("write", path, lambda: self.backend.write(self._at(path), chunks))
+        self._change("write", path, lambda: self.backend.write(self._at(path), chunks))
 
     def list(self, folder: str = "", *, temporary: bool = False) -> list[FileInfo]:
         """List every file below `folder` (default: the whole run), sorted by path.
@@ -149,7 +170,7 @@ class Store:
         absolute = [self._at(path) for path in paths]
         for start in range(0, len(absolute), 1000):
             part = absolute[start : start + 1000]
-            self._try("delete from", "", lambda part=part: self.backend.delete(part))  # type: ignore[misc]
+            self._change("delete from", "", lambda part=part: self.backend.delete(part))  # type: ignore[misc]
 
     def _at(self, path: str) -> str:
         """Return the backend's path of `path`, which must stay inside the run's folder."""
@@ -160,6 +181,14 @@ class Store:
 
     def _url(self, path: str) -> str:
         return f"{self.url}/{path}" if path else self.url
+
+    def _change(self, action: str, path: str, call: Callable[[], None]) -> None:
+        self.require_anchor()
+        try:
+            self._try(action, path, call)
+        except StorageError:
+            self.require_anchor()  # it may have gone in between
+            raise
 
     def _try(self, action: str, path: str, call: Callable[[], T]) -> T:
         """Return `call()`, retried while its fault is transient and the policy allows."""
@@ -174,8 +203,12 @@ class Store:
             raise classify(error, action).error(action, self._url(path)) from error
 
 
-def _reopen(storage_url: str, name: str, retry: RetryPolicy, options: dict[str, Any]) -> Store:
-    return Store.open(storage_url, name, retry=retry, options=options)
+def _reopen(
+    storage_url: str, name: str, retry: RetryPolicy, options: dict[str, Any], anchor: Anchor
+) -> Store:
+    store = Store.open(storage_url, name, retry=retry, options=options)
+    store._anchor = anchor
+    return store
 
 
 def _check_name(name: str) -> None:

@@ -173,7 +173,8 @@ def job_of(config: RunConfig, checkpoint: CheckpointId) -> Job:
     geometry = Geometry(config.stage, config.data.resolution)
     settled = dataclasses.replace(config.optim, precision=config.optim.precision or "fp32")
     config = dataclasses.replace(config, optim=settled)
-    return Job(checkpoint, config, config.name, source_of(config), order_of(config), geometry)
+    source, order, store = source_of(config), order_of(config), store_of(config)
+    return Job(checkpoint, config, config.name, source, order, geometry, store)
 
 
 def store_of(config: RunConfig) -> Store:

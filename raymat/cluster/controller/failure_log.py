@@ -32,9 +32,8 @@ class FailureLog(UserCallback):
     The event has each worker's error, and where the worker was and what it did when it was last heard.
     """
 
-    def __init__(self, storage: str, name: str, board: Blackboard) -> None:
-        self._storage = storage
-        self._name = name
+    def __init__(self, store: Store, board: Blackboard) -> None:
+        self._store = store
         self._board = board
         self._events: EventLog | None = None
 
@@ -60,7 +59,7 @@ class FailureLog(UserCallback):
 
     def _log(self) -> EventLog:
         if self._events is None:
-            self._events = EventLog.for_driver(Store.open(self._storage, self._name))
+            self._events = EventLog.for_driver(self._store)
         return self._events
 
 

@@ -17,7 +17,7 @@ from raymat.cluster.ray_train_internals import (
     WorkerHealthCheckTimeoutError,
     unwrap,
 )
-from raymat.errors import CheckpointError, RaymatError, StorageError
+from raymat.errors import CheckpointError, RaymatError, RunGoneError, StorageError
 from raymat.train.run.notice import LeavingError
 
 MAX_FRUITLESS = 3
@@ -40,7 +40,7 @@ def is_fatal(error: BaseException) -> bool:
     """Return whether trying again would end the same way: so it is with raymat's errors, but for storage that fails."""
     found = raymat_error(error)
     may_pass = (isinstance(found, LeavingError) and not found.final) or (
-        isinstance(found, StorageError) and not isinstance(found, CheckpointError)
+        isinstance(found, StorageError) and not isinstance(found, CheckpointError | RunGoneError)
     )
     return found is not None and not may_pass
 

@@ -23,12 +23,13 @@ from raymat.cluster.driver.stop_signals import StopSignals
 from raymat.cluster.driver.trainer_setup import build_trainer
 from raymat.cluster.ray_internals import check_ray_version, responds
 from raymat.config.run import RunConfig, to_dict
-from raymat.errors import ClusterError, ConfigError, RaymatError
+from raymat.errors import ClusterError, ConfigError, RaymatError, StorageError
 from raymat.storage.store import Store
 from raymat.train.observability.attempt_events import RunLaunched
 from raymat.train.observability.events import EventLog
 from raymat.train.run.lease.lease import Lease
 from raymat.train.run.open_run import OpenedRun, open_run
+from raymat.train.run.run_file import RUN_FILE
 from raymat.train.run.run_status import RunStatus, read_status
 
 
@@ -63,6 +64,7 @@ def fit(config: RunConfig) -> RunResult:
     ):
         resolve = functools.partial(resolve_auto, resources=ray.cluster_resources())
         run = open_run(config, store, resolve=resolve, wait_for_others=lease.wait_until_alone)
+        store.anchor(RUN_FILE, run.run_id)
         _report_changes(run)
         if run.complete:
             return _result(run, run.status, already_complete=True)
@@ -84,7 +86,7 @@ def _train(run: OpenedRun, lease: Lease) -> None:
         with ProgressLine(board), signals, lease.calling(board.request_leave):
             trainer.fit()
     except (ray.train.TrainingFailedError, RayError) as error:
-        raise signals.explain(_explain(error, board, head)) from error
+        raise signals.explain(_explain(error, run.store, board, head)) from error
     finally:
         board.stop()
 
@@ -143,12 +145,16 @@ def _result(run: OpenedRun, status: RunStatus, *, already_complete: bool) -> Run
     return RunResult(run.store.url, status.step, total, already_complete, status.stopped)
 
 
-def _explain(error: BaseException, board: Blackboard, head: str) -> RaymatError:
-    """Tell the user why training ended: what raymat raised, that the cluster's `head` (HOST:PORT) is gone, or why the
-    controller gave up."""
+def _explain(error: BaseException, store: Store, board: Blackboard, head: str) -> RaymatError:
+    """Tell the user why training ended: what raymat raised, that the run's folder or the cluster's `head` (HOST:PORT) is
+    gone, or why the controller gave up."""
     raised = raymat_error(error)
     if raised is not None:
         return raised
+    try:
+        store.require_anchor()
+    except StorageError as gone:
+        return gone
     if not responds(head):
         return ClusterError(
             f"the head of the Ray cluster, {head}, does not answer any more: when it is back, give the same command "

@@ -76,7 +76,7 @@ def _ray_run(
         storage_path=path,
         storage_filesystem=filesystem,
         failure_config=failures,
-        callbacks=[FailureLog(run.config.storage, run.config.name, board)],
+        callbacks=[FailureLog(run.store, board)],
         worker_runtime_env=worker_environment() if run.config.workers.spares else {},
     )
 

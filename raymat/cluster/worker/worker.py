@@ -23,7 +23,6 @@ from raymat.cluster.worker.ray_feed import RayFeed
 from raymat.cluster.worker.ray_validator import RayValidator
 from raymat.config.run import RunConfig
 from raymat.distributed.world import World
-from raymat.storage.store import Store
 from raymat.train.loop import trainer
 from raymat.train.loop.interfaces import Host, Worker
 from raymat.train.loop.watchdog import Activity, Heartbeat
@@ -56,7 +55,9 @@ class WorkerSpec:
     def job(self, checkpoint: CheckpointId) -> Job:
         """Make the task that validates `checkpoint`."""
         run = self.run
-        return Job(checkpoint, run.config, run.run_id, run.source, run.order, run.geometry)
+        return Job(
+            checkpoint, run.config, run.run_id, run.source, run.order, run.geometry, run.store
+        )
 
 
 class CheckpointReporter:
@@ -125,13 +126,13 @@ class RayHost(Host):
         self._reporter.report(checkpoint, metrics)
 
     def busy(self) -> bool:
-        """Return whether Ray has still to take the last report."""
+        """Return whether Ray has still to take the last report. Raises as `notice` does: the run's end waits here."""
+        self._raise_if_lost()
         return self._reporter.busy()
 
     def notice(self) -> Notice | None:
-        """Return the drain of this worker's node, or the driver's request to leave. Raises LeaseLostError."""
-        if self._lease is not None:
-            self._lease.raise_if_lost()
+        """Return the drain of this worker's node, or the driver's request to leave. Raises LeaseLostError, RunGoneError."""
+        self._raise_if_lost()
         return self._listener.notice()
 
     def progress(self, progress: Progress) -> None:
@@ -160,6 +161,10 @@ class RayHost(Host):
             self._lease.stop()
         self._reporter.close()
 
+    def _raise_if_lost(self) -> None:
+        if self._lease is not None:
+            self._lease.raise_if_lost()
+
 
 def train_worker(config: dict[str, Any]) -> None:
     """Train as one worker: Ray Train's training function."""
@@ -168,7 +173,7 @@ def train_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(run.config.workers.threads)
-    store = Store.open(run.config.storage, run.config.name)
+    store = run.store
     require_holder(store, spec.lease)
     plan = StreamPlan(run.source, run.order, run.geometry)
     shard = ray.train.get_dataset_shard("train")

@@ -21,7 +21,6 @@ from raymat.data.feed import LocalFeed
 from raymat.distributed.collectives import Group
 from raymat.distributed.world import World
 from raymat.model.matting import build
-from raymat.storage.store import Store
 from raymat.train.optim.forward import ForwardPass
 from raymat.train.validation.evaluator import Evaluator, singles, validate
 from raymat.train.validation.interface import Job
@@ -44,8 +43,7 @@ def validate_checkpoint(
     began, config = time.monotonic(), job.config
     sign_of_life()
     torch.set_num_threads(config.workers.threads)
-    store = Store.open(config.storage, config.name)
-    snapshot = read_checkpoint(store, job.checkpoint, job.run_id)
+    snapshot = read_checkpoint(job.store, job.checkpoint, job.run_id)
     evaluators = evaluators_of(snapshot, config, device)
     world = World()
     feed = _SingleFeed(job.source.open(), job.order, job.geometry, world)
@@ -56,7 +54,7 @@ def validate_checkpoint(
 
     found = validate(evaluators, feed, Group(world, device), see, sign_of_life)
     result = StoredResult(found, "beside", time.monotonic() - began, tuple(replaced))
-    write_result(store, job.checkpoint, result)
+    write_result(job.store, job.checkpoint, result)
     return result
 
 

@@ -14,11 +14,12 @@ from raymat.config.run import RunConfig
 from raymat.data.batch import Geometry
 from raymat.data.dataset.source import SourceSpec
 from raymat.data.sample_order import SampleOrder
+from raymat.storage.store import Store
 
 
 @dataclass(frozen=True)
 class Job:
-    """A validation as a task: all that it needs beside the storage; small and picklable."""
+    """A validation as a task: all that it needs; small and picklable."""
 
     checkpoint: CheckpointId
     config: RunConfig
@@ -27,6 +28,7 @@ class Job:
     source: SourceSpec
     order: SampleOrder
     geometry: Geometry
+    store: Store
 
 
 @dataclass(frozen=True)

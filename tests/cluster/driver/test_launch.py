@@ -37,7 +37,7 @@ from raymat.data.batch import Geometry
 from raymat.data.dataset.source import SourceSpec
 from raymat.data.sample_order import SampleOrder
 from raymat.distributed.world import World
-from raymat.errors import CheckpointError, ConfigError, DataError, StorageError
+from raymat.errors import CheckpointError, ConfigError, DataError, RunGoneError, StorageError
 from raymat.storage.store import Store
 from raymat.train.observability.checkpoint_events import CheckpointCommitted, CheckpointSkipped
 from raymat.train.observability.progress import Progress
@@ -146,6 +146,7 @@ def test_a_worker_that_died_and_storage_that_failed_are_tried_again() -> None:
     assert not is_fatal(died)
     assert not is_fatal(WorkerGroupError("failed", {0: StorageError("time-out")}))
     assert is_fatal(WorkerGroupError("failed", {0: CheckpointError("none verifies")}))
+    assert is_fatal(WorkerGroupError("failed", {0: RunGoneError("not mounted")}))
 
 
 def test_a_run_is_complete_only_by_a_last_checkpoint_that_verifies(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TypeVar
 
-from raymat.errors import LeaseLostError, StorageError
+from raymat.errors import LeaseLostError, RunGoneError, StorageError
 from raymat.storage.store import Store
 from raymat.train.run.lease.acquire import LeaseAcquisition, Say
 from raymat.train.run.lease.entries import (
@@ -48,7 +48,8 @@ class Renewal:
         """Renew the object; return a newcomer's request that the workers leave, if there is one.
 
         Raises:
-            LeaseLostError: another has become holder. StorageError: the storage fails.
+            LeaseLostError: another has become holder. RunGoneError: the run's folder is gone. StorageError: the storage
+                fails.
         """
         store, name = self.own.store, self.own.entry.name
         # After a silence others may have taken us for dead: look before the write, which would bring a removed object back.
@@ -63,6 +64,10 @@ class Renewal:
         self._remove_former_holders(others)
         asking = [seen.entry.owner for seen in others if seen.entry.replaces == name]
         return Notice(f"{asking[0]} takes the run over", final=True) if asking else None
+
+    def is_late(self) -> bool:
+        """Return whether the newest proof of life is older than the time to live."""
+        return self.own.silence() > self._ttl
 
     def warn(self, error: str) -> None:
         """Say once that the lease could not be renewed for too long."""
@@ -93,13 +98,14 @@ class Lease:
 
     Raises:
         LeaseLostError: another driver has the run now, at its request or because this one was taken for dead.
+        RunGoneError: the run's folder is gone for longer than the time to live.
     """
 
     def __init__(self, renewal: Renewal, pace: Pace, alone_at: float) -> None:
         """`alone_at`: when no worker of another driver trains any more (monotonic)."""
         self._renewal, self._pace, self._alone_at = renewal, pace, alone_at
         self._asked: Notice | None = None
-        self._lost: LeaseLostError | None = None
+        self._lost: LeaseLostError | RunGoneError | None = None
         self._on_leave: Callable[[Notice], None] | None = None
         self._calling = threading.Lock()
         self._ended = threading.Event()
@@ -142,8 +148,8 @@ class Lease:
         return self._renewal.own.entry.name
 
     @property
-    def lost(self) -> LeaseLostError | None:
-        """What happened, once another driver has become holder."""
+    def lost(self) -> LeaseLostError | RunGoneError | None:
+        """What happened, once another driver has become holder or the run's folder has gone."""
         return self._lost
 
     def wait_until_alone(self) -> None:
@@ -200,6 +206,8 @@ class Lease:
         try:
             asked = self._renewal.renew()
             self._asked = self._asked or asked
+        except RunGoneError as error:
+            self._lost = error if self._renewal.is_late() else None
         except StorageError as error:
             self._renewal.warn(error.line)
         except LeaseLostError as error:
