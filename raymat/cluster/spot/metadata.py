@@ -12,9 +12,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from raymat.errors import ClusterError
 
@@ -26,6 +26,8 @@ ANSWER_BYTES = 1 << 20
 TOKEN_SECONDS = 21600
 """The longest life of a token that AWS grants."""
 TOKEN_MARGIN_SECONDS = 300
+CLOCK_SECONDS = 2.0
+"""Difference of two clocks that the one-second resolution of an answer's Date, and the answer's way, may explain."""
 GCP_SECONDS = 30.0
 """From the notice to the end: https://cloud.google.com/compute/docs/instances/preemptible#preemption-process"""
 
@@ -172,26 +174,51 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
 
 
-def ask(url: str, headers: Mapping[str, str], method: str = "GET") -> tuple[int, str]:
-    """Return the status and text of an answer, whatever the status. Raises MetadataError if there is none."""
+class Answer(NamedTuple):
+    """An answer: its status, its text, and by how many seconds this machine's clock is ahead of the service's."""
+
+    status: int
+    text: str
+    ahead: float = 0.0
+
+
+def ask(url: str, headers: Mapping[str, str], method: str = "GET") -> Answer:
+    """Return the answer, whatever its status. Raises MetadataError if there is none."""
     request = urllib.request.Request(url, headers=dict(headers), method=method)
     try:
         with _OPENER.open(request, timeout=ANSWER_SECONDS) as response:
-            return response.status, response.read(ANSWER_BYTES).decode()
+            ahead = _ahead(response.headers.get("Date"), time.time())
+            return Answer(response.status, response.read(ANSWER_BYTES).decode(), ahead)
     except urllib.error.HTTPError as error:
         with error:
-            return error.code, ""
+            return Answer(error.code, "")
     except urllib.error.URLError as error:
         raise MetadataError(f"{url}: {error.reason}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise MetadataError(f"{url}: {type(error).__name__}: {error}") from None
 
 
-def _ask_ok(url: str, headers: Mapping[str, str], method: str = "GET") -> str:
-    status, text = ask(url, headers, method)
-    if status != 200:
-        raise MetadataError(f"{url}: HTTP {status}")
-    return text
+def _ask_ok(url: str, headers: Mapping[str, str], method: str = "GET") -> Answer:
+    answer = ask(url, headers, method)
+    if answer.status != 200:
+        raise MetadataError(f"{url}: HTTP {answer.status}")
+    return answer
+
+
+def _ahead(date: str | None, now: float) -> float:
+    """Return by how many seconds `now` is ahead of an answer's `Date`; 0 for no more than its resolution explains."""
+    try:
+        ahead = now - (_http_time(date or "") or now)
+    except MetadataError:
+        return 0.0
+    return ahead if abs(ahead) > CLOCK_SECONDS else 0.0
+
+
+def _by_own_clock(notice: Interruption | None, ahead: float) -> Interruption | None:
+    """Return the notice with its deadline as this machine's clock will show it: Ray compares it with that clock."""
+    if notice is None or notice.deadline is None:
+        return notice
+    return replace(notice, deadline=notice.deadline + ahead)
 
 
 @dataclass
@@ -207,22 +234,22 @@ class Aws:
 
     def poll(self) -> Interruption | None:
         """Return the notice, or else the recommendation if it counts as one."""
-        text = self._get("spot/instance-action")
-        if text is not None:
-            return aws_action(text)
-        text = self._get("events/recommendations/rebalance") if self.rebalance else None
-        return None if text is None else aws_rebalance(text)
+        answer = self._get("spot/instance-action")
+        if answer is not None:
+            return _by_own_clock(aws_action(answer.text), answer.ahead)
+        answer = self._get("events/recommendations/rebalance") if self.rebalance else None
+        return None if answer is None else aws_rebalance(answer.text)
 
-    def _get(self, path: str) -> str | None:
+    def _get(self, path: str) -> Answer | None:
         """Return what the service has at a path, None if it has nothing there."""
         url = f"{self.endpoint}/latest/meta-data/{path}"
-        status, text = ask(url, self._headers())
-        if status == 401:  # the token expired, for instance while the machine was stopped
+        answer = ask(url, self._headers())
+        if answer.status == 401:  # the token expired, for instance while the machine was stopped
             self._token = ""
-            status, text = ask(url, self._headers())
-        if status not in (200, 404):
-            raise MetadataError(f"{url}: HTTP {status}")
-        return text if status == 200 else None
+            answer = ask(url, self._headers())
+        if answer.status not in (200, 404):
+            raise MetadataError(f"{url}: HTTP {answer.status}")
+        return answer if answer.status == 200 else None
 
     def _headers(self) -> dict[str, str]:
         if not self._token or self.clock() >= self._renew:
@@ -231,7 +258,7 @@ class Aws:
             asked = self.clock()
             token = _ask_ok(
                 url, {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}, "PUT"
-            )
+            ).text
             if not token or not token.isascii() or not token.isprintable():
                 raise MetadataError(f"{url}: what came is no token")
             self._token, self._renew = token, asked + TOKEN_SECONDS - TOKEN_MARGIN_SECONDS
@@ -248,7 +275,7 @@ class Gcp:
     def poll(self) -> Interruption | None:
         """Return the preemption, with a deadline that counts from now."""
         url = f"{self.endpoint}/computeMetadata/v1/instance/preempted"
-        return gcp_preempted(_ask_ok(url, {"Metadata-Flavor": "Google"}), self.clock())
+        return gcp_preempted(_ask_ok(url, {"Metadata-Flavor": "Google"}).text, self.clock())
 
 
 @dataclass
@@ -262,15 +289,16 @@ class Azure:
     def poll(self) -> Interruption | None:
         """Return the eviction of this machine."""
         url = f"{self.endpoint}/metadata/scheduledevents?api-version=2020-07-01"
-        text = _ask_ok(url, {"Metadata": "true"})
-        if self._machine is None and azure_preemption(text, "", self.clock()):
+        _, text, ahead = _ask_ok(url, {"Metadata": "true"})
+        now = self.clock() - ahead
+        if self._machine is None and azure_preemption(text, "", now):
             self._machine = self._name()
-        return azure_preemption(text, self._machine or "", self.clock())
+        return _by_own_clock(azure_preemption(text, self._machine or "", now), ahead)
 
     def _name(self) -> str:
         """Return this machine's name, "" if the service does not tell it."""
         url = f"{self.endpoint}/metadata/instance/compute/name?api-version=2021-02-01&format=text"
-        status, text = ask(url, {"Metadata": "true"})
+        status, text, _ = ask(url, {"Metadata": "true"})
         if status >= 500 or status == 429:
             raise MetadataError(f"{url}: HTTP {status}")
         return text.strip() if status == 200 else ""

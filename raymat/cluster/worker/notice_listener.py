@@ -7,7 +7,6 @@ cluster's state itself.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import signal
@@ -22,7 +21,7 @@ from ray.exceptions import RayError
 from raymat.cluster.blackboard import Blackboard, SignOfLife
 from raymat.cluster.ray_internals import draining_nodes
 from raymat.train.loop.watchdog import Heartbeat
-from raymat.train.run.notice import Notice, merge
+from raymat.train.run.notice import HeardNotice, Hearing, Notice, merge
 
 log = logging.getLogger(__name__)
 
@@ -52,17 +51,16 @@ class NoticeListener:
         self._heartbeat: Heartbeat | None = None
         self._polls = 0
         self._node = ray.get_runtime_context().get_node_id()
-        self._notice: Notice | None = None
-        self._heard: dict[str, Notice | None] = {}
+        self._heard: dict[str, Hearing | None] = dict.fromkeys(("signal", "drain", "request"))
         """What each source said last."""
         self._request = board.poll_leave_request()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="notices", daemon=True)
         self._thread.start()
 
-    def notice(self) -> Notice | None:
+    def notice(self) -> HeardNotice | None:
         """Return the notice that holds now."""
-        return self._notice
+        return merge(heard.now() if heard else None for heard in self._heard.values())
 
     def register_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Show the blackboard what the training thread does from now on."""
@@ -88,14 +86,14 @@ class NoticeListener:
 
     def _hear(self, source: str, ask: Callable[[], Notice | None]) -> None:
         try:
-            self._heard[source] = ask()
+            said, known = ask(), self._heard[source]
+            if known is None or known.notice != said:
+                self._heard[source] = None if said is None else Hearing(said)
         except (RayError, ConnectionError, TimeoutError, RuntimeError) as error:
             # A head that restarts does not answer for some seconds; what was heard still holds.
             log.warning("cannot ask for notices (%s): %s", source, error)
         except Exception:
             log.exception("cannot ask for notices (%s): unexpected error", source)
-        found = merge(self._heard.values())
-        self._notice = self._dated(found) if found else None
 
     def _sign(self) -> None:
         self._polls += 1
@@ -113,10 +111,3 @@ class NoticeListener:
         if self._node not in nodes:
             return None
         return Notice(f"node {self._node[:8]} is drained", nodes[self._node])
-
-    def _dated(self, new: Notice) -> Notice:
-        """`new` with the time at which it was first heard."""
-        old = self._notice
-        known = old is not None and (old.reason, old.deadline) == (new.reason, new.deadline)
-        heard = old.heard if old is not None and known else time.time()
-        return dataclasses.replace(new, heard=heard)

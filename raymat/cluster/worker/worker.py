@@ -29,7 +29,7 @@ from raymat.train.loop.watchdog import Activity, Heartbeat
 from raymat.train.observability.event import Event
 from raymat.train.observability.progress import Progress
 from raymat.train.run.lease.lease_watch import LeaseWatch, require_holder
-from raymat.train.run.notice import Notice
+from raymat.train.run.notice import HeardNotice
 from raymat.train.run.open_run import OpenedRun
 from raymat.train.validation.interface import Job
 
@@ -130,7 +130,7 @@ class RayHost(Host):
         self._raise_if_lost()
         return self._reporter.busy()
 
-    def notice(self) -> Notice | None:
+    def notice(self) -> HeardNotice | None:
         """Return the drain of this worker's node, or the driver's request to leave. Raises LeaseLostError, RunGoneError."""
         self._raise_if_lost()
         return self._listener.notice()

@@ -69,7 +69,7 @@ class Boundary:
         return self._state.complete(self._attempt.schedule)
 
     def commit(self, until: float | None = None) -> None:
-        """Save; at the run's end, or with `until` (Unix seconds), also wait until it is committed."""
+        """Save; at the run's end, or with `until` (`time.monotonic` seconds), also wait until it is committed."""
         self._attempt.record_activity("saving", self._state.step)
         self._steps.read_health()
         found = self._checkpoints.save(self._state, last=self.complete, until=until)

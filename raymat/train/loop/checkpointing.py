@@ -111,7 +111,7 @@ class CommitAgreement:
 
     def wait_for_local_copies(self, until: float) -> None:
         """Let all workers copy their newest shard to their disks: whoever leaves first takes the others with it."""
-        self._writer.drain(max(0.0, min(COPY_SECONDS, (until - time.time()) / 2)))
+        self._writer.drain(max(0.0, min(COPY_SECONDS, (until - time.monotonic()) / 2)))
         self._attempt.group.gather(None)
 
     def report_last(self) -> None:
@@ -194,15 +194,15 @@ class AsyncSaver:
     ) -> list[Saved]:
         """Wait until the state, saved before, is committed; it is taken again if it was given up.
 
-        `until`: Unix seconds at which the workers stop waiting, all of them. Without it the host is told too.
+        `until`: `time.monotonic` seconds at which the workers stop waiting, all of them. Without it the host is told too.
 
         Raises:
             StorageError: that took longer than --max-checkpoint-age.
         """
         found: list[Saved] = []
         while self.agreement.committed_step < state.step:
-            # Clocks differ: the first worker whose time is up ends the wait for all.
-            if until < math.inf and any(self._attempt.group.gather(time.time() > until)):
+            # The first worker whose time is up ends the wait for all.
+            if until < math.inf and any(self._attempt.group.gather(time.monotonic() > until)):
                 return found
             self._writer.drain(POLL_SECONDS)
             load, saved = self.agreement.exchange()

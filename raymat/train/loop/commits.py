@@ -71,7 +71,7 @@ class Checkpoints:
             self._retainer.remove_abandoned()
 
     def save(self, state: RunState, *, last: bool, until: float | None) -> list[Saved]:
-        """Save `state`; if it is the run's `last`, or with `until` (Unix seconds), wait until it is committed.
+        """Save `state`; if it is the run's `last`, or with `until` (`time.monotonic` seconds), wait until it is committed.
 
         Returns what is committed by now, which the caller hands to `record`.
 

@@ -14,7 +14,7 @@ from raymat.distributed.world import World
 from raymat.train.loop.watchdog import Activity, Heartbeat
 from raymat.train.observability.event import Event
 from raymat.train.observability.progress import Progress
-from raymat.train.run.notice import Notice
+from raymat.train.run.notice import HeardNotice
 
 
 class TrainableRun(Protocol):
@@ -64,7 +64,7 @@ class Host:
         """Whether this worker still handles the last `committed`."""
         return False
 
-    def notice(self) -> Notice | None:
+    def notice(self) -> HeardNotice | None:
         """Return the notice that holds for this worker now; asked in every step, must return at once."""
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from raymat.train.loop.attempt import Attempt
@@ -12,15 +13,25 @@ from raymat.train.observability.attempt_events import (
     PreemptionWithdrawn,
     WorkersLeft,
 )
-from raymat.train.run.notice import Action, LeavingError, Notice, action_on, merge
+from raymat.train.run.notice import (
+    LEAST_WAIT_SECONDS,
+    Action,
+    HeardNotice,
+    LeavingError,
+    action_on,
+    merge,
+)
 
 
 class LeaveRequest(Exception):
     """The workers are to leave, all of them at this point: raised through the loop to where it commits and ends."""
 
-    def __init__(self, notice: Notice) -> None:
+    def __init__(self, notice: HeardNotice) -> None:
         super().__init__(notice)
         self.notice = notice
+        left = math.inf if notice.left is None else max(notice.left, LEAST_WAIT_SECONDS)
+        self.until = time.monotonic() + left
+        """When the workers stop waiting for their last commit, in `time.monotonic` seconds."""
 
 
 class PreemptionHandler:
@@ -28,7 +39,7 @@ class PreemptionHandler:
 
     def __init__(self, attempt: Attempt, host: Host, saver: AsyncSaver) -> None:
         self._attempt, self._host, self._saver = attempt, host, saver
-        self._notice: Notice | None = None
+        self._notice: HeardNotice | None = None
         self._ended = time.monotonic()
         self._step_seconds = 0.0
         """Of the slowest step lately."""
@@ -67,27 +78,25 @@ class PreemptionHandler:
                 self._host.notice(),
                 self._saver.agreement.save_seconds,
                 self._step_seconds,
-                time.time(),
                 since,
             )
         )
-        notices, saves, steps, times, sinces = zip(*views, strict=True)
+        notices, saves, steps, sinces = zip(*views, strict=True)
         notice = merge(notices)
         self._note(notice, step)
         if notice is None:
             return False
         action = action_on(
             notice,
-            times[0],
             save_seconds=max((s for s in saves if s is not None), default=None),
             step_seconds=max(steps),
-            since_save=sinces[0] if times[0] - sinces[0] >= notice.heard else None,
+            since_save=sinces[0] if sinces[0] <= notice.age else None,
         )
         if action is Action.LEAVE:
             raise LeaveRequest(notice)
         return action is Action.COMMIT
 
-    def leaving(self, notice: Notice, step: int) -> LeavingError:
+    def leaving(self, notice: HeardNotice, step: int) -> LeavingError:
         """Return the error to leave with after `step`, when all is committed that can be."""
         committed = self._saver.agreement.committed_step
         self._attempt.emit(WorkersLeft(reason=notice.reason, step=step, committed=committed))
@@ -96,7 +105,7 @@ class PreemptionHandler:
             final=notice.final,
         )
 
-    def _note(self, notice: Notice | None, step: int) -> None:
+    def _note(self, notice: HeardNotice | None, step: int) -> None:
         old, self._notice = self._notice, notice
         if notice is None and old is not None:
             self._attempt.emit(PreemptionWithdrawn(reason=old.reason, step=step))

@@ -14,7 +14,6 @@ workers pass the same collectives in the same order.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 from raymat.checkpoint.local_cache import LocalCache
@@ -148,9 +147,8 @@ class Trainer:
             while not self.boundary.complete:
                 self._train_segment(self.attempt.schedule.segment_end(self.state.step))
         except LeaveRequest as request:
-            deadline = request.notice.deadline
             # All workers are here at the same step: they commit what they can before the deadline.
-            self.boundary.commit(until=math.inf if deadline is None else deadline)
+            self.boundary.commit(until=request.until)
             raise self.preemption.leaving(request.notice, self.state.step) from None
         return self._end(already_complete)
 

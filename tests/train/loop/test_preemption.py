@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,23 @@ import pytest
 
 from raymat.config.run import RunConfig
 from raymat.distributed.world import World
+from raymat.train.loop import preemption
 from raymat.train.loop.interfaces import Host
 from raymat.train.loop.trainer import Outcome
 from raymat.train.observability.events import read_events
-from raymat.train.run.notice import Action, LeavingError, Notice, action_on, merge
+from raymat.train.run.notice import (
+    Action,
+    HeardNotice,
+    Hearing,
+    LeavingError,
+    Notice,
+    action_on,
+    merge,
+)
 from tests.support import runs
 from tests.support.workers import in_workers
 
 COMMIT, TRAIN, LEAVE = Action.COMMIT, Action.TRAIN, Action.LEAVE
-NOW = 1_000_000.0
 
 
 @pytest.mark.parametrize(
@@ -42,29 +51,38 @@ NOW = 1_000_000.0
 def test_what_follows_from_a_deadline(
     left: float, save: float | None, step: float, since: float | None, action: Action
 ) -> None:
-    notice = Notice("x", NOW + left, NOW)
-    found = action_on(notice, NOW, save_seconds=save, step_seconds=step, since_save=since)
+    notice = HeardNotice("x", left=left)
+    found = action_on(notice, save_seconds=save, step_seconds=step, since_save=since)
     assert found is action
 
 
 def test_without_a_deadline_the_workers_leave_when_no_more_notices_come() -> None:
-    notice = Notice("x", None, NOW)
-    for now, action in ((NOW, TRAIN), (NOW + 1.9, TRAIN), (NOW + 2.0, LEAVE)):
-        found = action_on(notice, now, save_seconds=1.0, step_seconds=0.1, since_save=None)
+    for age, action in ((0.0, TRAIN), (1.9, TRAIN), (2.0, LEAVE)):
+        notice = HeardNotice("x", age=age)
+        found = action_on(notice, save_seconds=1.0, step_seconds=0.1, since_save=None)
         assert found is action
 
 
 def test_several_notices_are_one_with_the_earliest_deadline() -> None:
     assert merge([None, None]) is None
-    found = merge([Notice("b", None, 5.0), None, Notice("a", 70.0, 3.0), Notice("b", 60.0, 4.0)])
-    assert found == Notice("a; b", 60.0, 5.0)
-    assert merge([Notice("c", final=True), found]) == Notice("a; b; c", 60.0, 5.0, final=True)
+    # By the clock of whoever heard it, "a" ends later: what counts is the time that is left.
+    found = merge(
+        [
+            HeardNotice("b", age=5.0),
+            None,
+            HeardNotice("a", 900.0, age=7.0, left=20.0),
+            HeardNotice("b", 60.0, age=6.0, left=30.0),
+        ]
+    )
+    assert found == HeardNotice("a; b", 900.0, age=5.0, left=20.0)
+    final = HeardNotice("c", final=True, age=9.0)
+    assert merge([final, found]) == HeardNotice("a; b; c", 900.0, True, age=5.0, left=20.0)
 
 
 def test_who_is_not_to_be_started_again_leaves_at_once() -> None:
-    for deadline in (None, NOW + 100.0):
-        notice = Notice("x", deadline, NOW, final=True)
-        found = action_on(notice, NOW, save_seconds=1.0, step_seconds=0.1, since_save=None)
+    for left in (None, 100.0):
+        notice = HeardNotice("x", final=True, left=left)
+        found = action_on(notice, save_seconds=1.0, step_seconds=0.1, since_save=None)
         assert found is LEAVE
 
 
@@ -84,16 +102,22 @@ class Warned(Host):
     def __init__(self, first: int, end: int = 10**9, seconds: float | None = 0.0) -> None:
         self._first, self._end, self._seconds = first, end, seconds
         self._asked = 0
-        self._notice: Notice | None = None
+        self._hearing: Hearing | None = None
 
-    def notice(self) -> Notice | None:
+    def notice(self) -> HeardNotice | None:
         self._asked += 1
         if not self._first <= self._asked < self._end:
             return None
-        if self._notice is None:
-            deadline = None if self._seconds is None else time.time() + self._seconds
-            self._notice = Notice("node x is drained", deadline, time.time() - 10)
-        return self._notice
+        if self._hearing is None:
+            # By the clock of the cloud, which is right.
+            deadline = (
+                None
+                if self._seconds is None
+                else time.clock_gettime(time.CLOCK_REALTIME) + self._seconds
+            )
+            self._hearing = Hearing(Notice("node x is drained", deadline))
+        found = self._hearing.now()
+        return replace(found, age=found.age + 10)
 
 
 def train_warned(world: World, config: RunConfig, rank: int, *warning: Any, **more: Any) -> Outcome:
@@ -157,13 +181,46 @@ def test_a_withdrawn_notice_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_when_the_deadline_is_past_the_newest_commit_stands_and_the_event_says_so(
+def test_when_no_time_is_left_the_newest_commit_stands_and_the_event_says_so(
     tmp_path: Path,
 ) -> None:
     config = runs.tiny(tmp_path, "late", checkpoint_interval=2, valid_examples=0)
-    (error, _) = in_workers(2, train_warned, config, 0, 5, 10**9, -1.0)
+    (error, _) = in_workers(2, train_hurried, config)
     assert isinstance(error, LeavingError)
     (leave,) = events(config, "leave")
     assert leave["step"] == 5
     assert leave["committed"] in (2, 4)
     assert f"step {leave['committed']} is committed" in error.line
+
+
+def train_hurried(world: World, config: RunConfig) -> Outcome:
+    """As if clocks were never wrong: with a deadline that is past, nothing is waited for."""
+    preemption.LEAST_WAIT_SECONDS = -1.0
+    return train_warned(world, config, 0, 5, 10**9, -1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [-300.0, 300.0])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_wrong_clock_makes_nobody_leave_uncommitted(
+    tmp_path: Path, rank: int, wrong: float
+) -> None:
+    # Rank 0 hears in the third step that 15 s are left; checkpoints would come every 8.
+    config = runs.tiny(tmp_path, "clocks", checkpoint_interval=8, valid_examples=0)
+    found = in_workers(2, train_with_a_wrong_clock, config, rank, wrong)
+    behind = rank == 0 and wrong < 0
+    if behind:  # it takes the deadline for far away: all is saved at once, and training goes on
+        assert [outcome.step for outcome in found] == [8, 8]
+        assert 3 in runs.checkpoints(config)
+        return
+    assert all(isinstance(error, LeavingError) for error in found)
+    (leave,) = events(config, "leave")
+    assert (leave["step"], leave["committed"]) == (3, 3)
+
+
+def train_with_a_wrong_clock(world: World, config: RunConfig, rank: int, wrong: float) -> Outcome:
+    """`rank`'s machine has a clock that is ahead by `wrong` seconds."""
+    if world.rank == rank:
+        right = time.time
+        time.time = lambda: right() + wrong
+    return train_warned(world, config, 0, 3, 10**9, 15.0)
