@@ -5,29 +5,27 @@ None is ever acknowledged: that (Azure's StartRequests) would only bring the end
 
 from __future__ import annotations
 
-import email.utils
-import http.client
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from raymat.errors import ClusterError
+from raymat.cluster.spot.metadata_request import (
+    Answer,
+    MetadataError,
+    ask,
+    ask_ok,
+    excerpt,
+    http_time,
+)
 
 LINK_LOCAL = "http://169.254.169.254"
 """Where all three clouds answer; as a number, since a name would need a resolver that works."""
-ANSWER_SECONDS = 2.0
-"""A metadata service answers within milliseconds or not at all."""
-ANSWER_BYTES = 1 << 20
 TOKEN_SECONDS = 21600
 """The longest life of a token that AWS grants."""
 TOKEN_MARGIN_SECONDS = 300
-CLOCK_SECONDS = 2.0
-"""Difference of two clocks that the one-second resolution of an answer's Date, and the answer's way, may explain."""
 GCP_SECONDS = 30.0
 """From the notice to the end: https://cloud.google.com/compute/docs/instances/preemptible#preemption-process"""
 
@@ -41,10 +39,6 @@ class Interruption:
 
     def __str__(self) -> str:
         return f"{self.reason}, {f'at {utc(self.deadline)}' if self.deadline else 'no deadline'}"
-
-
-class MetadataError(ClusterError):
-    """The metadata service did not answer, or not as its documents say."""
 
 
 class Cloud(Protocol):
@@ -66,7 +60,7 @@ def aws_action(text: str) -> Interruption:
     answer = _object(text)
     action, when = answer.get("action"), answer.get("time")
     if not isinstance(action, str) or not isinstance(when, str):
-        raise MetadataError(f"expected action and time, got {_excerpt(text)}")
+        raise MetadataError(f"expected action and time, got {excerpt(text)}")
     return Interruption(f"AWS will {action[:40]} this spot instance", _iso_time(when))
 
 
@@ -77,7 +71,7 @@ def aws_rebalance(text: str) -> Interruption:
     Raises MetadataError for anything else.
     """
     if not isinstance(_object(text).get("noticeTime"), str):
-        raise MetadataError(f"expected noticeTime, got {_excerpt(text)}")
+        raise MetadataError(f"expected noticeTime, got {excerpt(text)}")
     return Interruption("AWS recommends to leave this spot instance")
 
 
@@ -89,7 +83,7 @@ def gcp_preempted(text: str, now: float) -> Interruption | None:
     """
     word = text.strip()
     if word not in ("TRUE", "FALSE"):
-        raise MetadataError(f"expected TRUE or FALSE, got {_excerpt(text)}")
+        raise MetadataError(f"expected TRUE or FALSE, got {excerpt(text)}")
     return Interruption("GCP preempts this instance", now + GCP_SECONDS) if word == "TRUE" else None
 
 
@@ -103,9 +97,9 @@ def azure_preemption(text: str, machine: str, now: float) -> Interruption | None
     """
     events = _object(text).get("Events")
     if not isinstance(events, list):
-        raise MetadataError(f"expected a list of Events, got {_excerpt(text)}")
+        raise MetadataError(f"expected a list of Events, got {excerpt(text)}")
     times = [
-        _http_time(event.get("NotBefore") or "") or now
+        http_time(event.get("NotBefore") or "") or now
         for event in events
         if isinstance(event, dict)
         and event.get("EventType") == "Preempt"
@@ -127,7 +121,7 @@ def _object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
-        raise MetadataError(f"expected a JSON object, got {_excerpt(text)}")
+        raise MetadataError(f"expected a JSON object, got {excerpt(text)}")
     return answer
 
 
@@ -138,80 +132,12 @@ def _iso_time(text: str) -> float:
         when = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
         return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
     except (ValueError, OverflowError):
-        raise MetadataError(f"expected a time, got {_excerpt(text)}") from None
-
-
-def _http_time(text: object) -> float | None:
-    """Return the Unix seconds of an RFC 1123 time like "Mon, 19 Sep 2016 18:29:47 GMT"; None if it is empty."""
-    if text == "":
-        return None
-    try:
-        return email.utils.parsedate_to_datetime(str(text)).timestamp()
-    except (ValueError, TypeError, OverflowError):
-        raise MetadataError(f"expected a time, got {_excerpt(str(text))}") from None
-
-
-def _excerpt(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:60]}...")
+        raise MetadataError(f"expected a time, got {excerpt(text)}") from None
 
 
 def utc(seconds: float) -> str:
     """Format a time in Unix seconds for people: 2026-01-31T08:22:00Z."""
     return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
-
-
-# The questions to them.
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Refuses redirects: a metadata service sends none, and what does must get no token."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-# Never through a proxy, whatever the environment names: it would answer for its own machine.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
-
-
-class Answer(NamedTuple):
-    """An answer: its status, its text, and by how many seconds this machine's clock is ahead of the service's."""
-
-    status: int
-    text: str
-    ahead: float = 0.0
-
-
-def ask(url: str, headers: Mapping[str, str], method: str = "GET") -> Answer:
-    """Return the answer, whatever its status. Raises MetadataError if there is none."""
-    request = urllib.request.Request(url, headers=dict(headers), method=method)
-    try:
-        with _OPENER.open(request, timeout=ANSWER_SECONDS) as response:
-            ahead = _ahead(response.headers.get("Date"), time.time())
-            return Answer(response.status, response.read(ANSWER_BYTES).decode(), ahead)
-    except urllib.error.HTTPError as error:
-        with error:
-            return Answer(error.code, "")
-    except urllib.error.URLError as error:
-        raise MetadataError(f"{url}: {error.reason}") from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise MetadataError(f"{url}: {type(error).__name__}: {error}") from None
-
-
-def _ask_ok(url: str, headers: Mapping[str, str], method: str = "GET") -> Answer:
-    answer = ask(url, headers, method)
-    if answer.status != 200:
-        raise MetadataError(f"{url}: HTTP {answer.status}")
-    return answer
-
-
-def _ahead(date: str | None, now: float) -> float:
-    """Return by how many seconds `now` is ahead of an answer's `Date`; 0 for no more than its resolution explains."""
-    try:
-        ahead = now - (_http_time(date or "") or now)
-    except MetadataError:
-        return 0.0
-    return ahead if abs(ahead) > CLOCK_SECONDS else 0.0
 
 
 def _by_own_clock(notice: Interruption | None, ahead: float) -> Interruption | None:
@@ -256,7 +182,7 @@ class Aws:
             self._token = ""
             url = f"{self.endpoint}/latest/api/token"
             asked = self.clock()
-            token = _ask_ok(
+            token = ask_ok(
                 url, {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}, "PUT"
             ).text
             if not token or not token.isascii() or not token.isprintable():
@@ -275,7 +201,7 @@ class Gcp:
     def poll(self) -> Interruption | None:
         """Return the preemption, with a deadline that counts from now."""
         url = f"{self.endpoint}/computeMetadata/v1/instance/preempted"
-        return gcp_preempted(_ask_ok(url, {"Metadata-Flavor": "Google"}).text, self.clock())
+        return gcp_preempted(ask_ok(url, {"Metadata-Flavor": "Google"}).text, self.clock())
 
 
 @dataclass
@@ -289,7 +215,7 @@ class Azure:
     def poll(self) -> Interruption | None:
         """Return the eviction of this machine."""
         url = f"{self.endpoint}/metadata/scheduledevents?api-version=2020-07-01"
-        _, text, ahead = _ask_ok(url, {"Metadata": "true"})
+        _, text, ahead = ask_ok(url, {"Metadata": "true"})
         now = self.clock() - ahead
         if self._machine is None and azure_preemption(text, "", now):
             self._machine = self._name()

@@ -27,9 +27,9 @@ from raymat.cluster.spot.metadata import (
     Cloud,
     Gcp,
     Interruption,
-    MetadataError,
     utc,
 )
+from raymat.cluster.spot.metadata_request import MetadataError
 from raymat.config.command_line import parse_options
 from raymat.config.options import MORE_THAN_0, OptionGroup, Spelling
 from raymat.errors import ClusterError, ConfigError

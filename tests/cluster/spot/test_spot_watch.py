@@ -19,19 +19,19 @@ import pytest
 import yaml
 
 from raymat.cluster.spot import drain, watch
-from raymat.cluster.spot import metadata as clouds
+from raymat.cluster.spot import metadata_request as clouds
 from raymat.cluster.spot.metadata import (
     Auto,
     Aws,
     Azure,
     Gcp,
     Interruption,
-    MetadataError,
     aws_action,
     aws_rebalance,
     azure_preemption,
     gcp_preempted,
 )
+from raymat.cluster.spot.metadata_request import MetadataError
 from raymat.cluster.spot.watch import Options, SpotWatch, address_of, cloud_of, says_more
 from raymat.errors import ClusterError, ConfigError
 from tests.support.paths import ROOT
