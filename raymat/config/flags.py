@@ -11,15 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import yaml
 
 from raymat.config.command_line import Groups, closest, named_options
 from raymat.config.options import options_of
 from raymat.config.run import SECTIONS, STAGE_DEFAULTS, RunConfig, all_options, build, overlay
 from raymat.config.sections import Stage
-from raymat.errors import ConfigError, one_line
+from raymat.errors import ConfigError, StorageError, one_line
 from raymat.storage.faults import backend_errors, reason
+from raymat.storage.input_files import read_file
 from raymat.storage.urls import redact
 
 
@@ -84,11 +84,10 @@ def read_yaml(source: str) -> dict[str, Any]:
 
 def _read(source: str) -> str:
     try:
-        with fsspec.open(source, "r", encoding="utf-8") as file:
-            return str(file.read())
+        return read_file(source).decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"--config {redact(source)}: no such file") from None
-    except backend_errors(ValueError, ImportError) as error:
+    except backend_errors(ValueError, StorageError) as error:
         raise ConfigError(f"--config {redact(source)}: cannot be read: {reason(error)}") from error
 
 

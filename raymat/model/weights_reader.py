@@ -10,12 +10,12 @@ import warnings
 import zipfile
 from typing import Any
 
-import fsspec
 import torch
 from torch import Tensor
 
-from raymat.errors import WeightsError, one_line
+from raymat.errors import StorageError, WeightsError, one_line
 from raymat.storage.faults import backend_errors, reason
+from raymat.storage.input_files import read_file as fetch
 from raymat.storage.urls import redact
 
 _BROKEN = (
@@ -84,14 +84,12 @@ class _Ignored:
 
 def _fetch(url: str) -> bytes:
     try:
-        with fsspec.open(url, "rb") as file:
-            return bytes(file.read())
+        return fetch(url)
     except FileNotFoundError as error:
         raise WeightsError(
             f"no such weights file: {redact(url)}; give a .pth file, or a run or checkpoint of raymat"
         ) from error
-    except backend_errors(ValueError, ImportError) as error:
-        # ValueError: an unknown protocol. ImportError: the package for this protocol is missing.
+    except backend_errors(StorageError) as error:
         raise WeightsError(f"cannot read weights from {redact(url)}: {reason(error)}") from error
 
 

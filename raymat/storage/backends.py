@@ -1,31 +1,23 @@
-"""Backends: a local folder, and everything else through fsspec.
+"""What a store asks of a storage, and the backend of a local folder.
 
 Paths here are absolute in the backend's own notation ("/runs/name/x", "bucket/runs/name/x").
 """
 
 from __future__ import annotations
 
-import bisect
 import contextlib
-import datetime
 import errno
-import itertools
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 from raymat.storage.digest import Buffer
 
 TEMPORARY = ".tmp-"
 """Prefix of files that are being written, or were when their writer died."""
-
-_PART = 16 * 2**20
-"""Bytes of one part of a multipart upload; 4 parts at a time bound the extra memory."""
-
 
 _WINDOW = 32 * 2**20
 """Bytes of a local file that are written between two syncs."""
@@ -123,86 +115,6 @@ class LocalBackend:
         return open(path, "xb", buffering=2**20)
 
 
-class FsspecBackend:
-    """Backend of whatever fsspec reaches: object stores, where one put is atomic, and memory."""
-
-    def __init__(self, filesystem: Any) -> None:
-        self.filesystem = filesystem
-        protocol = filesystem.protocol
-        self._protocols = {protocol} if isinstance(protocol, str) else set(protocol)
-
-    def read(self, path: str) -> bytes:
-        """See `Backend`."""
-        return bytes(self.filesystem.cat_file(path))
-
-    def read_into(self, path: str, offset: int, view: memoryview) -> int:
-        """See `Backend`: send one ranged request."""
-        if not len(view):
-            return 0
-        data = self.filesystem.cat_file(path, start=offset, end=offset + len(view))
-        view[: len(data)] = data
-        return len(data)
-
-    def write(self, path: str, chunks: Sequence[Buffer]) -> None:
-        """See `Backend`. Holds a copy of the file meanwhile, since providers want one piece; on S3, of 4 parts only."""
-        if self._is("s3", "s3a"):
-            pieces = Pieces(chunks)
-            # From two parts on the upload is a multipart one, which takes the parts as slices.
-            data = pieces if len(pieces) >= 2 * _PART else pieces[: len(pieces)]
-            self.filesystem.pipe_file(path, data, chunksize=_PART, max_concurrency=4)
-        else:
-            self.filesystem.pipe_file(path, b"".join(chunks))
-
-    def list(self, folder: str) -> Iterator[tuple[str, int, float]]:
-        """See `Backend`: list recursively in one call, bypassing caches, since others write there too."""
-        self.filesystem.invalidate_cache()
-        for path, info in self.filesystem.find(folder, detail=True).items():
-            if info.get("type") == "file" and path != folder:
-                yield path, int(info["size"]), _modified(info)
-
-    def delete(self, paths: Sequence[str]) -> None:
-        """See `Backend`: remove up to 1000 files a request on S3, 100 on Google, one elsewhere."""
-        if self._is("s3", "s3a", "gs", "gcs"):
-            with contextlib.suppress(FileNotFoundError):
-                self.filesystem.rm(list(paths))
-            return
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            list(pool.map(self._delete_one, paths))
-
-    def _delete_one(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.filesystem.rm_file(path)
-
-    def _is(self, *protocols: str) -> bool:
-        return bool(self._protocols & set(protocols))
-
-
-class Pieces:
-    """Sequence of buffers that looks like one: pieces are joined only when sliced.
-
-    Joining all of a large file would hold the GIL, and with it the training thread, for as long as its copying takes.
-    """
-
-    def __init__(self, pieces: Sequence[Buffer]) -> None:
-        self._pieces = [memoryview(piece).cast("B") for piece in pieces]
-        self._starts = [0, *itertools.accumulate(map(len, self._pieces))]
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def __getitem__(self, span: slice) -> bytes:
-        start, stop, step = span.indices(len(self))
-        if step != 1:
-            raise ValueError("only consecutive bytes can be taken")
-        first = max(0, bisect.bisect_right(self._starts, start) - 1)
-        found = []
-        for begin, piece in zip(self._starts[first:], self._pieces[first:], strict=False):
-            if begin >= stop:
-                break
-            found.append(piece[max(0, start - begin) : stop - begin])
-        return b"".join(found)
-
-
 def _windows(chunks: Iterable[Buffer], size: int) -> Iterator[list[memoryview]]:
     """Yield the chunks cut and grouped into `size` bytes each, the last group smaller; at least one group."""
     window: list[memoryview] = []
@@ -256,21 +168,3 @@ def _sync_folder(folder: str) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-_MODIFIED_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
-
-
-def _modified(info: Mapping[str, Any]) -> float:
-    """Return the modification time in Unix seconds, from whatever form a provider gives it in; 0 if it gives none."""
-    for key in _MODIFIED_KEYS:
-        value = info.get(key)
-        if isinstance(value, str):
-            value = datetime.datetime.fromisoformat(value.replace("Z", "+00:00"))
-        if isinstance(value, datetime.datetime):
-            if value.tzinfo is None:
-                value = value.replace(tzinfo=datetime.timezone.utc)
-            return value.timestamp()
-        if isinstance(value, int | float):
-            return float(value)
-    return 0.0

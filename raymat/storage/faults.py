@@ -26,6 +26,10 @@ class MissingBucketError(StorageError):
     """Error for a bucket that does not exist."""
 
 
+class DeniedError(StorageError):
+    """Refusal of the storage: this account may not do that, or its keys are not accepted."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """Classified exception of a backend; a `transient` fault may pass when retried."""
@@ -38,8 +42,14 @@ class Fault:
         """Return the exception for the user: `action` as in "read" or "write", `url` without secrets."""
         if self.kind == "missing":
             return MissingFileError(f"cannot {action} {url}: it does not exist")
-        kind = MissingBucketError if self.kind == "bucket" else StorageError
+        named = {"bucket": MissingBucketError, "denied": DeniedError}
+        kind = named.get(self.kind, StorageError)
         return kind(f"cannot {action} {url}: {_ADVICE[self.kind].format(self.detail)}")
+
+    @property
+    def refuses_keys(self) -> bool:
+        """Whether the account's keys are not accepted, whatever was asked."""
+        return self.kind == "credentials" or self.detail in _REFUSED_KEYS
 
 
 _ADVICE: dict[Kind, str] = {
@@ -82,11 +92,22 @@ _UNREACHABLE = (
     "ServiceRequestError",
     "ServiceResponseError",
 )
+_REFUSED_KEYS = {
+    *("ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "InvalidSecurity", "NotSignedUp"),
+    *("RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TokenRefreshRequired"),
+    *("AuthenticationFailed", "InvalidAuthenticationInfo"),  # Azure's
+}  # fmt: skip
+"""Codes for keys that expired, were revoked or are mistyped; on S3 some come with status 400."""
+_DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", *_REFUSED_KEYS}
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "InvalidBucketName")
 _FULL_CODES = ("QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "AccountBeingCreated")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLASH = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
 _BUSY = {429, 500, 502, 503, 504}
+_MAY_PASS = {408, 409, 425}
+"""Further statuses that may pass; any other of 400 to 499, and 501, answers the same request in the same way for ever."""
+_BROKEN_ON_THE_WAY = {"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"}
+"""Codes with status 400 for requests that did not arrive whole."""
 _PERMANENT = {errno.ENAMETOOLONG, errno.ENOTSUP, errno.ENODEV}
 
 
@@ -121,7 +142,7 @@ def classify(error: BaseException, action: str = "read") -> Fault:
     # Before permissions: an exceeded quota comes as 403. Some providers give a status without a code.
     if number in _FULL or code in _FULL_CODES or "507" in (code, str(status)):
         return Fault("full", False, detail)
-    if isinstance(error, PermissionError) or status in (401, 403):
+    if isinstance(error, PermissionError) or status in (401, 403) or code in _DENIED:
         return Fault("denied", False, code or detail)
     if number == errno.EROFS:
         return Fault("readonly", False, detail)
@@ -131,9 +152,12 @@ def classify(error: BaseException, action: str = "read") -> Fault:
         return Fault("unreachable", True, detail)
     if names & set(_UNREACHABLE):
         return Fault("unreachable", True, detail)
-    if (status or _status(error.__cause__) or 0) in _BUSY:
+    status = status or _status(error.__cause__) or 0
+    if status in _BUSY:
         return Fault("busy", True, detail)
+    refused = (400 <= status < 500 or status == 501) and status not in _MAY_PASS
     permanent = number in _PERMANENT or "ParamValidationError" in names
+    permanent = permanent or (refused and code not in _BROKEN_ON_THE_WAY)
     return Fault("other", not permanent, f"{type(error).__name__}: {detail}")
 
 
@@ -163,7 +187,7 @@ def _status(error: BaseException | None) -> int | None:
     found = (
         metadata.get("HTTPStatusCode"),
         getattr(error, "status_code", None),
-        getattr(error, "code", None),
+        getattr(error, "status", None) or getattr(error, "code", None),
     )
     for status in found:
         if isinstance(status, int | str) and str(status).isdigit():

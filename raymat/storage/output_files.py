@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
-
-from raymat.errors import ConfigError
-from raymat.storage.backends import Backend, FsspecBackend, LocalBackend
+from raymat.errors import ConfigError, StorageError
+from raymat.storage.access import Access
+from raymat.storage.backends import LocalBackend
 from raymat.storage.digest import Buffer
-from raymat.storage.faults import backend_errors, classify, reason
+from raymat.storage.faults import backend_errors, classify
+from raymat.storage.fsspec_backend import FsspecBackend
+from raymat.storage.retry import RetryPolicy
 from raymat.storage.urls import redact
 
 
@@ -25,8 +25,8 @@ def check_output(flag: str, url: str | None, ending: str = "") -> None:
         return
     if not url.endswith(ending):
         raise ConfigError(f"{flag} must end in {ending}, got {redact(url)!r}")
-    backend, path = _open(f"{flag} {redact(url)}", url)
-    if isinstance(backend, LocalBackend) and (os.path.isdir(path) or url.endswith("/")):
+    access = _open(flag, url)
+    if access.is_local and (os.path.isdir(access.path) or url.endswith("/")):
         raise ConfigError(f"{flag} {redact(url)}: expected a file's name, got a folder")
 
 
@@ -36,9 +36,11 @@ def write_output(flag: str, url: str, content: bytes) -> None:
     Raises:
         ConfigError: as `check_output`. StorageError: it cannot be written.
     """
-    backend, path = _open(f"{flag} {redact(url)}", url)
+    access = _open(flag, url)
+    backend = LocalBackend() if access.is_local else FsspecBackend(access)
+    path = os.path.realpath(access.path) if access.is_local else access.path
     try:
-        backend.write(path, [content])
+        access.run("write", lambda: backend.write(path, [content]), RetryPolicy())
     except backend_errors() as error:
         raise classify(error, "write").error("write", redact(url)) from error
 
@@ -70,13 +72,8 @@ def write_file(path: str, chunks: Sequence[Buffer]) -> None:
         raise classify(error, "write").error("write", target) from error
 
 
-def _open(what: str, url: str) -> tuple[Backend, str]:
+def _open(flag: str, url: str) -> Access:
     try:
-        filesystem, path = url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"{what}: {reason(error)}") from error
-    except backend_errors() as error:
-        raise classify(error, "write").error("write", redact(url)) from error
-    if isinstance(filesystem, LocalFileSystem):
-        return LocalBackend(), os.path.realpath(path)
-    return FsspecBackend(filesystem), str(path)
+        return Access(url)
+    except StorageError as error:
+        raise ConfigError(f"{flag}: {error.line}") from error

@@ -42,12 +42,12 @@ class RetryPolicy:
     def run(
         self,
         call: Callable[[], T],
-        is_transient: Callable[[BaseException], bool],
+        may_retry: Callable[[BaseException], bool],
         *,
         sleep: Callable[[float], None] = time.sleep,
         uniform: Callable[[float, float], float] | None = None,
     ) -> T:
-        """Return the result of `call()`, calling again while its storage error is transient and the limits allow.
+        """Return the result of `call()`, calling again while `may_retry` its storage error and the limits allow.
 
         Raises:
             The last storage error, as the backend raised it.
@@ -58,7 +58,7 @@ class RetryPolicy:
             try:
                 return call()
             except backend_errors() as error:
-                pause = next(pauses, None) if is_transient(error) else None
+                pause = next(pauses, None) if may_retry(error) else None
                 if pause is None or time.monotonic() - began + pause > self.total:
                     raise
             sleep(pause)

@@ -6,47 +6,28 @@ A file is visible only when it is whole. Transient faults are retried for a boun
 
 from __future__ import annotations
 
-import random
+import logging
+import posixpath
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
-
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
 from raymat.errors import RunGoneError, StorageError
+from raymat.storage.access import Access
 from raymat.storage.anchor import Anchor
-from raymat.storage.backends import TEMPORARY, Backend, FsspecBackend, LocalBackend
+from raymat.storage.backends import TEMPORARY, Backend, LocalBackend
 from raymat.storage.digest import Buffer
-from raymat.storage.faults import MissingFileError, backend_errors, classify, reason
+from raymat.storage.faults import DeniedError, MissingFileError, backend_errors, classify
+from raymat.storage.fsspec_backend import FsspecBackend
 from raymat.storage.retry import RetryPolicy
-from raymat.storage.urls import redact, refuse_secrets
+from raymat.storage.urls import redact
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_S3_OPTIONS: dict[str, Any] = {
-    # One request for a read instead of two: with more, s3fs first asks for the size.
-    "max_concurrency": 1,
-    # The digests here are stronger than botocore's checksums, which some servers send wrongly for a
-    # range, or refuse.
-    "config_kwargs": {
-        "request_checksum_calculation": "when_required",
-        "response_checksum_validation": "when_required",
-        # Seconds of silence, not of a whole transfer: a large part over a slow link goes on as long as bytes
-        # move. With the retries, a storage that hangs blocks a request for 50 s.
-        "connect_timeout": 5,
-        "read_timeout": 15,
-        # Retries of a single request or part; then the store retries, and says what happened.
-        "retries": {"max_attempts": 2},
-    },
-}
-_OPTIONS: dict[str, dict[str, Any]] = {"s3": _S3_OPTIONS, "s3a": _S3_OPTIONS}
-
-_EXTRAS = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
 
 
 @dataclass(frozen=True)
@@ -65,17 +46,19 @@ class Store:
     """
 
     def __init__(
-        self, backend: Backend, root: str, url: str, reopen: tuple[Any, ...], retry: RetryPolicy
+        self, access: Access, backend: Backend, root: str, url: str, retry: RetryPolicy
     ) -> None:
         self.backend = backend
-        self.url = url
+        self.location = url
+        """The run's URL as it was given: to open, not to show."""
+        self.url = redact(url)
         """The run's URL, without secrets: for messages."""
         self.retry = retry
-        self._root = root
-        self._reopen = reopen
+        self._access = access
+        self.root = root
+        """Path of the run's folder in the storage's own notation."""
         self._anchor = Anchor()
         """Copies of this store share it."""
-        self._random = random.Random()
         self._sleep: Callable[[float], None] = time.sleep
 
     @classmethod
@@ -90,20 +73,21 @@ class Store:
         """Return the store of run `name` below `storage_url`; nothing is read or written yet.
 
         `options` go to fsspec's file system; credentials belong to the environment or the machine's
-        role, as the provider's package reads them. Raises StorageError if the URL's protocol is
+        role, as the provider's package reads them. Raises StorageError if the URL carries secrets, its protocol is
         unknown or its package missing.
         """
         _check_name(name)
-        refuse_secrets(storage_url)
-        url = f"{redact(storage_url).rstrip('/')}/{name}"
-        filesystem, base = _filesystem(storage_url, dict(options or {}))
-        local = isinstance(filesystem, LocalFileSystem)
-        backend: Backend = LocalBackend() if local else FsspecBackend(filesystem)
-        root = f"{base.rstrip('/')}/{name}"
-        return cls(backend, root, url, (storage_url, name, retry, dict(options or {})), retry)
+        return _opened(storage_url, name, retry, dict(options or {}))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (*self._reopen, self._anchor)
+        access, name = self._access, posixpath.basename(self.root)
+        known = (frozenset(access.allowed), access.may_delete, self._anchor)
+        return _opened, (access.url, name, self.retry, access.options, *known)
+
+    @property
+    def may_delete(self) -> bool:
+        """Whether `delete` deletes; False once it is known that this account has no right to."""
+        return self._access.may_delete
 
     def anchor(self, path: str, word: str) -> None:
         """From now on write and delete only while the file `path` is there and contains `word`.
@@ -116,7 +100,7 @@ class Store:
     def require_anchor(self) -> None:
         """Raise RunGoneError unless the file that `anchor` named is there; StorageError if the storage fails."""
         if self._anchor.path and isinstance(self.backend, LocalBackend):
-            self.backend.kept = self._root
+            self.backend.kept = self.root
         if not self._anchor.is_there(self.read):
             raise RunGoneError(
                 f"{self.url} is gone: its {self._anchor.path} is missing or another run's; "
@@ -159,25 +143,34 @@ class Store:
         prefix = self._at(folder)
         found = self._try("list", folder, lambda: list(self.backend.list(prefix)))
         # Providers differ in leading slashes; what counts comes after the run's folder.
-        skip = len(self._root.strip("/")) + 1
+        skip = len(self.root.strip("/")) + 1
         infos = [FileInfo(path.strip("/")[skip:], size, when) for path, size, when in found]
         if not temporary:
             infos = [i for i in infos if not PurePosixPath(i.path).name.startswith(TEMPORARY)]
         return sorted(infos, key=lambda info: info.path)
 
     def delete(self, paths: Sequence[str]) -> None:
-        """Remove files in few requests, ignoring missing ones."""
+        """Remove files in few requests, ignoring missing ones; keep them where this account may not delete (`may_delete`)."""
         absolute = [self._at(path) for path in paths]
         for start in range(0, len(absolute), 1000):
             part = absolute[start : start + 1000]
-            self._change("delete from", "", lambda part=part: self.backend.delete(part))  # type: ignore[misc]
+            if self.may_delete:
+                self._delete(lambda part=part: self.backend.delete(part))  # type: ignore[misc]
+
+    def _delete(self, call: Callable[[], None]) -> None:
+        try:
+            self._change("delete from", "", call)
+        except DeniedError as error:
+            self.list("lease")  # raises where it is the keys that are refused
+            self._access.may_delete = False
+            log.warning("everything is kept: %s", error.line)
 
     def _at(self, path: str) -> str:
         """Return the backend's path of `path`, which must stay inside the run's folder."""
         parts = path.split("/") if path else []
         if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
             raise ValueError(f"not a path inside a run: {path!r}")
-        return "/".join([self._root, *parts])
+        return "/".join([self.root, *parts])
 
     def _url(self, path: str) -> str:
         return f"{self.url}/{path}" if path else self.url
@@ -193,57 +186,29 @@ class Store:
     def _try(self, action: str, path: str, call: Callable[[], T]) -> T:
         """Return `call()`, retried while its fault is transient and the policy allows."""
         try:
-            return self.retry.run(
-                call,
-                lambda error: classify(error, action).transient,
-                sleep=self._sleep,
-                uniform=self._random.uniform,
-            )
+            return self._access.run(action, call, self.retry, sleep=self._sleep)
         except backend_errors() as error:
             raise classify(error, action).error(action, self._url(path)) from error
 
 
-def _reopen(
-    storage_url: str, name: str, retry: RetryPolicy, options: dict[str, Any], anchor: Anchor
+def _opened(
+    storage_url: str,
+    name: str,
+    retry: RetryPolicy,
+    options: dict[str, Any],
+    allowed: Iterable[str] = (),
+    may_delete: bool = True,
+    anchor: Anchor | None = None,
 ) -> Store:
-    store = Store.open(storage_url, name, retry=retry, options=options)
-    store._anchor = anchor
+    access = Access(storage_url, options, allowed)
+    access.may_delete = may_delete
+    backend: Backend = LocalBackend() if access.is_local else FsspecBackend(access)
+    root, url = (f"{place.rstrip('/')}/{name}" for place in (access.path, storage_url))
+    store = Store(access, backend, root, url, retry)
+    store._anchor = anchor or Anchor()
     return store
 
 
 def _check_name(name: str) -> None:
     if name in ("", ".", "..") or re.search(r"[/\\\0]", name):
         raise StorageError(f"expected a run's name without slashes, got {name!r}")
-
-
-def _filesystem(url: str, options: dict[str, Any]) -> tuple[Any, str]:
-    """Return fsspec's file system for `url`, unshared and without cached listings, and the path in it."""
-    protocol = urlsplit(url).scheme if "://" in url else "file"
-    chosen = {"use_listings_cache": False, "skip_instance_cache": True}
-    chosen |= _OPTIONS.get(protocol, {}) | options
-    try:
-        if protocol in _OPTIONS:
-            chosen["config_kwargs"] = _s3_config() | options.get("config_kwargs", {})
-        filesystem, base = fsspec.core.url_to_fs(url, **chosen)
-    except ImportError as error:
-        extra = _EXTRAS.get(protocol)
-        fix = f"pip install 'raymat[{extra}]'" if extra else reason(error)
-        raise StorageError(
-            f"cannot open {redact(url)}: a package for {protocol}:// is missing; {fix}"
-        ) from error
-    except ValueError as error:
-        raise StorageError(f"cannot open {redact(url)}: {reason(error)}") from error
-    except backend_errors() as error:
-        raise classify(error, "open").error("open", redact(url)) from error
-    if protocol in _OPTIONS:
-        # s3fs repeats each request 5 times on top of botocore's retries: a storage that hangs would block us
-        # for minutes. botocore's retries stay, the store's come on top.
-        filesystem.retries = 1
-    return filesystem, str(base)
-
-
-def _s3_config() -> dict[str, Any]:
-    """Return botocore's settings; its packages take a second to load, so they are loaded here only."""
-    from raymat.storage.s3 import WatchedSession
-
-    return _S3_OPTIONS["config_kwargs"] | {"http_session_cls": WatchedSession}

@@ -19,8 +19,10 @@ _PATHS = {"file", "local"}
 """Schemes of local files: the rest is a path, in which every character is allowed."""
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs"}
 """Schemes whose URLs take neither credentials nor a port."""
+_AZURE = {"abfs", "abfss", "adl", "az", "wasb", "wasbs"}
 _NO_USER = {
-    *("abfs", "abfss", "adl", "az", "wasb", "wasbs", "github"),  # CONTAINER@ACCOUNT, OWNER:REPOSITORY@COMMIT
+    *_AZURE,  # CONTAINER@ACCOUNT
+    "github",  # OWNER:REPOSITORY@COMMIT
     *("memory", "zip", "tar", "libarchive", "hf"),  # no host, hence no user
 }  # fmt: skip
 """Schemes whose URLs have an @ for something other than a user name."""
@@ -43,6 +45,13 @@ def redact_text(text: str, length: int = 200) -> str:
     text = _QUERY_IN_TEXT.sub("?...", text)
     text = _SECRET_IN_TEXT.sub(r"\1...", text)
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def takes_keys(url: str) -> bool:
+    """Return whether the URL is an object store's, which asks for an account's keys."""
+    return any(
+        _scheme_and_rest(link)[0] in {*_OBJECT_STORES, *_AZURE} for link in _CHAIN.split(url)
+    )
 
 
 def refuse_secrets(url: str) -> None:

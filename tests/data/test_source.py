@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import random
@@ -419,8 +420,10 @@ def test_a_refusal_is_unreadable_without_another_attempt(server: str, fault: str
 
 
 def test_waits_double_and_differ_between_readers() -> None:
-    assert READ_RETRY.attempts == 6
-    delays = [list(READ_RETRY.pauses(random.Random(name).uniform)) for name in ("a", "b")]
+    delays = [
+        list(itertools.islice(READ_RETRY.pauses(random.Random(name).uniform), 5))
+        for name in ("a", "b")
+    ]
     for waits in delays:
         assert [w / 0.5 / 2**i for i, w in enumerate(waits)] == pytest.approx([0.75] * 5, abs=0.25)
     assert delays[0] != delays[1]

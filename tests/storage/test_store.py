@@ -13,8 +13,9 @@ import pytest
 from raymat.checkpoint.layout import split_run_url
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.errors import StorageError
-from raymat.storage.backends import LocalBackend, Pieces
+from raymat.storage.backends import LocalBackend
 from raymat.storage.faults import MissingFileError, classify
+from raymat.storage.fsspec_backend import Pieces
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.store import Store
 
@@ -95,7 +96,7 @@ def test_paths_cannot_leave_the_run(store: Store) -> None:
 def test_large_files_go_in_parts(
     s3_server: Any, request_counter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raymat.storage.backends._PART", 5 * 2**20)
+    monkeypatch.setattr("raymat.storage.fsspec_backend._PART", 5 * 2**20)
     store = s3_server.store("parts")
     calls = request_counter(store)
     data = os.urandom(2**20) * 11

@@ -10,6 +10,7 @@ from typing import Any
 import fsspec
 import pytest
 import torch
+from fsspec.asyn import sync_wrapper
 from torch import Tensor
 
 from raymat.storage.retry import RetryPolicy
@@ -105,6 +106,7 @@ def request_counter() -> Callable[[Store], list[str]]:
             return await send(method, *args, **kwargs)
 
         filesystem._call_s3 = counted
+        filesystem.call_s3 = sync_wrapper(counted, obj=filesystem)
         return calls
 
     return count

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
-import fsspec
 import pyarrow.fs
 import ray
 import ray.train
@@ -16,24 +14,21 @@ from raymat.cluster.controller.failure_policy import RaymatFailurePolicy
 from raymat.cluster.controller.prestart import worker_environment
 from raymat.cluster.controller.scaling_policy import RaymatScalingPolicy
 from raymat.cluster.driver.cluster_setup import worker_resources
+from raymat.cluster.driver.ray_files import RayFiles
 from raymat.cluster.ray_train_internals import PolicyTrainer, WorkerTorchConfig
 from raymat.cluster.worker.datasource import StreamPlan, dataset_factory
 from raymat.cluster.worker.notice_listener import handle_sigterm
 from raymat.cluster.worker.worker import WorkerSpec, train_worker
 from raymat.config.run import RunConfig
-from raymat.storage.store import Store
 from raymat.train.run.open_run import OpenedRun
 from raymat.train.run.run_status import read_committed_step
 
 COLLECTIVE_TIMEOUT_SECONDS = 600
-LEDGER = "checkpoints/checkpoint_manager_snapshot.json"
 
 
 def build_trainer(run: OpenedRun, board: Blackboard, lease: str) -> PolicyTrainer:
     """Make the trainer of an opened run; `lease` names the driver's, without which workers must not train."""
     workers = run.config.workers
-    # Ray's ledger of an earlier start, damaged, foreign or naming what is gone, would stop the controller.
-    run.store.delete([LEDGER])
     per_worker = worker_resources(run.config, ray.cluster_resources())
     plan = StreamPlan(run.source, run.order, run.geometry)
     scaling = _scaling(run.config, per_worker)
@@ -70,11 +65,10 @@ def _scaling(config: RunConfig, per_worker: dict[str, float]) -> ray.train.Scali
 def _ray_run(
     run: OpenedRun, board: Blackboard, failures: ray.train.FailureConfig
 ) -> ray.train.RunConfig:
-    filesystem, path = ray_storage(run.store)
     return ray.train.RunConfig(
         name="checkpoints",
-        storage_path=path,
-        storage_filesystem=filesystem,
+        storage_path=run.store.root,
+        storage_filesystem=pyarrow.fs.PyFileSystem(RayFiles(run.store)),
         failure_config=failures,
         callbacks=[FailureLog(run.store, board)],
         worker_runtime_env=worker_environment() if run.config.workers.spares else {},
@@ -85,11 +79,3 @@ def _data_config() -> ray.train.DataConfig:
     options = ray.data.ExecutionOptions(preserve_order=True)
     # Locality would hand blocks to the nearest worker instead of the one whose share they are.
     return ray.train.DataConfig(execution_options=options, enable_shard_locality=False)
-
-
-def ray_storage(store: Store) -> tuple[Any, str]:
-    """Return the run's folder as Ray wants it: a pyarrow filesystem and a path without a scheme."""
-    filesystem, path = fsspec.core.url_to_fs(store.url)
-    if "file" in filesystem.protocol:
-        return None, path
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path

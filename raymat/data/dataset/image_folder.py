@@ -3,8 +3,8 @@
 A read has three outcomes:
 
 - the bytes;
-- `UnreadableImage`: this file will never be readable (not found, forbidden, another size than listed). The batch
-  replaces it and says so;
+- `UnreadableImage`: this file will never be readable (not found, forbidden while others are not, another size than
+  listed). The batch replaces it and says so;
 - `DataError`: the storage did not answer in spite of retries. Replacing examples would change what the run trains on,
   so the attempt ends and the run resumes later.
 """
@@ -12,20 +12,19 @@ A read has three outcomes:
 from __future__ import annotations
 
 import errno
-import math
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import fsspec
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from raymat.errors import DataError
-from raymat.storage.faults import backend_errors, reason
+from raymat.errors import DataError, StorageError
+from raymat.storage.access import Access
+from raymat.storage.faults import backend_errors, classify, reason
 from raymat.storage.retry import RetryPolicy
-from raymat.storage.urls import redact
+from raymat.storage.urls import redact, takes_keys
 
 UNKNOWN_SIZE = -1
 
@@ -44,8 +43,8 @@ class UnreadableImage(DataError):
         return f"{self.path}: {self.reason}"
 
 
-READ_RETRY = RetryPolicy(total=math.inf, attempts=6, first=0.5, longest=math.inf)
-"""Default for reads: 16 s of pauses."""
+READ_RETRY = RetryPolicy(total=120.0, first=0.5, longest=15.0)
+"""Default for reads: long enough for an outage or for keys to be renewed, too short to count as stuck."""
 
 
 class Folder:
@@ -58,18 +57,22 @@ class Folder:
     def __init__(self, url: str, retry: RetryPolicy = READ_RETRY) -> None:
         self._retry = retry
         try:
-            fs, root = url_to_fs(url)
-        except backend_errors(ValueError, ImportError) as error:
-            raise DataError(f"cannot open {redact(url)}: {reason(error)}") from error
-        self._fs: fsspec.AbstractFileSystem = fs
-        self._root = str(root).rstrip("/")
+            self._access = Access(url)
+        except StorageError as error:
+            raise DataError(error.line) from error
+        self._root = self._access.path.rstrip("/")
+        self._last_read: str | None = None
         # Local: absolute, since it is read again by processes that run elsewhere.
-        self.url = self._root if isinstance(fs, LocalFileSystem) else url.rstrip("/")
+        self.url = self._root if self._access.is_local else url.rstrip("/")
 
     @property
     def remote(self) -> bool:
         """Whether a read waits for a network rather than for a disk."""
         return not isinstance(self._fs, (LocalFileSystem, MemoryFileSystem))
+
+    @property
+    def _fs(self) -> fsspec.AbstractFileSystem:
+        return self._access.filesystem
 
     def shown(self, path: str = "") -> str:
         """Return the URL of a path in this folder as messages may show it."""
@@ -91,7 +94,8 @@ class Folder:
             if isinstance(self._fs, LocalFileSystem):
                 root = f"{self._root}/{path}"
                 return dict(_walk(root, "", ())) if os.path.isdir(root) else None
-            return self._find_remote(f"{self._root}/{path}")
+            root = f"{self._root}/{path}"
+            return self._access.run("list", lambda: self._find_remote(root), RetryPolicy())
         except backend_errors() as error:
             raise DataError(f"cannot list {self.shown(path)}: {reason(error)}") from error
 
@@ -127,10 +131,16 @@ class Folder:
         return data
 
     def _read(self, path: str) -> bytes:
+        tries = 0
+
+        def fetch() -> bytes:
+            nonlocal tries
+            tries += 1
+            return bytes(self._fs.cat_file(f"{self._root}/{path}"))
+
         try:
-            return self._retry.run(
-                lambda: bytes(self._fs.cat_file(f"{self._root}/{path}")),
-                lambda error: not self._is_permanent(error),
+            data = self._access.run(
+                "read", fetch, self._retry, may_pass=lambda error: not self._is_permanent(error)
             )
         except FileNotFoundError as error:
             raise UnreadableImage(self.shown(path), "not found") from error
@@ -138,12 +148,33 @@ class Folder:
             if self._is_permanent(error):
                 raise UnreadableImage(self.shown(path), reason(error)) from error
             raise DataError(
-                f"cannot read {self.shown(path)} after {self._retry.attempts} attempts: {reason(error)}"
+                f"cannot read {self.shown(path)} after {tries} attempts: {reason(error)}"
             ) from error
+        self._last_read = path
+        return data
 
     def _is_permanent(self, error: BaseException) -> bool:
         """Return whether a retry is pointless."""
+        if self._refuses_keys(error):
+            return False
         return isinstance(error, _PERMANENT) or _is_client_fault(error) or self._is_bad_disk(error)
+
+    def _refuses_keys(self, error: BaseException) -> bool:
+        """Return whether a refusal is of this account's keys, rather than of this one image."""
+        fault = classify(error)
+        if fault.kind not in ("denied", "credentials") or not self.remote:
+            return False
+        return fault.refuses_keys or (takes_keys(self.url) and not self._may_read_others())
+
+    def _may_read_others(self) -> bool:
+        try:
+            if self._last_read is None:
+                self._fs.ls(self._root, refresh=True)
+            else:
+                self._fs.cat_file(f"{self._root}/{self._last_read}", start=0, end=1)
+        except backend_errors():
+            return False
+        return True
 
     def _is_bad_disk(self, error: BaseException) -> bool:
         """Return whether it is a local disk's input/output error, which stays; a bucket's EIO is a passing fault."""
