@@ -70,7 +70,7 @@ class Access:
         Raises:
             The last fault, as the backend raised it.
         """
-        began = 0.0
+        began, anew = 0.0, 0
 
         def timed() -> T:
             nonlocal began
@@ -78,10 +78,13 @@ class Access:
             return call()
 
         def may_retry(error: BaseException) -> bool:
+            nonlocal anew
             fault = classify(error, action)
             refused = fault.kind in ("denied", "credentials")
             if refused and self._renewed_since(began):
-                return True
+                anew += 1  # what was never allowed is not asked for ever, however long a file system takes to open
+                if anew == 1:
+                    return True
             if may_pass is not None:
                 return may_pass(error)
             return fault.transient or (refused and action in self.allowed)

@@ -130,6 +130,7 @@ def classify(error: BaseException, action: str = "read") -> Fault:
     `action`: what was tried; only what is read can be missing.
     """
     code, status = _code(error), _status(error)
+    hidden = _status(error.__cause__)  # where s3fs does not know the code
     detail = redact_text(one_line(error))
     names = {kind.__name__ for kind in type(error).__mro__}
     number = error.errno if isinstance(error, OSError) else None
@@ -142,7 +143,7 @@ def classify(error: BaseException, action: str = "read") -> Fault:
     # Before permissions: an exceeded quota comes as 403. Some providers give a status without a code.
     if number in _FULL or code in _FULL_CODES or "507" in (code, str(status)):
         return Fault("full", False, detail)
-    if isinstance(error, PermissionError) or status in (401, 403) or code in _DENIED:
+    if isinstance(error, PermissionError) or code in _DENIED or {status, hidden} & {401, 403}:
         return Fault("denied", False, code or detail)
     if number == errno.EROFS:
         return Fault("readonly", False, detail)
@@ -152,7 +153,7 @@ def classify(error: BaseException, action: str = "read") -> Fault:
         return Fault("unreachable", True, detail)
     if names & set(_UNREACHABLE):
         return Fault("unreachable", True, detail)
-    status = status or _status(error.__cause__) or 0
+    status = status or hidden or 0
     if status in _BUSY:
         return Fault("busy", True, detail)
     refused = (400 <= status < 500 or status == 501) and status not in _MAY_PASS

@@ -43,6 +43,7 @@ ALL_METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE"})
 class _Request:
     method: str
     path: str
+    """As it was sent, with its query."""
     headers: list[tuple[str, str]]
     length: int
     """Bytes of the body."""
@@ -79,8 +80,10 @@ class FaultProxy:
     """Seconds that a delayed request waits, from and to."""
     upload_rate: float = math.inf
     """Bytes of a body that are read in a second."""
+    refuses: Callable[[_Request], tuple[int, str] | None] = lambda request: None
+    """The status and the code by which a request is refused before anything else happens to it."""
     counts: Counter[str] = field(default_factory=Counter)
-    """How many requests got each fault; "outage"; and "passed"."""
+    """How many requests got each fault; "outage", "not accepted"; and "passed"."""
 
     def __enter__(self) -> FaultProxy:
         self._random = random.Random(self.seed)
@@ -119,6 +122,16 @@ class FaultProxy:
     def fail_all(self, status: int, code: str, methods: frozenset[str] = ALL_METHODS) -> None:
         """From now on requests of these methods get this error as S3 words it, until `heal`."""
         self._outage = (status, code, methods)
+
+    def accept(self, *keys: str, status: int = 403, code: str = "InvalidAccessKeyId") -> None:
+        """From now on only these access keys are good, others get this error."""
+        signed = [f"Credential={key}/" for key in keys]
+
+        def refuses(request: _Request) -> tuple[int, str] | None:
+            by = dict(request.headers).get("Authorization", "")
+            return None if any(key in by for key in signed) else (status, code)
+
+        self.refuses = refuses
 
     def heal(self) -> None:
         """From now on everything passes."""
@@ -169,6 +182,11 @@ class FaultProxy:
         upstream: http.client.HTTPConnection,
         request: _Request,
     ) -> None:
+        if (refusal := self.refuses(request)) is not None:
+            self.counts["not accepted"] += 1
+            reader.read(request.length if not request.expects else 0)
+            client.sendall(_error(*refusal, request))
+            raise _Gone
         fault = self._draw(request)
         if fault == "refused":
             with self._lock:

@@ -16,6 +16,8 @@ import pytest
 from raymat.storage.store import Store
 
 KEY, SECRET = "ACCESSKEY", "SECRETKEY"
+RENEWED = {f"RENEWEDKEY{n}": f"RENEWEDSECRET{n}" for n in range(4)}
+"""Further keys that the server takes, and their secrets."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,10 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         port = probe.getsockname()[1]
     command = [
         str(Path(sys.executable).parent / "rclone"), "serve", "s3", "--config", "/dev/null",
-        "--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}", str(folder),
+        "--addr", f"127.0.0.1:{port}", str(folder),
     ]  # fmt: skip
+    for key, secret in ({KEY: SECRET} | RENEWED).items():
+        command += ["--auth-key", f"{key},{secret}"]
     log = (folder.parent / "rclone.log").open("wb")
     server = subprocess.Popen(command, stdout=log, stderr=log)
     try:

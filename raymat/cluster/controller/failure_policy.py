@@ -93,7 +93,10 @@ class RaymatFailurePolicy(DefaultFailurePolicy):
         waits = isinstance(unwrap(error), WorkerGroupStartupTimeoutError)
         if waits or isinstance(raymat_error(error), StorageError):
             return False
-        step = self._newest_step()
+        try:
+            step = self._newest_step()
+        except StorageError:
+            return False  # the workers find out whether it comes back
         if step != self._step:
             self._step = step
             self._seen.clear()

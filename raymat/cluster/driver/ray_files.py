@@ -28,7 +28,7 @@ PATIENCE_SECONDS = 2.0
 log = logging.getLogger(__name__)
 
 
-class RayFiles(pyarrow.fs.FileSystemHandler):  # type: ignore[misc]
+class RayFiles(pyarrow.fs.FileSystemHandler):
     """Files of a run for pyarrow, below the path of its folder.
 
     Reads are the store's. A write that fails is logged. The ledger of an earlier start, which may be damaged or name what

@@ -131,21 +131,24 @@ class Folder:
         return data
 
     def _read(self, path: str) -> bytes:
-        tries = 0
+        tries, permanent, used = 0, False, self._fs
 
         def fetch() -> bytes:
-            nonlocal tries
-            tries += 1
-            return bytes(self._fs.cat_file(f"{self._root}/{path}"))
+            nonlocal tries, used
+            tries, used = tries + 1, self._fs
+            return bytes(used.cat_file(f"{self._root}/{path}"))
+
+        def may_pass(error: BaseException) -> bool:
+            nonlocal permanent
+            permanent = self._is_permanent(error, used)
+            return not permanent
 
         try:
-            data = self._access.run(
-                "read", fetch, self._retry, may_pass=lambda error: not self._is_permanent(error)
-            )
+            data = self._access.run("read", fetch, self._retry, may_pass=may_pass)
         except FileNotFoundError as error:
             raise UnreadableImage(self.shown(path), "not found") from error
         except backend_errors() as error:
-            if self._is_permanent(error):
+            if permanent:
                 raise UnreadableImage(self.shown(path), reason(error)) from error
             raise DataError(
                 f"cannot read {self.shown(path)} after {tries} attempts: {reason(error)}"
@@ -153,25 +156,25 @@ class Folder:
         self._last_read = path
         return data
 
-    def _is_permanent(self, error: BaseException) -> bool:
-        """Return whether a retry is pointless."""
-        if self._refuses_keys(error):
+    def _is_permanent(self, error: BaseException, used: fsspec.AbstractFileSystem) -> bool:
+        """Return whether a retry is pointless after this error of the file system that was `used`."""
+        if self._refuses_keys(error, used):
             return False
         return isinstance(error, _PERMANENT) or _is_client_fault(error) or self._is_bad_disk(error)
 
-    def _refuses_keys(self, error: BaseException) -> bool:
+    def _refuses_keys(self, error: BaseException, used: fsspec.AbstractFileSystem) -> bool:
         """Return whether a refusal is of this account's keys, rather than of this one image."""
         fault = classify(error)
         if fault.kind not in ("denied", "credentials") or not self.remote:
             return False
-        return fault.refuses_keys or (takes_keys(self.url) and not self._may_read_others())
+        return fault.refuses_keys or (takes_keys(self.url) and not self._may_read_others(used))
 
-    def _may_read_others(self) -> bool:
+    def _may_read_others(self, filesystem: fsspec.AbstractFileSystem) -> bool:
         try:
             if self._last_read is None:
-                self._fs.ls(self._root, refresh=True)
+                filesystem.ls(self._root, refresh=True)
             else:
-                self._fs.cat_file(f"{self._root}/{self._last_read}", start=0, end=1)
+                filesystem.cat_file(f"{self._root}/{self._last_read}", start=0, end=1)
         except backend_errors():
             return False
         return True

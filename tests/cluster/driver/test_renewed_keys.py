@@ -1,0 +1,99 @@
+"""A run in a bucket whose keys are renewed while it trains: no step is lost, and no attempt ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from raymat.storage.store import Store
+from raymat.train.observability.events import read_events
+from tests.support.datakit import write_dataset
+from tests.support.fault_proxy import FaultProxy
+from tests.support.heads import wait_for
+from tests.support.kit import rows, starts
+from tests.support.paths import ROOT
+from tests.support.s3 import KEY, RENEWED, SECRET, S3Server
+
+BATCH = 2
+ROTATIONS = 3
+LATE_SECONDS = 8.0
+"""The second time the old keys are refused this long before the new ones are there."""
+
+
+@contextmanager
+def driver(keys: Path, endpoint: str, steps: int, bucket: str) -> Iterator[subprocess.Popen[str]]:
+    command = [
+        sys.executable, str(ROOT / "jobs" / "base.py"), "--name", "run",
+        "--storage", f"s3://{bucket}/runs", "--dataset", f"s3://{bucket}/data",
+        "--backgrounds", f"s3://{bucket}/walls", "--backbone", "mobilenetv2", "--device", "cpu",
+        "--resolution", "32", "--crop", "32", "--batch-size", str(BATCH), "--steps", str(steps),
+        "--checkpoint-interval", str(max(2, steps // 20)), "--log-loss-interval", "1",
+        "--valid-examples", "2", "--valid-interval", str(steps // 4), "--epoch-examples", "1000000",
+        "--no-spares",
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "RAY_ADDRESS": "local",
+        "PYTHONPATH": str(ROOT),
+        "AWS_SHARED_CREDENTIALS_FILE": str(keys),
+        "AWS_ENDPOINT_URL": endpoint,
+    }
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def write_keys(file: Path, key: str, secret: str) -> None:
+    """As a tool that renews keys does it: whole or not at all."""
+    new = file.with_suffix(".new")
+    new.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
+    new.replace(file)
+
+
+def newest_commit(store: Store) -> int:
+    return max((e["step"] for e in read_events(store) if e["kind"] == "commit"), default=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("steps", [60, pytest.param(200, marks=pytest.mark.chaos)])
+def test_keys_that_are_renewed_three_times_cost_no_step_and_no_attempt(
+    s3_server: S3Server, tmp_path: Path, steps: int
+) -> None:
+    bucket = f"renewed-{time.monotonic_ns()}"
+    s3_server.store(bucket)
+    write_dataset(f"{s3_server.folder}/{bucket}", pairs=8)
+    seen = Store.open(f"{s3_server.folder}/{bucket}/runs", "run")
+    file = tmp_path / "credentials"
+    write_keys(file, KEY, SECRET)
+    with FaultProxy(s3_server) as proxy:
+        proxy.accept(KEY)
+        with driver(file, proxy.endpoint, steps, bucket) as process:
+            for number, (key, secret) in enumerate(list(RENEWED.items())[:ROTATIONS]):
+                reached = steps * (number + 1) // (ROTATIONS + 2)
+                wait_for(lambda reached=reached: newest_commit(seen) >= reached, 300)  # type: ignore[misc]
+                proxy.accept(key, status=400 if number == 2 else 403, code="ExpiredToken")
+                time.sleep(LATE_SECONDS if number == 1 else 0)
+                write_keys(file, key, secret)
+            output, errors = process.communicate(timeout=400)
+        assert process.returncode == 0, errors
+        assert "Traceback" not in errors
+        assert proxy.counts["not accepted"] >= ROTATIONS
+    assert f"complete: step {steps} of {steps}" in output
+    assert [start["attempt"] for start in starts(seen)] == [1]
+    assert [e for e in read_events(seen) if e["kind"] in ("failure", "skip", "replaced")] == []
+    assert [row[:2] for row in rows(seen)] == [(k, k * BATCH) for k in range(1, steps + 1)]
+    for secret in (SECRET, *RENEWED.values()):
+        assert secret not in output + errors
