@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raymat.checkpoint import retention
@@ -15,7 +16,8 @@ from raymat.config.run import from_dict
 from raymat.console import ProgressBar
 from raymat.errors import CheckpointError, ConfigError
 from raymat.storage.store import Store
-from raymat.train.observability.events import highest_attempt
+from raymat.train.observability.deletions import CommitRecord, announce_deletion
+from raymat.train.observability.events import EventLog, highest_attempt, read_events
 from raymat.train.run.open_run import data_of_run
 from raymat.train.run.run_file import read_run
 from raymat.train.run.run_url import list_checkpoints
@@ -33,19 +35,36 @@ class Pruning:
     plan: Plan
     damaged: Mapping[CheckpointId, str]
     """Checkpoints that failed verification, and why."""
+    attempt: int
+    """What earlier attempts than this left unfinished goes; 0: nothing."""
+    abandoned: frozenset[CheckpointId] = field(default=frozenset())
+    """What they left, and no newer checkpoint supersedes."""
 
     def reason(self, status: Status) -> str:
         """Say why a checkpoint goes or stays."""
         torn = status.summary if status.state == "torn" else ""
         state = self.damaged.get(status.id) or torn
         reason = self.plan.keep.get(status.id)
+        if status.id in self.abandoned:
+            return f"left unfinished ({state})"
         if reason is None:
             return state or "nothing keeps it"
         return f"{reason} ({state})" if state else reason
 
     def delete(self) -> int:
         """Delete what the plan says; returns the bytes freed, with those of files that dead writers left unfinished."""
-        return retention.prune(self.store, self.plan.delete)
+        log = EventLog(self.store, None, "prune")
+        log.write_in_background()
+        emit = functools.partial(log.emit, required=True)
+        unfinished = [c for c in self.plan.delete if c in self.abandoned]
+        others = [c for c in self.plan.delete if c not in self.abandoned]
+        announce_deletion(emit, others, torn=False)
+        announce_deletion(emit, unfinished, torn=True)
+        freed = retention.prune(self.store, self.plan.delete, dead_before=self.attempt)
+        if unfinished:
+            retention.remove_abandoned(self.store, unfinished, self.attempt)
+        log.close()  # an event that a full disk did not take finds room now
+        return freed
 
 
 def plan_pruning(
@@ -53,14 +72,22 @@ def plan_pruning(
     policy: RetentionPolicy,
     *,
     epochs: bool = False,
+    alone: bool = False,
     progress: ProgressBar | None = None,
 ) -> Pruning:
-    """Decide which checkpoints go; deletes nothing. `epochs`: keep those at the ends of epochs.
+    """Decide which checkpoints go; deletes nothing.
+
+    Args:
+        epochs: keep those at the ends of epochs.
+        alone: nobody trains the run, and whoever will takes the number of a new attempt: what is unfinished is abandoned.
 
     Raises:
         CheckpointError: there are committed checkpoints, but none verifies. ConfigError: the ends of epochs are not
         known. StorageError: there is no such run, or it cannot be read.
     """
+    attempt = highest_attempt(
+        store
+    )  # before the listing: a torn one of a later attempt is not known to be abandoned
     statuses = mark_newer(store, list_checkpoints(store))
     stored = read_run(store) or {}
     good, damaged = newest_verified(store, statuses, run=stored.get("run_id"), progress=progress)
@@ -78,15 +105,30 @@ def plan_pruning(
     found = retention.plan(
         statuses,
         replace(policy, best=None if policy.best is None else mode),
-        # A run that is still training writes under this attempt; torn ones of earlier attempts are dead.
-        attempt=highest_attempt(store) or None,
+        # A run that is still training writes under the highest attempt; those before are dead.
+        attempt=attempt + alone or None,
         metrics={s.id: values[s.id.step] for s in statuses if s.id.step in values},
         epoch_ends=_epoch_ends(store, stored, [s.id.step for s in statuses]) if epochs else (),
         # A validation beside training may still find that this one is the best.
         protected=[s.id for s in statuses if s.id.step == extra.get("pending_validation")],
         damaged=damaged,
     )
-    return Pruning(store, tuple(reversed(statuses)), found, damaged)
+    pruning = Pruning(store, tuple(reversed(statuses)), found, damaged, (attempt + 1) * alone)
+    return _with_abandoned(pruning) if alone else pruning
+
+
+def _with_abandoned(pruning: Pruning) -> Pruning:
+    """Add what dead attempts left unfinished and `retention.plan` spares."""
+    store, spared = pruning.store, pruning.plan.keep.keys() - pruning.damaged.keys()
+    statuses = [status for status in pruning.statuses if status.id in spared]
+    found = retention.find_abandoned(
+        store, statuses, pruning.attempt, lambda: CommitRecord.of(read_events(store)).committed
+    )
+    keep = {
+        checkpoint: why for checkpoint, why in pruning.plan.keep.items() if checkpoint not in found
+    }
+    plan = Plan(tuple(sorted({*pruning.plan.delete, *found})), keep)
+    return replace(pruning, plan=plan, abandoned=frozenset(found))
 
 
 def _epoch_ends(store: Store, stored: Mapping[str, Any], steps: Collection[int]) -> set[int]:

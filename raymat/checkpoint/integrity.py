@@ -7,6 +7,7 @@ size of a checkpoint nor with their number.
 from __future__ import annotations
 
 import itertools
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -16,7 +17,13 @@ from typing import Literal
 
 from raymat.checkpoint.catalog import Status
 from raymat.checkpoint.layout import CHECKPOINTS
-from raymat.checkpoint.manifest import CheckpointId, FileEntry, parse_manifest_name, share_names
+from raymat.checkpoint.manifest import (
+    CheckpointId,
+    FileEntry,
+    manifest_name,
+    parse_manifest_name,
+    share_names,
+)
 from raymat.checkpoint.reader import list_files, read_manifests
 from raymat.console import ProgressBar
 from raymat.errors import CheckpointError
@@ -30,6 +37,7 @@ _AHEAD = 4
 """Ranges of a file requested ahead of the one being digested."""
 _FILES = 4
 """Files read at a time; together they hold at most _FILES * (_AHEAD + 1) * _RANGE bytes, 84 MB."""
+_WORLD = re.compile(r"-of-([0-9]{5})\.")
 
 State = Literal["good", "damaged", "torn", "gone", "newer"]
 
@@ -141,6 +149,15 @@ def lost_file(files: Mapping[str, int]) -> str:
         for needed in (name, *share_names(*place)) if place else ():
             if not files.get(needed):
                 return f"{needed} is {'empty' if needed in files else 'missing'}"
+    return ""
+
+
+def missing_manifest(files: Mapping[str, int]) -> str:
+    """Say which manifest is missing from the listing `files`, by the world that other names tell; "" if none or unknown."""
+    worlds = [int(found[1]) for found in map(_WORLD.search, files) if found]
+    for rank in range(max(worlds, default=0)):
+        if manifest_name(rank, max(worlds)) not in files:
+            return f"{manifest_name(rank, max(worlds))} is missing"
     return ""
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
-from raymat.checkpoint.catalog import Status, mark_newer, scan
+from raymat.checkpoint.catalog import Status, mark_newer
 from raymat.checkpoint.integrity import lost_file
 from raymat.checkpoint.layout import CHECKPOINTS
 from raymat.checkpoint.manifest import CheckpointId, parse_manifest_name
@@ -66,8 +66,8 @@ def plan(
     - Committed: one per step counts (of two attempts' the newer). The newest `keep`, the best, the
       first at each threshold, each multiple of `every` and those of `epoch_ends` stay, and always
       the newest of all and the newest of the living `attempt`. The others go.
-    - Torn: goes when a newer committed one exists and an attempt before the living one wrote it.
-      Never counted.
+    - Torn: goes when a newer committed one exists, and an attempt before the living one wrote it
+      or the newer one is of the same attempt. Never counted.
     - `attempt`: the one that is alive, None if unknown (then no torn one goes: somebody may still
       be writing it).
     - `metrics`: by checkpoint; of two attempts of a step either's counts for both. NaN is no
@@ -134,15 +134,17 @@ def prune(
 
 
 def find_abandoned(
-    store: Store, attempt: int, committed: Callable[[], Collection[CheckpointId]]
+    store: Store,
+    statuses: Sequence[Status],
+    attempt: int,
+    committed: Callable[[], Collection[CheckpointId]],
 ) -> list[CheckpointId]:
     """Find what attempts before `attempt` left torn, oldest first; they must have ended, but for some seconds.
 
     Unlike `plan`, also those newer than every committed one: storage that is full has room for nothing else. What was
     `committed` once, by the events, and what lost a file later is damage and no torn write: it stays until a newer one
-    supersedes it. `committed` is called only where there is something to ask. Raises StorageError.
+    supersedes it. `statuses`: of a scan. `committed` is called only where there is something to ask. Raises StorageError.
     """
-    statuses = scan(store)
     torn = [s for s in statuses if s.state == "torn" and s.id.attempt < attempt]
     torn = [status for status in mark_newer(store, torn) if status.state == "torn"]
     if not torn:
@@ -191,6 +193,12 @@ def _wanted(
 
 
 def _removable(torn: CheckpointId, believed: Sequence[CheckpointId], attempt: int | None) -> bool:
-    """Return whether nobody needs a torn checkpoint: there is a newer one, and its writer is not alive."""
-    superseded = bool(believed) and believed[-1] > torn
-    return superseded and attempt is not None and torn.attempt < attempt
+    """Return whether nobody needs a torn checkpoint: there is a newer one, and nobody writes this one any more.
+
+    An attempt that is dead does not; and as each worker writes its shares in order, nor does the living one once it has
+    committed a newer checkpoint.
+    """
+    if attempt is None or not believed or believed[-1] < torn:
+        return False
+    newer_own = any(c.attempt == attempt and c > torn for c in believed)
+    return torn.attempt < attempt or (torn.attempt == attempt and newer_own)

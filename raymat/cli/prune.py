@@ -1,13 +1,14 @@
 """`raymat prune`: delete the checkpoints of a run that nobody wants to keep.
 
 It may run beside training: it never deletes the newest checkpoint that verifies, and training never goes back behind
-that one.
+that one. What was left unfinished goes only while nobody trains: it takes the run's lease meanwhile.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,8 +17,10 @@ from raymat.checkpoint.retention import RetentionPolicy
 from raymat.config.command_line import parse_options
 from raymat.config.options import Spelling, Url
 from raymat.console import ProgressBar, columns, count, size
-from raymat.errors import ConfigError
-from raymat.train.run.run_url import open_run_url
+from raymat.errors import ConfigError, LeaseError, StorageError
+from raymat.storage.store import Store
+from raymat.train.run.lease.lease import Lease
+from raymat.train.run.run_url import list_checkpoints, open_run_url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +28,8 @@ class Options:
     """Delete the checkpoints of a run that nothing keeps. Without --yes, only print what would be deleted.
 
     The newest checkpoint is read whole first: only what verifies counts, and the newest that does always stays. Losses
-    are of the validations recorded in it. Torn checkpoints go if the newest attempt did not write them and a newer
-    good one exists. Exit code: 0, or 2 if it could not read or delete.
+    are of the validations recorded in it. Torn checkpoints go if nobody trains the run; if somebody does, those that a
+    newer good one supersedes and that are not being written. Exit code: 0, or 2 if it could not read or delete.
     """
 
     url: Url
@@ -48,24 +51,57 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Run `raymat prune URL --keep N` and return the exit code. Raises RaymatError for what the user can mend."""
     options = parse_options(Options, argv, "raymat prune")
+    _policy(options)
+    store = open_run_url(options.url)
+    if not list_checkpoints(store):
+        print(f"{store.url} has no checkpoints yet")
+    elif not options.yes:
+        print(_text(_plan(store, options, alone=True)))
+        print(
+            "dry run, nothing was deleted: add --yes to delete; what is unfinished stays while somebody trains the run"
+        )
+    else:
+        freed = _prune(store, options)
+        print(f"deleted: {size(freed)} freed")
+    return 0
+
+
+def _prune(store: Store, options: Options) -> int:
+    """Delete, print what and why, and return the bytes freed."""
+    with _alone(store) as why_not:
+        pruning = _plan(store, options, alone=why_not is None)
+        print(_text(pruning))
+        freed = pruning.delete()
+    if isinstance(why_not, StorageError) and freed:
+        return freed + _prune(store, options)  # there is room now for the lease's object
+    if why_not is not None:
+        print(f"what is unfinished stays: {why_not.line}")
+    return freed
+
+
+def _plan(store: Store, options: Options, alone: bool) -> Pruning:
     policy = _policy(options)
     with ProgressBar("verify the newest") as progress:
-        store = open_run_url(options.url)
-        pruning = plan_pruning(store, policy, epochs=options.keep_epochs, progress=progress)
-    print(_text(pruning))
-    if not pruning.statuses:
-        return 0
-    if options.yes:
-        print(f"deleted: {size(pruning.delete())} freed")
-    else:
-        print("dry run, nothing was deleted: add --yes to delete")
-    return 0
+        return plan_pruning(
+            store, policy, epochs=options.keep_epochs, alone=alone, progress=progress
+        )
+
+
+@contextmanager
+def _alone(store: Store) -> Iterator[LeaseError | StorageError | None]:
+    """Hold the run's lease in the block, so that nobody trains meanwhile. Gives why not, if it cannot be had."""
+    try:
+        lease = Lease.acquire(store, say=print)
+    except (LeaseError, StorageError) as error:  # storage that is full takes no object of the lease
+        yield error
+        return
+    with lease:
+        lease.wait_until_alone()
+        yield None
 
 
 def _text(pruning: Pruning) -> str:
     """Format a table for a terminal, with the totals as the last line."""
-    if not pruning.statuses:
-        return f"{pruning.store.url} has no checkpoints yet"
     doomed = set(pruning.plan.delete)
     rows = [("checkpoint", "bytes", "", "why")]
     for s in pruning.statuses:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from raymat.checkpoint.catalog import mark_newer
-from raymat.checkpoint.integrity import Verdict, verify_checkpoints
+from raymat.checkpoint.catalog import Status, mark_newer
+from raymat.checkpoint.integrity import Verdict, missing_manifest, verify_checkpoints
+from raymat.checkpoint.manifest import CheckpointId
 from raymat.config.command_line import parse_options
 from raymat.config.options import Url
 from raymat.console import ProgressBar, columns, size
 from raymat.errors import NewerFormatError, StorageError
 from raymat.storage.store import Store
+from raymat.train.observability.deletions import CommitRecord
+from raymat.train.observability.events import read_events
 from raymat.train.run.run_file import RUN_FILE, read_run
 from raymat.train.run.run_url import list_checkpoints, open_url
 
@@ -23,8 +26,8 @@ class Options:
     """Read every file of every committed checkpoint and compare its digest with the manifests.
 
     Torn checkpoints, left by a killed worker or still being written, are listed but are no damage unless named by
-    themselves. Exit code: 0 if everything is good, 1 if anything is damaged, 2 if it could not be read, or if a newer
-    raymat wrote it.
+    themselves, or if the run's events say that they were committed, and not that they were deleted. Exit code: 0 if
+    everything is good, 1 if anything is damaged, 2 if it could not be read, or if a newer raymat wrote it.
     """
 
     url: Url
@@ -87,10 +90,43 @@ def verify(url: str, progress: ProgressBar | None = None) -> VerifyReport:
         StorageError: there is no such run or checkpoint, or the storage fails.
     """
     store, checkpoint = open_url(url)
+    record = CommitRecord.of(
+        read_events(store)
+    )  # before the listing: what it calls committed was there
     statuses = mark_newer(store, list_checkpoints(store, checkpoint))
     run, verdicts = _run_id(store)
-    verdicts += reversed(verify_checkpoints(store, statuses, run=run, progress=progress))
+    found = verify_checkpoints(store, statuses, run=run, progress=progress)
+    if checkpoint is None:
+        there = {status.id for status in statuses}
+        gone = [c for c in (record.last,) if c is not None and c not in there]
+        statuses = [*map(_gone, gone), *statuses]
+        found = [*(Verdict(str(c), "torn", "it is missing") for c in gone), *found]
+    verdicts += reversed(_judge_torn(store, record, statuses, found))
     return VerifyReport(store.url, tuple(verdicts), checkpoint is not None)
+
+
+def _gone(checkpoint: CheckpointId) -> Status:
+    return Status(checkpoint, "torn", "it is missing")
+
+
+def _judge_torn(
+    store: Store, record: CommitRecord, statuses: Sequence[Status], found: Sequence[Verdict]
+) -> list[Verdict]:
+    """Call those torn ones damaged that were committed and not deleted, and those torn that a deletion has left."""
+    if any(
+        v.state == "torn" and record.proves_damage(s.id)
+        for s, v in zip(statuses, found, strict=True)
+    ):
+        record = CommitRecord.of(read_events(store))  # it may have been deleted since
+    judged = []
+    for status, verdict in zip(statuses, found, strict=True):
+        if verdict.state == "torn" and record.proves_damage(status.id):
+            lost = missing_manifest(status.files) or verdict.reason
+            verdict = replace(verdict, state="damaged", reason=f"{lost}, though it was committed")
+        elif status.state == "torn" and status.id in record.deleted:
+            verdict = replace(verdict, state="torn", reason="deleted, but for some files")
+        judged.append(verdict)
+    return judged
 
 
 def _run_id(store: Store) -> tuple[str | None, list[Verdict]]:

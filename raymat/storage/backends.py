@@ -71,7 +71,7 @@ class LocalBackend:
         # Without its name: TensorBoard reads every file whose name says that it is an event file.
         temporary = os.path.join(folder, f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}")
         try:
-            with self._create(temporary) as file:
+            with _create(temporary, self.kept) as file:
                 for window in _windows(chunks, _WINDOW):
                     file.writelines(window)
                     _sync_and_drop(file)
@@ -106,13 +106,14 @@ class LocalBackend:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
 
-    def _create(self, path: str) -> BinaryIO:
-        """Open a new file and make its folder, again if a `delete` removed it in between."""
-        for _ in range(3):
-            _make_folder(os.path.dirname(path), self.kept)
-            with contextlib.suppress(FileNotFoundError):
-                return open(path, "xb", buffering=2**20)
-        return open(path, "xb", buffering=2**20)
+
+def _create(path: str, kept: str | None) -> BinaryIO:
+    """Open a new file and make its folder, again if a `delete` removed it in between."""
+    for _ in range(3):
+        _make_folder(os.path.dirname(path), kept)
+        with contextlib.suppress(FileNotFoundError):
+            return open(path, "xb", buffering=2**20)
+    return open(path, "xb", buffering=2**20)
 
 
 def _windows(chunks: Iterable[Buffer], size: int) -> Iterator[list[memoryview]]:

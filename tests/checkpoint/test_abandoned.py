@@ -93,7 +93,7 @@ def test_a_manifest_that_arrives_during_the_removal_leaves_nothing_that_looks_co
         assert [s.id for s in scan(local.store) if s.state == "committed"] == [good]
 
     monkeypatch.setattr(local.store, "delete", arriving)
-    found = find_abandoned(local.store, 2, set)
+    found = find_abandoned(local.store, scan(local.store), 2, set)
     assert found == [torn]
     remove_abandoned(local.store, found, 2)
     assert newest(local.store, "id")[0] == good  # type: ignore[index]

@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from raymat.checkpoint.catalog import newest
-from raymat.train.observability.events import EventLog
+from raymat.train.observability.events import EventLog, read_events
+from raymat.train.run.lease.entries import Pace, list_entries, read_entries
+from raymat.train.run.lease.lease import Lease
+from raymat.train.run.lease.process import Owner
 from raymat.train.run.open_run import open_run
 from tests.support.events import note
 from tests.support.kit import tiny
+from tests.support.made_run import MadeRun
+from tests.support.mounts import small_disk
 
 LOSSES = {10: 0.9, 20: 0.4, 30: 0.5, 40: 0.3, 50: 0.35, 60: 0.6}
 
@@ -19,6 +25,10 @@ LOSSES = {10: 0.9, 20: 0.4, 30: 0.5, 40: 0.3, 50: 0.35, 60: 0.6}
 def _six(run: Any) -> None:
     for step in LOSSES:
         run.commit(step, losses={s: loss for s, loss in LOSSES.items() if s <= step})
+
+
+def _below(run: Any, folder: str) -> dict[str, int]:
+    return {path: size for path, size in run.files().items() if path.startswith(f"{folder}/")}
 
 
 def _steps(run: Any) -> list[int]:
@@ -41,7 +51,9 @@ def test_without_yes_nothing_is_touched(made: Any, raymat: Any) -> None:
     ]
     assert out[-2].startswith("3 checkpoints to delete (")
     assert out[-2].endswith("), 3 to keep")
-    assert out[-1] == "dry run, nothing was deleted: add --yes to delete"
+    assert out[-1] == (
+        "dry run, nothing was deleted: add --yes to delete; what is unfinished stays while somebody trains the run"
+    )
     assert made.files() == before
 
 
@@ -54,9 +66,15 @@ def test_with_yes_the_same_ones_go_and_doing_it_again_changes_nothing(
     freed = sum(made.files()[path] for path in doomed)
     code, out, _ = raymat("prune", made.url, "--keep", "2", "--yes")
     assert (code, out[-1]) == (0, f"deleted: {freed / 1000:.1f} kB freed")
-    assert made.files() == left
+    assert _below(made, "checkpoints") == left
     assert raymat("prune", made.url, "--keep", "2", "--yes")[1][-1] == "deleted: 0 B freed"
-    assert made.files() == left
+    assert _below(made, "checkpoints") == left
+    # What it did is told, and what it held is released.
+    (event,) = read_events(made.store)
+    assert (event["writer"], event["kind"], event["torn"]) == ("prune", "delete", False)
+    assert event["checkpoints"] == [f"step-0000000{step}-a001" for step in (10, 20, 30)]
+    (entry,) = read_entries(made.store, list_entries(made.store))
+    assert entry.entry.state == "released"
 
 
 @pytest.mark.parametrize(
@@ -126,35 +144,88 @@ def test_where_nothing_verifies_nothing_is_deleted(local: Any, raymat: Any) -> N
     assert err[-1] == (
         f"raymat: error: no checkpoint of {local.url} verifies, nothing is deleted: see raymat verify"
     )
-    assert local.files() == before
+    assert _below(local, "checkpoints") == before
 
 
-def test_torn_ones_of_the_dead_go_and_one_that_is_being_written_stays(
+QUICK = Pace(renew=0.1, ttl=30.0, look=0.02, watch=0.1)
+
+
+def test_beside_a_driver_torn_ones_of_the_dead_go_and_one_that_is_being_written_stays(
     local: Any, raymat: Any
 ) -> None:
     local.commit(10, attempt=1)
     local.commit(15, attempt=1, ranks=1)
     local.commit(20, attempt=2)
-    local.commit(19, attempt=2, ranks=1)
+    local.commit(
+        19, attempt=2, ranks=1
+    )  # given up: each worker writes in order, and step 20 is committed
     local.commit(30, attempt=2, ranks=1)
-    raymat("prune", local.url, "--keep", "5", "--yes")
-    assert local.names() == [
-        "step-000000010-a001",
-        "step-000000019-a002",
-        "step-000000020-a002",
-        "step-000000030-a002",
-    ]
-    # When a third attempt has begun, the second writes no more.
-    EventLog.for_rank(local.store, 3, 0).emit(note("start"))
-    raymat("prune", local.url, "--keep", "5", "--yes")
+    temporary = Path(local.url) / "checkpoints/step-000000030-a002/.tmp-1-ab-shard"
+    temporary.write_bytes(b"half")
+    with Lease.acquire(local.store, pace=QUICK) as lease:
+        code, out, _ = raymat("prune", local.url, "--keep", "5", "--yes")
+        assert lease.lost is None
+    assert (code, out[-2].startswith("what is unfinished stays: ")) == (0, True)
+    assert f"is being trained by {Owner.me()}" in out[-2]
     assert local.names() == ["step-000000010-a001", "step-000000020-a002", "step-000000030-a002"]
+    assert temporary.exists()
 
 
-def test_a_run_of_torn_ones_alone_is_left_alone(local: Any, raymat: Any) -> None:
+def test_what_nobody_writes_any_more_goes_though_no_newer_one_exists(
+    local: Any, raymat: Any
+) -> None:
+    local.commit(20, attempt=2)
+    torn = local.commit(30, attempt=2, ranks=1)
+    folder = Path(local.url) / "checkpoints/step-000000031-a002"
+    folder.mkdir()
+    (folder / ".tmp-1-ab-shard").write_bytes(b"half")
+    before = local.files()
+    _, out, _ = raymat("prune", local.url, "--keep", "5")
+    assert out[2].split()[3:6] == ["goes", "left", "unfinished"]
+    assert local.files() == before
+    code, out, _ = raymat("prune", local.url, "--keep", "5", "--yes")
+    assert (code, "freed" in out[-1]) == (0, True)
+    assert local.names() == ["step-000000020-a002"]
+    (event,) = read_events(local.store)
+    assert (event["checkpoints"], event["torn"]) == ([str(torn)], True)
+
+
+def test_a_run_of_torn_ones_alone_is_emptied_once_nobody_writes_them(
+    local: Any, raymat: Any
+) -> None:
     local.commit(10, ranks=1)
-    code, out, _ = raymat("prune", local.url, "--keep", "1", "--yes")
-    assert (code, out[-1]) == (0, "deleted: 0 B freed")
-    assert local.names() == ["step-000000010-a001"]
+    with Lease.acquire(local.store, pace=QUICK):
+        raymat("prune", local.url, "--keep", "1", "--yes")
+        assert local.names() == ["step-000000010-a001"]
+    assert raymat("prune", local.url, "--keep", "1", "--yes")[0] == 0
+    assert local.names() == []
+
+
+def test_damage_that_nothing_supersedes_stays_for_whoever_mends_it(local: Any, raymat: Any) -> None:
+    local.commit(10)
+    lost, undone = local.commit(20), local.commit(30)
+    local.store.delete([f"checkpoints/{lost}/shard-00001-of-00002.safetensors"])
+    EventLog.for_rank(local.store, 1, 0).emit(note("commit", checkpoint=str(undone)))
+    local.store.delete([f"checkpoints/{undone}/manifest-00001-of-00002.json"])
+    raymat("prune", local.url, "--keep", "5", "--yes")
+    assert _steps(local) == [10, 20, 30]
+
+
+def test_on_a_full_disk_that_takes_no_lease_what_is_safe_goes_first(
+    raymat: Any, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path, 2**19) as folder:
+        run = MadeRun(str(folder))
+        for step in (10, 20):
+            run.commit(step, tensors={"model/a": torch.zeros(2**14)})
+        run.commit(30, tensors={"model/a": torch.zeros(2**14)}, ranks=1)
+        with pytest.raises(OSError, match="No space left"), (folder / "full").open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+        assert raymat("prune", run.url, "--keep", "1", "--yes")[0] == 0
+        assert run.names() == ["step-000000020-a001"]
+        told = [event["checkpoints"] for event in read_events(run.store)]
+        assert told == [["step-000000010-a001"], ["step-000000030-a001"]]
 
 
 @pytest.mark.parametrize(

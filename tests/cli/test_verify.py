@@ -14,7 +14,10 @@ import torch
 
 from raymat.checkpoint import integrity as module
 from raymat.checkpoint.retention import prune
+from raymat.cli import verify as command
 from raymat.cli.verify import VerifyReport, verify
+from raymat.train.observability.events import EventLog
+from tests.support.events import note
 
 
 def _states(report: VerifyReport) -> dict[str, str]:
@@ -137,6 +140,107 @@ def test_a_checkpoint_that_is_being_written_is_no_damage(local: Any, raymat: Any
     assert out[-1].endswith("0 damaged, 1 torn")
     # Asked for by itself it is not what one hopes for.
     assert raymat("verify", f"{local.url}/checkpoints/step-000000020-a001")[0] == 1
+
+
+def _record(run: Any, *checkpoints: Any, format: int = 2) -> EventLog:
+    """The log of attempt 1, which says that these were committed; format 1: as by a raymat that tells of no deletion."""
+    log = EventLog.for_rank(run.store, 1, 0)
+    log.emit(note("start", **({"format": format} if format > 1 else {})))
+    for checkpoint in checkpoints:
+        log.emit(note("commit", checkpoint=str(checkpoint)))
+    return log
+
+
+def _lose_manifest(run: Any, checkpoint: Any, *ranks: int) -> None:
+    run.store.delete(
+        [f"checkpoints/{checkpoint}/manifest-0000{rank}-of-00002.json" for rank in ranks]
+    )
+
+
+@pytest.mark.parametrize("ranks", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_committed_one_that_lost_its_manifest_is_damaged(
+    local: Any, raymat: Any, which: int, ranks: tuple[int, ...]
+) -> None:
+    checkpoints = [local.commit(step) for step in (10, 20, 30)]
+    _record(local, *checkpoints)
+    assert raymat("verify", local.url)[0] == 0
+    _lose_manifest(local, checkpoints[which], *ranks)
+    code, out, _ = raymat("verify", local.url)
+    assert code == 1
+    expected = f"damaged: manifest-0000{ranks[0]}-of-00002.json is missing, though it was committed"
+    assert [expected in line for line in out[1:-1]] == [n == which for n in range(3)]
+    assert "2 good" in out[-1]
+    assert out[-1].endswith("1 damaged")
+    assert raymat("verify", f"{local.url}/checkpoints/{checkpoints[which]}")[0] == 1
+
+
+def test_what_a_deletion_left_is_no_damage(local: Any) -> None:
+    checkpoints = [local.commit(step) for step in (10, 20, 30)]
+    log = _record(local, *checkpoints)
+    names = list(map(str, checkpoints[:2]))
+    log.emit(note("delete", checkpoints=names, torn=False))
+    _lose_manifest(local, checkpoints[0], 0)
+    # A manifest that was on its way when its checkpoint was deleted.
+    local.store.delete([f"checkpoints/{checkpoints[1]}/shard-00001-of-00002.safetensors"])
+    report = verify(local.url)
+    assert report.code == 0
+    assert _states(report) == {names[0]: "torn", names[1]: "torn", str(checkpoints[2]): "good"}
+
+
+def test_a_deletion_that_begins_during_the_look_is_no_damage(
+    local: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = local.commit(10), local.commit(20)
+    log = _record(local, old, new)
+    real = command.list_checkpoints
+
+    def late(*args: Any) -> Any:
+        log.emit(note("delete", checkpoints=[str(old)], torn=False))
+        _lose_manifest(local, old, 0, 1)
+        return real(*args)
+
+    monkeypatch.setattr(command, "list_checkpoints", late)
+    report = verify(local.url)
+    assert (report.code, _states(report)) == (0, {str(old): "torn", str(new): "good"})
+
+
+def test_the_last_one_is_missed_even_if_nothing_of_it_is_left(local: Any, raymat: Any) -> None:
+    first, old, new = local.commit(10), local.commit(20), local.commit(30)
+    log = _record(local, first, old, new)
+    shutil.rmtree(Path(local.url) / f"checkpoints/{new}")
+    code, out, _ = raymat("verify", local.url)
+    assert code == 1
+    assert out[3].split() == [
+        str(new),
+        "-",
+        "0",
+        "B",
+        *["damaged:", "it", "is", "missing,", "though", "it", "was", "committed"],
+    ]
+    # An older one may have been removed by hand, and one that a deletion names by raymat.
+    shutil.rmtree(Path(local.url) / f"checkpoints/{old}")
+    log.emit(note("delete", checkpoints=[str(new)], torn=False))
+    assert verify(local.url).code == 0
+
+
+def test_an_older_raymat_deleted_without_a_word_any_but_the_last(local: Any) -> None:
+    checkpoints = [local.commit(step) for step in (10, 20, 30)]
+    _record(local, *checkpoints, format=1)
+    _lose_manifest(local, checkpoints[0], 0, 1)
+    assert verify(local.url).code == 0
+    _lose_manifest(local, checkpoints[2], 0)
+    assert _states(verify(local.url)) == {
+        str(checkpoints[0]): "torn",
+        str(checkpoints[1]): "good",
+        str(checkpoints[2]): "damaged",
+    }
+
+
+def test_what_was_never_committed_is_no_damage_whatever_else_was(local: Any) -> None:
+    _record(local, local.commit(10))
+    local.commit(20, ranks=1)
+    assert verify(local.url).code == 0
 
 
 def test_a_checkpoint_that_goes_while_it_is_read_is_no_damage(

@@ -24,7 +24,7 @@ from typing import Any
 
 from raymat.checkpoint import async_writer, snapshot
 from raymat.checkpoint.manifest import parse_manifest_name
-from raymat.storage import backends, store
+from raymat.storage import backends, fsspec_backend, store
 from raymat.train.loop import boundary, checkpointing, commits, train_step, trainer
 from raymat.train.observability import tensorboard_log
 
@@ -198,8 +198,8 @@ def _writes(passes: Passes) -> None:
 
     _around(store.Store, "write", write)
 
-    def create(plain: Any, path: str) -> Any:
-        file = plain(path)
+    def create(plain: Any, path: str, kept: str | None) -> Any:
+        file = plain(path, kept)
         passes(f"{_current.writing}/created")
         return _Halves(file, passes)
 
@@ -210,7 +210,7 @@ def _writes(passes: Passes) -> None:
         passes(f"{_current.writing}/sent", within=0.005)
         plain(self, path, chunks)
 
-    _around(backends.FsspecBackend, "write", put)
+    _around(fsspec_backend.FsspecBackend, "write", put)
 
 
 class _Halves:

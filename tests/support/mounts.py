@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 
 def _run(*command: str) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
@@ -51,3 +53,21 @@ def coming_and_going(folder: Path) -> Iterator[Disk]:
     finally:
         if disk.mounted:
             _run("umount", "--lazy", str(disk.point))
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """An empty file system of `size` bytes below `folder`. Skips the test where this process may not mount one."""
+    point = folder / "small"
+    point.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(point)],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield point
+    finally:
+        _run("umount", "--lazy", str(point))

@@ -24,6 +24,7 @@ from raymat.train.observability.attempt_events import (
     Participant,
     WorkerStuck,
 )
+from raymat.train.observability.deletions import EVENTS_FORMAT
 from raymat.train.observability.event import Event
 from raymat.train.observability.events import EventLog, next_attempt
 from raymat.train.optim.mixed_precision import precision_on
@@ -83,6 +84,7 @@ def begin_attempt(run: TrainableRun, worker: Worker, store: Store) -> Attempt:
         stage=config.stage,
         total_steps=schedule.total_steps,
         device=device.type,
+        format=EVENTS_FORMAT,
     )
     number, events = _claim_number(store, group, start)
     return Attempt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Collection
@@ -25,9 +26,10 @@ from raymat.train.loop.interfaces import Host
 from raymat.train.loop.reporter import Reporter
 from raymat.train.loop.startup import StartingPoint
 from raymat.train.loop.state import RunState
-from raymat.train.observability.checkpoint_events import CheckpointCommitted, CheckpointsDeleted
+from raymat.train.observability.checkpoint_events import CheckpointCommitted
+from raymat.train.observability.deletions import CommitRecord, announce_deletion
 from raymat.train.observability.event import Event
-from raymat.train.observability.events import committed_by, read_events
+from raymat.train.observability.events import read_events
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ class Checkpoints:
                 policy,
                 attempt.number,
                 metric=kept.best_metric,
-                emit=attempt.emit,
+                emit=functools.partial(attempt.events.emit, required=True),
             )
             if attempt.group.leads
             else None
@@ -132,7 +134,7 @@ class Retainer:
         metric: str = "loss",
         emit: Callable[[Event], None] = lambda event: None,
     ) -> None:
-        """`metric`: the validations' metric by which `policy` keeps the best. `emit`: writes the events `delete`."""
+        """`metric`: the validations' metric by which `policy` keeps the best. `emit`: writes an event before it returns."""
         self._metric, self._emit = metric, emit
         self._store, self._policy, self._attempt = store, policy, attempt
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="retention")
@@ -143,9 +145,13 @@ class Retainer:
         """Remove what earlier attempts left unfinished: they have ended, as this driver holds the lease."""
         store = self._store
         try:
-            found = find_abandoned(store, self._attempt, lambda: committed_by(read_events(store)))
-            if found:
-                self._emit(CheckpointsDeleted(checkpoints=list(map(str, found)), torn=True))
+            found = find_abandoned(
+                store,
+                scan(store),
+                self._attempt,
+                lambda: CommitRecord.of(read_events(store)).committed,
+            )
+            announce_deletion(self._emit, found, torn=True)
             remove_abandoned(store, found, self._attempt)
         except StorageError as error:
             log.warning("unfinished checkpoints are left for later: %s", error.line)
@@ -194,7 +200,7 @@ class Retainer:
                 damaged=damaged,
             ).delete
             if doomed:
-                self._emit(CheckpointsDeleted(checkpoints=list(map(str, doomed)), torn=False))
+                announce_deletion(self._emit, doomed, torn=False)
                 prune(self._store, doomed)
         except StorageError as error:
             log.warning("old checkpoints are left for later: %s", error.line)

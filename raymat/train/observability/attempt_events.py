@@ -76,6 +76,9 @@ class AttemptStarted(Event):
     stage: Annotated[str, "base or refine"]
     total_steps: Annotated[int, "steps of the whole run"]
     device: Annotated[str, "cpu or cuda"]
+    format: Annotated[
+        int, "of the events: from 2 on `delete` names what is deleted, before it is"
+    ] = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,9 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from raymat.checkpoint.manifest import CheckpointId
 from raymat.errors import StorageError
 from raymat.storage.bulk import read_many, until_present
 from raymat.storage.retry import RetryPolicy
@@ -53,6 +52,8 @@ class EventLog:
         self._stem = f"{FOLDER}/{prefix}-{uuid.uuid4().hex[:8]}"
         self._segment = 0
         self._lines: list[bytes] = []
+        self._writing = threading.Lock()
+        """Of two threads that write the newest object, the later one writes more of it."""
         self._changed = threading.Condition()
         self._written = 0
         """Number of `_lines` that are in storage."""
@@ -121,7 +122,8 @@ class EventLog:
     def _write_pending(self, required: bool = False) -> bool:
         """Write what storage does not have yet; return whether that succeeded."""
         try:
-            self._write(self._store if required else self._impatient)
+            with self._writing:
+                self._write(self._store if required else self._impatient)
         except StorageError as error:
             if required:
                 raise
@@ -182,18 +184,6 @@ def _read_event_lines(store: Store) -> list[bytes]:
     # A line that comes twice is one event: it was merged, and its log's own object is still there, or there again.
     lines = {line: None for data in read_many(store, paths) for line in data.splitlines()}
     return list(lines)
-
-
-def committed_by(events: Iterable[Mapping[str, Any]]) -> set[CheckpointId]:
-    """Return the checkpoints that these events say were committed and not deleted afterwards."""
-    committed, deleted = set[str](), set[str]()
-    for event in events:
-        if event.get("kind") == "commit":
-            committed.add(str(event.get("checkpoint")))
-        elif event.get("kind") == "delete" and isinstance(event.get("checkpoints"), list):
-            deleted.update(map(str, event["checkpoints"]))
-    names = committed - deleted
-    return {found for name in names if (found := CheckpointId.try_parse(name)) is not None}
 
 
 def read_lines(data: bytes) -> list[dict[str, Any]]:
