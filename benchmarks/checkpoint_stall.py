@@ -108,7 +108,7 @@ class Savers:
         self.training, self.folder = training, folder
         store = Store.open(str(folder), "run")
         run = open_run(training.config, store)
-        attempt = begin_attempt(run, Worker(World(), training.device), store)
+        attempt = begin_attempt(run, Worker(World(), training.device), store, Host())
         attempt.events.write_in_background()
         self.contract = attempt.contract
         self.saver = AsyncSaver(attempt, Host(), loggers=[])

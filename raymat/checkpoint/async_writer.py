@@ -19,7 +19,7 @@ from torch import Tensor
 from raymat.checkpoint import safetensors_io
 from raymat.checkpoint.commit_tracker import Commit, CommitTracker, Counts
 from raymat.checkpoint.local_cache import LocalCache
-from raymat.checkpoint.manifest import CheckpointId, Manifest
+from raymat.checkpoint.manifest import CheckpointId, Manifest, Origin
 from raymat.checkpoint.save_decision import Decision, Load, decide
 from raymat.checkpoint.shards import share_of, write_files
 from raymat.checkpoint.snapshot import SnapshotBuffer, freeze_extra
@@ -44,8 +44,7 @@ class AsyncWriter:
         self,
         store: Store,
         world: World,
-        run: str,
-        attempt: int,
+        origin: Origin,
         *,
         on_failure: OnFailure = lambda checkpoint, error, final: None,
         retry: RetryPolicy = PATIENCE,
@@ -53,10 +52,10 @@ class AsyncWriter:
     ) -> None:
         """Start the thread.
 
-        `run`: its id. `retry`: how long one snapshot is retried, on top of the store's own retries. `local_cache`:
-        keeps copies of the shards that are durable.
+        `origin`: the same on all ranks. `retry`: how long one snapshot is retried, on top of the store's own retries.
+        `local_cache`: keeps copies of the shards that are durable.
         """
-        self._store, self._world, self._attempt = store, world, attempt
+        self._store, self._world, self._attempt = store, world, origin.attempt
         self._queue = SnapshotQueue()
         self._tracker = CommitTracker(self._queue.changed)
         self._last_taken: CheckpointId | None = None
@@ -64,7 +63,9 @@ class AsyncWriter:
         self._thread = _WriterThread(
             self._queue,
             self._tracker,
-            lambda job: write_files(store, job.checkpoint, job.share, job.extra, world, run),
+            lambda job: write_files(
+                store, job.checkpoint, job.share, job.extra, world, origin.run, origin.word
+            ),
             on_failure,
             retry,
             local_cache,

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from raymat.checkpoint.layout import CHECKPOINTS
 from raymat.checkpoint.manifest import (
-    FORMAT,
+    FORMATS,
     STATE,
+    STATE_FORMAT,
     CheckpointId,
     Manifest,
     newer_format,
@@ -27,7 +28,7 @@ from raymat.checkpoint.reader import (
 )
 from raymat.checkpoint.shards import path_of
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.checkpoint.state_dict import FORMAT as STATE_FORMAT
+from raymat.checkpoint.state_dict import FORMAT as TRAINING_FORMAT
 from raymat.errors import CheckpointError, NewerFormatError
 from raymat.storage.digest import matches
 from raymat.storage.store import FileInfo, Store
@@ -146,7 +147,7 @@ def _newer_format(store: Store, status: Status) -> int | None:
             try:
                 entries = Manifest.from_json(data).files
             except NewerFormatError:
-                return newer_format(json.loads(data), FORMAT)
+                return newer_format(json.loads(data), FORMATS[-1])
             except CheckpointError:
                 continue
             digests |= {entry.name: entry.digest for entry in entries}
@@ -163,9 +164,9 @@ def _newer_state(data: bytes, expected: str | None) -> int | None:
         return None
     if expected is not None and not matches(expected, [data]):
         return None
-    found = newer_format(content, FORMAT)
+    found = newer_format(content, STATE_FORMAT)
     if found is None and isinstance(content, dict):
-        found = newer_format(content.get("extra"), STATE_FORMAT)
+        found = newer_format(content.get("extra"), TRAINING_FORMAT)
     return found
 
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raymat.errors import CheckpointError, NewerFormatError
 from raymat.storage.digest import digest, is_digest
 
-FORMAT = 1
-"""Version of the layout; all others are refused."""
+FORMATS = (1, 2)
+"""Of manifests. 2: with the word of the saving."""
+
+STATE_FORMAT = 1
+"""Of the state file."""
 
 STATE = "state.json"
 """File of rank 0 with everything that is not a tensor."""
@@ -83,6 +86,17 @@ def share_names(rank: int, world: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What tells the checkpoints of one attempt at a run from all others, also from those of a copy of the run."""
+
+    run: str
+    """The run's id."""
+    attempt: int
+    word: str
+    """Random, drawn once per attempt: with the step it names a saving. Empty: none, as in manifests of format 1."""
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """File in a manifest: `size` in bytes, `digest` as "algorithm:hex"."""
 
@@ -93,13 +107,18 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Manifest of what one rank wrote for one checkpoint of the run with the id `run`."""
+    """Manifest of what one rank wrote for one checkpoint of the run with the id `run`.
+
+    `word`: the attempt's, equal in all manifests of a saving: what two copies of a run saved under one name never counts as
+    one checkpoint.
+    """
 
     run: str
     id: CheckpointId
     rank: int
     world: int
     files: tuple[FileEntry, ...]
+    word: str = ""
 
     def to_json(self) -> bytes:
         """Return the canonical form with its own digest, ASCII, one line."""
@@ -112,15 +131,16 @@ class Manifest:
         if len(data) > MAX_MANIFEST_BYTES:
             raise CheckpointError(f"manifest of {len(data)} bytes, more than {MAX_MANIFEST_BYTES}")
         content = _parse_object(data)
-        if newer_format(content, FORMAT) is not None and not _has_own_digest(content):
+        if newer_format(content, FORMATS[-1]) is not None and not _has_own_digest(content):
             raise CheckpointError("manifest is damaged: its digest or its format is wrong")
-        refuse_format(content, FORMAT, "manifest")
+        refuse_format(content, FORMATS, "manifest")
         manifest = cls(
             run=_typed(content, "run", str),
             id=CheckpointId(_count(content, "step"), _count(content, "attempt")),
             rank=_count(content, "rank"),
             world=_count(content, "world"),
             files=tuple(_entry(item) for item in _typed(content, "files", list)),
+            word="" if content["format"] == 1 else _typed(content, "word", str),
         )
         manifest._check()
         if manifest.to_json() != data:
@@ -128,8 +148,9 @@ class Manifest:
         return manifest
 
     def _content(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
+        word = {"word": self.word} if self.word else {}
+        return word | {
+            "format": FORMATS[bool(self.word)],
             "run": self.run,
             "step": self.id.step,
             "attempt": self.id.attempt,
@@ -161,18 +182,18 @@ def newer_format(content: Any, known: int) -> int | None:
     return found if type(found) is int and found > known else None
 
 
-def refuse_format(content: Mapping[str, Any], known: int, what: str) -> None:
-    """Raise unless a parsed file is of the `known` format.
+def refuse_format(content: Mapping[str, Any], known: Sequence[int], what: str) -> None:
+    """Raise unless a parsed file is of a format in `known`, oldest first.
 
     Raises:
         NewerFormatError: a newer raymat wrote it. CheckpointError: its format is none that ever was.
     """
     found = content.get("format")
-    if found == known and type(found) is int:
+    if type(found) is int and found in known:
         return
-    newer = newer_format(content, known) is not None
+    newer = newer_format(content, known[-1]) is not None
     hint = ": use the raymat that wrote it" if newer else ""
-    message = f"{what} of format {found!r}, this version reads {known}{hint}"
+    message = f"{what} of format {found!r}, this version reads {known[-1]}{hint}"
     raise NewerFormatError(message) if newer else CheckpointError(message)
 
 

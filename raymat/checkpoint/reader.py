@@ -15,9 +15,9 @@ from raymat.checkpoint import safetensors_io
 from raymat.checkpoint.layout import CHECKPOINTS
 from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import (
-    FORMAT,
     MAX_MANIFEST_BYTES,
     STATE,
+    STATE_FORMAT,
     CheckpointId,
     FileEntry,
     Manifest,
@@ -40,9 +40,7 @@ MAX_STATE_BYTES = 2**28
 
 _READERS = 8
 """Parallel requests; each holds up to `_RANGE` bytes beside the checkpoint itself."""
-
 _RANGE = 16 * 2**20
-
 _LEAST_RANGE = 2**16
 """Smallest range: below it a request costs more than its bytes."""
 
@@ -224,7 +222,7 @@ def read_manifests(
             raise CheckpointError(
                 f"{checkpoint} is damaged: {names[rank]} belongs to another checkpoint or rank"
             )
-    _check_run(checkpoint, {manifest.run for manifest in manifests}, run)
+    _check_origin(checkpoint, manifests, run)
     for entry in (entry for manifest in manifests for entry in manifest.files):
         if files[entry.name] != entry.size:
             raise CheckpointError(
@@ -251,9 +249,12 @@ def _require_state_size(checkpoint: CheckpointId, size: int) -> None:
         raise CheckpointError(f"{checkpoint} is refused: {STATE} has {size} bytes")
 
 
-def _check_run(checkpoint: CheckpointId, found: set[str], run: str | None) -> None:
+def _check_origin(checkpoint: CheckpointId, manifests: Iterable[Manifest], run: str | None) -> None:
+    found = {manifest.run for manifest in manifests}
     if len(found) > 1:
         raise CheckpointError(f"{checkpoint} is damaged: its manifests are of different runs")
+    if len({manifest.word for manifest in manifests}) > 1:
+        raise CheckpointError(f"{checkpoint} is damaged: its manifests are of different savings")
     if run is not None and found != {run}:
         raise CheckpointError(
             f"{checkpoint} is foreign: it is of run {found.pop()[:80]!r}, expected {run!r}"
@@ -306,7 +307,7 @@ def _decode_state(checkpoint: CheckpointId, data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{checkpoint} is damaged: {STATE} is not JSON") from error
     if isinstance(content, dict):
-        refuse_format(content, FORMAT, f"{checkpoint} has {STATE}")
+        refuse_format(content, (STATE_FORMAT,), f"{checkpoint} has {STATE}")
     extra = content.get("extra") if isinstance(content, dict) else None
     if not isinstance(extra, dict) or content.get("step") != checkpoint.step:
         raise CheckpointError(f"{checkpoint} is damaged: {STATE} is of another step or form")

@@ -19,8 +19,8 @@ from torch import Tensor
 from raymat.checkpoint import safetensors_io
 from raymat.checkpoint.layout import CHECKPOINTS
 from raymat.checkpoint.manifest import (
-    FORMAT,
     STATE,
+    STATE_FORMAT,
     CheckpointId,
     FileEntry,
     Manifest,
@@ -54,15 +54,21 @@ def share_of(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
 
 
 def write_share(
-    store: Store, checkpoint: CheckpointId, snapshot: Snapshot, world: World, run: str
+    store: Store,
+    checkpoint: CheckpointId,
+    snapshot: Snapshot,
+    world: World,
+    run: str,
+    word: str = "",
 ) -> Manifest:
     """Write this rank's share of `snapshot` as part of `checkpoint` of the run with the id `run`.
 
+    `word`: see `Origin`; all ranks must give the same one.
     Blocks until the share is durable. The checkpoint is committed when the last rank's call
     returns. Raises StorageError.
     """
     return write_files(
-        store, checkpoint, share_of(snapshot.tensors, world), snapshot.extra, world, run
+        store, checkpoint, share_of(snapshot.tensors, world), snapshot.extra, world, run, word
     )
 
 
@@ -73,6 +79,7 @@ def write_files(
     extra: Mapping[str, Any],
     world: World,
     run: str,
+    word: str = "",
 ) -> Manifest:
     """Write a share that is already chosen, as `write_share`. `extra` is written by rank 0 alone."""
     files: dict[str, list[Buffer]] = {
@@ -87,13 +94,13 @@ def write_files(
     )
     for name, pieces in files.items():
         store.write(path_of(checkpoint, name), pieces)
-    manifest = Manifest(run, checkpoint, world.rank, world.size, entries)
+    manifest = Manifest(run, checkpoint, world.rank, world.size, entries, word)
     store.write(path_of(checkpoint, manifest_name(world.rank, world.size)), manifest.to_json())
     return manifest
 
 
 def _encode_state(checkpoint: CheckpointId, extra: Mapping[str, Any]) -> bytes:
-    return f'{{"format":{FORMAT},"step":{checkpoint.step},"extra":{dump_extra(extra)}}}\n'.encode()
+    return f'{{"format":{STATE_FORMAT},"step":{checkpoint.step},"extra":{dump_extra(extra)}}}\n'.encode()
 
 
 def path_of(checkpoint: CheckpointId, name: str) -> str:

@@ -15,7 +15,7 @@ from raymat.errors import NewerFormatError, StorageError
 from raymat.storage.store import Store
 from raymat.train.observability.deletions import CommitRecord
 from raymat.train.observability.events import read_events
-from raymat.train.run.run_file import RUN_FILE, read_run
+from raymat.train.run.run_file import RUN_FILE, check_run_file, read_run
 from raymat.train.run.run_url import list_checkpoints, open_url
 
 GOOD, DAMAGED, UNREADABLE = 0, 1, 2
@@ -138,4 +138,5 @@ def _run_id(store: Store) -> tuple[str | None, list[Verdict]]:
     except StorageError as error:
         store.read(RUN_FILE)  # raises again if it is the storage that fails
         return None, [Verdict(RUN_FILE, "damaged", error.line)]
-    return stored.get("run_id"), []
+    fault = check_run_file(store)
+    return stored.get("run_id"), [Verdict(RUN_FILE, "damaged", fault)] if fault else []

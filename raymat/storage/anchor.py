@@ -10,14 +10,17 @@ from raymat.storage.faults import MissingBucketError, MissingFileError
 
 @dataclass
 class Anchor:
-    """A file by which a run's folder is known, and a word that it contains; without a path every folder is right."""
+    """Files by which a run's folder is known, and a word that one of them contains; without any every folder is right."""
 
-    path: str = ""
+    paths: tuple[str, ...] = ()
     word: str = ""
 
     def is_there(self, read: Callable[[str], bytes]) -> bool:
-        """Return whether `read` finds the file with its word. Raises StorageError if the storage fails."""
+        """Return whether `read` finds a file with the word. Raises StorageError if the storage fails."""
+        return not self.paths or any(self._is_in(path, read) for path in self.paths)
+
+    def _is_in(self, path: str, read: Callable[[str], bytes]) -> bool:
         try:
-            return not self.path or self.word.encode() in read(self.path)
+            return self.word.encode() in read(path)
         except (MissingFileError, MissingBucketError):
             return False

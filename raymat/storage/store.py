@@ -89,21 +89,21 @@ class Store:
         """Whether `delete` deletes; False once it is known that this account has no right to."""
         return self._access.may_delete
 
-    def anchor(self, path: str, word: str) -> None:
-        """From now on write and delete only while the file `path` is there and contains `word`.
+    def anchor(self, word: str, *paths: str) -> None:
+        """From now on write and delete only while one of the files `paths` is there and contains `word`.
 
         So a run's folder that was removed or unmounted is not made anew, and another run in its place is left alone. Holds
-        for copies of this store too. Costs a read of that file with each write.
+        for copies of this store too. Costs a read of the first file with each write.
         """
-        self._anchor.path, self._anchor.word = path, word
+        self._anchor.paths, self._anchor.word = paths, word
 
     def require_anchor(self) -> None:
         """Raise RunGoneError unless the file that `anchor` named is there; StorageError if the storage fails."""
-        if self._anchor.path and isinstance(self.backend, LocalBackend):
+        if self._anchor.paths and isinstance(self.backend, LocalBackend):
             self.backend.kept = self.root
         if not self._anchor.is_there(self.read):
             raise RunGoneError(
-                f"{self.url} is gone: its {self._anchor.path} is missing or another run's; "
+                f"{self.url} is gone: its {self._anchor.paths[0]} is missing or another run's; "
                 "bring it back (is it mounted?), and the same command goes on"
             )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raymat.checkpoint.async_writer import AsyncWriter
 from raymat.checkpoint.catalog import newest, scan
-from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.manifest import CheckpointId, Origin
 from raymat.checkpoint.reader import read_checkpoint
 from raymat.checkpoint.save_decision import Decision, Load, decide
 from raymat.distributed.world import World
@@ -71,7 +71,9 @@ def make_writer() -> Iterator[Callable[..., AsyncWriter]]:
     writers = []
 
     def make(store: Store, world: World | None = None, **more: Any) -> AsyncWriter:
-        writers.append(AsyncWriter(store, world or World(), "r", 1, **{"retry": QUICK, **more}))
+        writers.append(
+            AsyncWriter(store, world or World(), Origin("r", 1, "word"), **{"retry": QUICK, **more})
+        )
         return writers[-1]
 
     yield make

@@ -22,7 +22,7 @@ from raymat.checkpoint import local_cache as module
 from raymat.checkpoint.async_writer import AsyncWriter
 from raymat.checkpoint.catalog import scan
 from raymat.checkpoint.local_cache import LocalCache, assign_copies, cache_folder
-from raymat.checkpoint.manifest import CheckpointId, FileEntry
+from raymat.checkpoint.manifest import CheckpointId, FileEntry, Origin
 from raymat.checkpoint.reader import read_contents
 from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
@@ -86,7 +86,9 @@ def write_all(
 ) -> None:
     """Checkpoints by the writers of workers of one machine."""
     writers = [
-        AsyncWriter(store, World(rank, world), "r", 1, local_cache=opened(folder, told))
+        AsyncWriter(
+            store, World(rank, world), Origin("r", 1, "word"), local_cache=opened(folder, told)
+        )
         for rank in range(world)
     ]
     for step in steps:
@@ -130,7 +132,9 @@ def test_nothing_is_kept_before_it_is_durable_in_storage(tmp_path: Path) -> None
 
     retry = RetryPolicy(total=5.0, first=0.001)
     watched: Any = Watched()
-    writer = AsyncWriter(watched, World(), "r", 1, retry=retry, local_cache=opened(tmp_path))
+    writer = AsyncWriter(
+        watched, World(), Origin("r", 1, "word"), retry=retry, local_cache=opened(tmp_path)
+    )
     writer.save(20, state(20), {})
     assert writer.drain(30)
     writer.close()
@@ -152,7 +156,7 @@ def test_a_snapshot_that_waits_for_storage_goes_before_a_copy(tmp_path: Path) ->
             store.write(path, data)
 
     waiting: Any = Waiting()
-    writer = AsyncWriter(waiting, World(), "r", 1, local_cache=opened(tmp_path))
+    writer = AsyncWriter(waiting, World(), Origin("r", 1, "word"), local_cache=opened(tmp_path))
     writer.save(1, state(1), {})
     while not writer.load().alive or writer.load().waiting:
         time.sleep(0.001)  # until the first is begun: else the second takes its place

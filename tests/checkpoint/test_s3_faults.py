@@ -19,7 +19,7 @@ from torch import Tensor
 
 from raymat.checkpoint.async_writer import AsyncWriter
 from raymat.checkpoint.catalog import newest, scan
-from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.manifest import CheckpointId, Origin
 from raymat.checkpoint.reader import read_checkpoint
 from raymat.checkpoint.save_decision import Decision, Load, decide
 from raymat.config.run import RunConfig
@@ -162,7 +162,9 @@ def test_with_a_fifth_of_all_requests_damaged_no_checkpoint_is_lost(
 ) -> None:
     retry = RetryPolicy(total=20.0, first=0.005, longest=0.1)
     ranks = Ranks(
-        lambda world: AsyncWriter(behind(proxy, bucket, HASTY, retry=retry), world, "r", 1)
+        lambda world: AsyncWriter(
+            behind(proxy, bucket, HASTY, retry=retry), world, Origin("r", 1, "word")
+        )
     )
     proxy.weights = dict.fromkeys(FAULTS, 1.0) | dict.fromkeys(STALLS, 0.25)
     proxy.share, memory = 0.2, 0
@@ -186,7 +188,9 @@ def test_with_a_fifth_of_all_requests_damaged_no_checkpoint_is_lost(
 def test_with_a_fifth_of_all_requests_damaged_reads_are_right(
     s3_server: S3Server, proxy: FaultProxy, bucket: str
 ) -> None:
-    ranks = Ranks(lambda world: AsyncWriter(direct(s3_server, bucket), world, "r", 1))
+    ranks = Ranks(
+        lambda world: AsyncWriter(direct(s3_server, bucket), world, Origin("r", 1, "word"))
+    )
     for step in (1, 2, 3):
         ranks.step(step, seconds=10)
     ranks.finish(seconds=10)
@@ -213,7 +217,10 @@ def test_the_settings_of_a_real_run_lose_no_checkpoint_either(
     told = lambda c, error, final: events.append((c, final))  # noqa: E731
     ranks = Ranks(
         lambda world: AsyncWriter(
-            behind(proxy, bucket, {"read_timeout": 1}), world, "r", 1, on_failure=told
+            behind(proxy, bucket, {"read_timeout": 1}),
+            world,
+            Origin("r", 1, "word"),
+            on_failure=told,
         )
     )
     proxy.weights = dict.fromkeys(FAULTS, 1.0) | dict.fromkeys(STALLS, 0.25)

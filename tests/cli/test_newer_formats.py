@@ -22,7 +22,7 @@ from raymat.train.run.selected_weights import read_state
 from tests.support.made_run import NEWER_FILES, write_newer
 
 CPU = torch.device("cpu")
-TOLD = "written by a newer raymat (format 2)"
+TOLD = "written by a newer raymat (format 9)"
 
 
 @pytest.mark.parametrize("what", NEWER_FILES[:2])
@@ -41,7 +41,7 @@ def test_nothing_goes_on_past_a_newer_checkpoint(local: Any, what: str) -> None:
         with pytest.raises(NewerFormatError) as caught:
             read()
         assert str(checkpoint) in caught.value.line
-        assert "format 2" in caught.value.line
+        assert "format 9" in caught.value.line
         assert "use the raymat that wrote it" in caught.value.line
     assert skipped == []
 
@@ -100,14 +100,14 @@ def test_damage_beside_a_newer_one_is_still_damage(local: Any, raymat: Any) -> N
 
 def test_a_newer_description_of_the_run_is_no_damage(local: Any, raymat: Any) -> None:
     local.commit(10)
-    local.store.write("run.json", b'{"format": 3, "run_id": "id"}')
+    local.store.write("run.json", b'{"format": 4, "run_id": "id"}')
     code, out, _ = raymat("verify", local.url)
     assert code == 2
     assert "written by a newer raymat" in out[1]
-    assert "format 3" in out[1]
+    assert "format 4" in out[1]
     code, _, err = raymat("prune", local.url, "--keep", "1", "--yes")
     assert code == 2
-    assert "format 3, expected 2: resume it with the raymat that wrote it" in err[-1]
+    assert "format 4, expected 3: resume it with the raymat that wrote it" in err[-1]
 
 
 @pytest.mark.parametrize("what", NEWER_FILES)

@@ -21,7 +21,7 @@ WORD = "3f2a"
 
 def _anchored(store: Store) -> Store:
     store.write("run.json", b'{"run_id": "3f2a"}')
-    store.anchor("run.json", WORD)
+    store.anchor(WORD, "run.json")
     return store
 
 

@@ -100,12 +100,12 @@ def write_newer(
     run: MadeRun, step: int, what: str, *, attempt: int = 1, ranks: int = 2
 ) -> CheckpointId:
     """A checkpoint of which one of NEWER_FILES is of a format that does not exist yet, and every digest is right."""
-    extra = {"format": 2} if what == "training state" else {}
+    extra = {"format": 9} if what == "training state" else {}
     checkpoint = run.commit(step, attempt, ranks=ranks, **extra)
     if what == "training state":
         return checkpoint
     folder = f"checkpoints/{checkpoint}"
-    changed = run.store.read(f"{folder}/{what}").replace(b'"format":1', b'"format":2')
+    changed = run.store.read(f"{folder}/{what}").replace(b'"format":1', b'"format":9')
     if what != "state.json":
         content = json.loads(changed)
         del content["digest"]

@@ -29,7 +29,7 @@ from raymat.train.observability.attempt_events import RunLaunched
 from raymat.train.observability.events import EventLog
 from raymat.train.run.lease.lease import Lease
 from raymat.train.run.open_run import OpenedRun, open_run
-from raymat.train.run.run_file import RUN_FILE
+from raymat.train.run.run_file import anchor_run, mend_run_file
 from raymat.train.run.run_status import RunStatus, read_status
 
 
@@ -63,8 +63,8 @@ def fit(config: RunConfig) -> RunResult:
         running_ray() as grows,
     ):
         resolve = functools.partial(resolve_auto, resources=ray.cluster_resources())
-        run = open_run(config, store, resolve=resolve, wait_for_others=lease.wait_until_alone)
-        store.anchor(RUN_FILE, run.run_id)
+        run = open_run(config, store, resolve=resolve, tenure=lease)
+        anchor_run(store, run.run_id, lease.name)
         _report_changes(run)
         if run.complete:
             return _result(run, run.status, already_complete=True)
@@ -72,6 +72,7 @@ def fit(config: RunConfig) -> RunResult:
         _report_launch(run, lease)
         lease.wait_until_alone()
         _train(run, lease)
+        mend_run_file(store, lease)
         status = read_status(store, run.config, run.order, scan(store))
         return _result(run, status, already_complete=False)
 

@@ -130,6 +130,11 @@ class RayHost(Host):
         self._raise_if_lost()
         return self._reporter.busy()
 
+    def require_lease(self) -> None:
+        """Raise LeaseLostError if another driver has the run. Raises StorageError."""
+        if self._lease is not None:
+            self._lease.require()
+
     def notice(self) -> HeardNotice | None:
         """Return the drain of this worker's node, or the driver's request to leave. Raises LeaseLostError, RunGoneError."""
         self._raise_if_lost()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from raymat.checkpoint.manifest import Origin
 from raymat.config.run import RunConfig
 from raymat.distributed.collectives import Group
 from raymat.errors import RaymatError, first_line
@@ -26,7 +28,7 @@ from raymat.train.observability.attempt_events import (
 )
 from raymat.train.observability.deletions import EVENTS_FORMAT
 from raymat.train.observability.event import Event
-from raymat.train.observability.events import EventLog, next_attempt
+from raymat.train.observability.events import EventLog, claim_attempt
 from raymat.train.optim.mixed_precision import precision_on
 from raymat.train.run.notice import LeavingError
 from raymat.train.run.schedule import Schedule
@@ -43,9 +45,15 @@ class Attempt:
     store: Store
     group: Group
     device: torch.device
-    number: int
+    origin: Origin
+    """Names this attempt in all that it saves; equal on all workers."""
     events: EventLog
     heartbeat: Heartbeat
+
+    @property
+    def number(self) -> int:
+        """Its number among the run's attempts."""
+        return self.origin.attempt
 
     @property
     def contract(self) -> ResumeContract:
@@ -62,13 +70,14 @@ class Attempt:
         self.heartbeat.record_activity(what, step)
 
 
-def begin_attempt(run: TrainableRun, worker: Worker, store: Store) -> Attempt:
+def begin_attempt(run: TrainableRun, worker: Worker, store: Store, host: Host) -> Attempt:
     """Take the next attempt's number. Called by all workers; raises on all of them.
 
     Sets this process's number of threads, which the last bits of every sum depend on.
 
     Raises:
         ConfigError: the run cannot be trained. StorageError: the storage cannot be read or written.
+        LeaseLostError: another driver has the run.
     """
     config, device = run.config, worker.device
     schedule = Schedule.of(config, run.order)
@@ -86,7 +95,7 @@ def begin_attempt(run: TrainableRun, worker: Worker, store: Store) -> Attempt:
         device=device.type,
         format=EVENTS_FORMAT,
     )
-    number, events = _claim_number(store, group, start)
+    origin, events = _claim_number(run.run_id, store, group, host, start)
     return Attempt(
         run=run,
         config=dataclasses.replace(
@@ -96,7 +105,7 @@ def begin_attempt(run: TrainableRun, worker: Worker, store: Store) -> Attempt:
         store=store,
         group=group,
         device=device,
-        number=number,
+        origin=origin,
         events=events,
         heartbeat=Heartbeat(),
     )
@@ -131,15 +140,17 @@ def supervise(attempt: Attempt, host: Host) -> Iterator[None]:
         events.close()
 
 
-def _claim_number(store: Store, group: Group, start: AttemptStarted) -> tuple[int, EventLog]:
+def _claim_number(
+    run_id: str, store: Store, group: Group, host: Host, start: AttemptStarted
+) -> tuple[Origin, EventLog]:
     logs: list[EventLog] = []
 
-    def claim() -> int:
-        number = next_attempt(store)
-        logs.append(EventLog.for_rank(store, number, 0))
-        # Required: a number whose event is not in storage could be claimed a second time.
-        logs[0].emit(start, required=True)
-        return number
+    def claim() -> Origin:
+        number, log = claim_attempt(store, start)
+        logs.append(log)
+        # Afterwards: a successor then sees this number, or this attempt sees the successor.
+        host.require_lease()
+        return Origin(run_id, number, secrets.token_hex(8))
 
-    number = group.on_lead(claim)
-    return number, logs[0] if logs else EventLog.for_rank(store, number, group.world.rank)
+    origin = group.on_lead(claim)
+    return origin, logs[0] if logs else EventLog.for_rank(store, origin.attempt, group.world.rank)

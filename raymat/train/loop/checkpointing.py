@@ -144,8 +144,7 @@ class AsyncSaver:
         self._writer = AsyncWriter(
             attempt.store,
             attempt.group.world,
-            attempt.run.run_id,
-            attempt.number,
+            attempt.origin,
             on_failure=SaveFailureReport(attempt.events),
             local_cache=cache,
         )

@@ -64,6 +64,12 @@ class Host:
         """Whether this worker still handles the last `committed`."""
         return False
 
+    def require_lease(self) -> None:
+        """Raise LeaseLostError if another driver has the run. Rank 0 asks before it deletes what others may read.
+
+        Raises StorageError where nobody can tell.
+        """
+
     def notice(self) -> HeardNotice | None:
         """Return the notice that holds for this worker now; asked in every step, must return at once."""
         return None

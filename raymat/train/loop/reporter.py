@@ -52,6 +52,8 @@ class Reporter:
             self._commit = (checkpoint.step, time.time())
 
         def resume() -> None:
+            if self.loggers:
+                self._host.require_lease()  # they delete what comes again
             for logger in self.loggers:
                 logger.resumed(step)
 

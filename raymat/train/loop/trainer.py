@@ -75,7 +75,7 @@ def run(
         WeightsError: `--init` cannot be used. StorageError: storage fails. TrainingError: training diverged.
         LeavingError: the workers leave because of a notice. LeaseLostError: another driver has the run, says the host.
     """
-    attempt = begin_attempt(prepared, worker, store)
+    attempt = begin_attempt(prepared, worker, store, host)
     with supervise(attempt, host):
         folder = worker.cache_folder
         cache = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import random
 import re
 import threading
 import time
@@ -96,6 +97,14 @@ class EventLog:
         self._listener = listener
         self._thread = threading.Thread(target=self._work, name="event-log", daemon=True)
         self._thread.start()
+
+    def owns(self, path: str) -> bool:
+        """Return whether this log has written the object at `path`."""
+        return path.startswith(self._stem)
+
+    def withdraw(self) -> None:
+        """Remove what this log has written. Raises StorageError."""
+        self._store.delete([f"{self._stem}-{n:05d}.jsonl" for n in range(self._segment + 1)])
 
     def close(self, timeout: float = 2 * PATIENCE_SECONDS) -> None:
         """Write what is left, within `timeout` seconds if the storage lets it, and end the thread."""
@@ -213,10 +222,31 @@ def highest_attempt(store: Store, folders: Sequence[str] = (FOLDER, "checkpoints
     Raises:
         StorageError: the storage cannot be read.
     """
+    return max(_named_attempts(store, folders).values(), default=0)
+
+
+def claim_attempt(store: Store, start: Event) -> tuple[int, EventLog]:
+    """Take a number that no other attempt has or will take, by writing `start` as its first event; return it with rank 0's log.
+
+    Two that claim the same number at once list afterwards: the later of the two writes was there before its writer
+    listed, so that at least one sees the other. Whoever sees another takes a number anew.
+
+    Raises:
+        StorageError: the storage cannot be read or written.
+    """
+    pauses = random.Random()  # seeded by the system: two that clash must part
+    while True:
+        number = highest_attempt(store) + 1
+        log = EventLog.for_rank(store, number, 0)
+        log.emit(start, required=True)
+        named = _named_attempts(store, (FOLDER, "checkpoints")).items()
+        if all(log.owns(path) for path, attempt in named if attempt == number):
+            return number, log
+        log.withdraw()
+        time.sleep(pauses.uniform(0.0, 1.0))
+
+
+def _named_attempts(store: Store, folders: Sequence[str]) -> dict[str, int]:
+    """Return the paths in these folders whose names say which attempt wrote them, with its number."""
     paths = [file.path for folder in folders for file in store.list(folder)]
-    return max((int(n) for path in paths for n in _ATTEMPT.findall(path)), default=0)
-
-
-def next_attempt(store: Store) -> int:
-    """Return a number for a new attempt that no object names. Writing its `start` event claims it."""
-    return highest_attempt(store) + 1
+    return {path: int(match[1]) for path in paths if (match := _ATTEMPT.search(path))}

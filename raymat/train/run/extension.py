@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,6 @@ from raymat.errors import CheckpointError, NewerFormatError
 from raymat.storage.store import Store
 from raymat.train.observability.attempt_events import DatasetGrown, RunExtended
 from raymat.train.observability.event import Event
-from raymat.train.run.run_file import RUN_FILE, RUN_FORMATS
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def total_examples(config: RunConfig, first_pairs: int, lineage: Lineage = NO_LI
 def extend_run(
     config: RunConfig, store: Store, stored: dict[str, Any], statuses: Sequence[Status], grow: bool
 ) -> tuple[dict[str, Any], list[RunChange]]:
-    """Write the run's `run.json` with the length of `config`; return it, and what is new.
+    """Return the run's `run.json` with the length of `config`, and what is new.
 
     Args:
         stored: its `run.json` so far.
@@ -83,14 +81,8 @@ def extend_run(
         listing = found.listing
     now = to_dict(config)
     kept = {name: now[name] for name in (*DATASET, *LENGTH)}
-    extended_run = stored | {
-        "format": RUN_FORMATS[lineage != NO_LINEAGE],
-        "config": stored["config"] | kept,
-        "listing": listing,
-        "past": lineage.to_dict(),
-    }
-    store.write(RUN_FILE, json.dumps(extended_run, indent=2).encode())
-    return extended_run, changes
+    changed = {"config": stored["config"] | kept, "listing": listing, "past": lineage.to_dict()}
+    return stored | changed, changes
 
 
 def read_position(

@@ -2,7 +2,7 @@
 
 A new run gets a `run.json` (configuration, versions, when it was made) and the listing of its dataset, both kept in
 storage. A resumed run reads them back, so that it lists nothing, and is refused if its configuration would break the
-promise. An extension (more steps, more data) is written to `run.json` first: no worker trains by what that does not say.
+promise. An extension (more steps, more data) is written there first: no worker trains by what the run does not say.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from raymat.errors import DataError
 from raymat.storage.store import Store
 from raymat.storage.urls import redact
 from raymat.train.run.extension import RunChange, extend_run, total_examples
-from raymat.train.run.run_file import create_run, read_run
+from raymat.train.run.lease.entries import name_after
+from raymat.train.run.lease.tenure import Tenure, Undisputed
+from raymat.train.run.run_file import describe_run, read_run, write_run
 from raymat.train.run.run_status import RunStatus, is_complete, read_status
 
 Resolve = Callable[[RunConfig, RunConfig | None], RunConfig]
@@ -56,17 +58,18 @@ def open_run(
     store: Store,
     *,
     resolve: Resolve = lambda config, begun: config,
-    wait_for_others: Callable[[], None] = lambda: None,
+    tenure: Tenure | None = None,
 ) -> OpenedRun:
     """Open the run in `store`, or make it.
 
     Args:
         resolve: see `Resolve`.
-        wait_for_others: returns when nobody else commits anything to the run; called before the run is extended.
+        tenure: the lease that the caller holds. None: no other process opens the run meanwhile.
 
     Raises:
         ConfigError: a resumed run was asked to change what its promise rests on, or the validation set is too small.
-            DataError: the dataset cannot be used. StorageError: the storage cannot be read or written.
+        DataError: the dataset cannot be used. LeaseLostError: another driver has the run.
+        StorageError: the storage cannot be read or written.
     """
     grow = config.data.grow_dataset
     # A request for this start alone, no part of what the run is.
@@ -77,29 +80,37 @@ def open_run(
     extends = begun is not None and (grow or config.length != begun.length)
     if begun is not None:
         refuse_changes(begun, config, store.url, but=DATASET if grow else ())
-    if extends:
-        wait_for_others()  # before the scan: it decides where the extension begins
+    if extends and tenure:  # before the scan: it decides where the extension begins
+        tenure.wait_until_alone()
     statuses = scan(store)
-    changes: list[RunChange] = []
-    if stored is None:
-        stored = create_run(config, store)
-    elif extends:
-        stored, changes = extend_run(config, store, stored, statuses, grow)
-    source, order = data_of_run(config, store, stored)
+    run, changes = stored or describe_run(config, store), list[RunChange]()
+    if extends:
+        run, changes = extend_run(config, store, run, statuses, grow)
+    source, order = data_of_run(config, store, run)
+    run = _record(store, run, stored, tenure)
     status = read_status(store, config, order, statuses)
     return OpenedRun(
         store=store,
         config=config,
-        run_id=stored["run_id"],
+        run_id=run["run_id"],
         source=source,
-        listing_digest=stored["listing"]["digest"],
+        listing_digest=run["listing"]["digest"],
         order=order,
         geometry=geometry_of(config),
         resumed=begun is not None,
         changes=tuple(changes),
         status=status,
-        complete=is_complete(store, stored["run_id"], status, config, order, statuses),
+        complete=is_complete(store, run["run_id"], status, config, order, statuses),
     )
+
+
+def _record(
+    store: Store, run: dict[str, Any], stored: dict[str, Any] | None, tenure: Tenure | None
+) -> dict[str, Any]:
+    """Write what the run is from now on: a driver also what did not change, which ends what those before it may still change."""
+    if tenure is None and run == stored:
+        return run
+    return write_run(store, run, tenure or Undisputed(name_after(store, ())))
 
 
 def data_of_run(

@@ -6,58 +6,150 @@ import json
 import platform
 import time
 import uuid
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from raymat.config.run import RunConfig, to_dict
 from raymat.data.dataset.run_dataset import list_dataset
 from raymat.errors import NewerFormatError, StorageError
+from raymat.storage.digest import digest
 from raymat.storage.store import Store
+from raymat.train.run.lease.entries import RECORDS, list_entries, path_of, term_of
+from raymat.train.run.lease.tenure import Tenure
 from raymat.version import __version__
 
 RUN_FILE = "run.json"
-RUN_FORMATS = (1, 2)
-"""2: with a lineage that is not empty, which a raymat that knows only 1 would ignore."""
+RUN_FORMATS = (1, 2, 3)
+"""2: with a lineage that is not empty, which a raymat that knows only 1 would ignore. 3: with records in run/."""
 
 
 def read_run(store: Store) -> dict[str, Any] | None:
-    """Read the run's `run.json`; None where there is no such run.
+    """Read what the run is; None where there is no such run.
+
+    Of `run.json` and the records in run/ the one of the newest holder of the lease counts.
 
     Raises:
-        NewerFormatError: a newer raymat wrote it. StorageError: the file is there but is not a run's.
+        NewerFormatError: a newer raymat wrote it. StorageError: it is damaged, or the storage cannot be read.
     """
-    data = store.try_read(RUN_FILE)
+    while True:
+        published = _read(store, RUN_FILE)
+        records = list_entries(store, RECORDS)
+        if not records:
+            return _believe(store, published, None)
+        newest = max(records, key=term_of)
+        record = _read(store, path_of(newest, RECORDS))
+        if record is not None:  # else a newer holder has just removed it
+            return _believe(store, record, published)
+
+
+def check_run_file(store: Store) -> str | None:
+    """Return what is wrong with `run.json` itself; None if nothing is. Raises as `read_run` does."""
+    published = _read(store, RUN_FILE)
+    if isinstance(published, StorageError):
+        return published.line
+    run = read_run(store)
+    if run is None or published == run:
+        return None
+    return f"{store.url}/{RUN_FILE} is not what the run's newest driver wrote"
+
+
+def write_run(store: Store, stored: Mapping[str, Any], tenure: Tenure) -> dict[str, Any]:
+    """Make `stored` what the run is from now on, and return it as it is written.
+
+    A driver that lost the lease may sleep before any of these writes, or have one of them arrive late. So what counts is the
+    holder's own record: a late one has a smaller name than its successor's. Who sees, after its record is there, that
+    it still holds the lease knows that every successor reads that record. `run.json` is a copy, for people and tools.
+
+    Raises:
+        LeaseLostError: another driver has the run. StorageError: the storage cannot be written.
+    """
+    run = dict(stored) | {"format": RUN_FORMATS[-1], "lease": tenure.name}
+    data = _encode(run)
+    tenure.require()
+    store.write(path_of(tenure.name, RECORDS), data)
+    tenure.require()
+    store.write(RUN_FILE, data)
+    older = [n for n in list_entries(store, RECORDS) if term_of(n) < term_of(tenure.name)]
+    store.delete([path_of(name, RECORDS) for name in older])
+    return run
+
+
+def anchor_run(store: Store, run_id: str, lease: str) -> None:
+    """Write and delete from now on only while the run is there: its `run.json`, or the record under the name of this `lease`.
+
+    Raises RunGoneError then.
+    """
+    store.anchor(run_id, RUN_FILE, path_of(lease, RECORDS))
+
+
+def mend_run_file(store: Store, tenure: Tenure) -> None:
+    """Write `run.json` again if a driver that lost the lease has overwritten it.
+
+    Raises:
+        LeaseLostError: another driver has the run. StorageError: the storage cannot be read or written.
+    """
+    run = read_run(store)
+    if run is not None and check_run_file(store) is not None:
+        tenure.require()
+        store.write(RUN_FILE, _encode(run))
+
+
+def describe_run(config: RunConfig, store: Store) -> dict[str, Any]:
+    """List the dataset of a new run, and return its `run.json`."""
+    return {
+        "run_id": uuid.uuid4().hex,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "config": to_dict(config),
+        "listing": list_dataset(config, store),
+        "versions": _versions(),
+    }
+
+
+def _read(store: Store, path: str) -> dict[str, Any] | StorageError | None:
+    """Read one file; return what is wrong with a damaged one, None if it is missing."""
+    data = store.try_read(path)
     if data is None:
         return None
     try:
         stored = json.loads(data)
         if stored["format"] not in RUN_FORMATS:
             newer = type(stored["format"]) is int and stored["format"] > RUN_FORMATS[-1]
-            raise (NewerFormatError if newer else StorageError)(
-                f"{store.url}/{RUN_FILE} has format {stored['format']}, expected {RUN_FORMATS[-1]}: "
+            message = (
+                f"{store.url}/{path} has format {stored['format']}, expected {RUN_FORMATS[-1]}: "
                 "resume it with the raymat that wrote it"
             )
+            if newer:
+                raise NewerFormatError(message)
+            return StorageError(message)
+        if stored["format"] == RUN_FORMATS[-1]:
+            claimed = stored.pop("digest")
+            if claimed != _digest(stored):
+                raise ValueError("its digest is wrong")
         return dict(stored)
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"{store.url}/{RUN_FILE} is damaged ({error}): restore it or use another --name"
-        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return StorageError(
+            f"{store.url}/{path} is damaged ({error}): restore it or use another --name"
+        )
 
 
-def create_run(config: RunConfig, store: Store) -> dict[str, Any]:
-    """List the dataset of a new run, and write and return its `run.json`."""
-    run_id = uuid.uuid4().hex
-    listing = list_dataset(config, store)
-    stored = {
-        "format": RUN_FORMATS[0],
-        "run_id": run_id,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "config": to_dict(config),
-        "listing": listing,
-        "versions": _versions(),
-    }
-    store.write(RUN_FILE, json.dumps(stored, indent=2).encode())
-    return stored
+def _believe(
+    store: Store, first: dict[str, Any] | StorageError | None, second: object
+) -> dict[str, Any] | None:
+    """Return `first`; or, if that is damaged, its copy `second`. Raises StorageError if both are."""
+    if not isinstance(first, StorageError):
+        return first
+    if isinstance(second, dict) and second.get("lease"):
+        return second
+    raise first
+
+
+def _encode(run: Mapping[str, Any]) -> bytes:
+    return json.dumps({**run, "digest": _digest(run)}, indent=2).encode()
+
+
+def _digest(run: Mapping[str, Any]) -> str:
+    return digest([json.dumps(run, sort_keys=True, separators=(",", ":")).encode()])
 
 
 def _versions() -> dict[str, str]:

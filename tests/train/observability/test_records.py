@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import torch
 from raymat.errors import ConfigError, StorageError
 from raymat.storage.store import Store
 from raymat.train.observability import events
-from raymat.train.observability.events import EventLog, next_attempt, read_events
+from raymat.train.observability.events import EventLog, claim_attempt, read_events
 from raymat.train.observability.image_grids import grid, training_grids
 from raymat.train.observability.metrics_log import MetricsLog, read_metrics
 from raymat.train.observability.tensorboard_log import TensorBoardLog
@@ -95,7 +98,6 @@ def test_rates_are_the_configured_ones() -> None:
 
 
 def test_events_of_all_writers_come_back_in_order(store: Store) -> None:
-    assert next_attempt(store) == 1
     first, second = EventLog.for_rank(store, 3, 0), EventLog.for_rank(store, 3, 1)
     first.emit(note("start", world=2))
     second.emit(note("replaced", path="a.png"))
@@ -112,7 +114,7 @@ def test_events_of_all_writers_come_back_in_order(store: Store) -> None:
         "driver",
     ]
     assert all(event["time"] > 1.7e9 for event in found)
-    assert next_attempt(store) == 4
+    assert claim_attempt(store, note("start"))[0] == 4
 
 
 def test_a_drivers_event_finds_its_attempt_without_a_listing_of_the_checkpoints(
@@ -136,7 +138,34 @@ def test_attempts_are_never_reused(store: Store) -> None:
     store.write("checkpoints/step-000000100-a012/state.json", b"{}")
     store.write("checkpoints/a099/file", b"Ray's")
     store.write("events/a003-rank-00000-a7777777-00000.jsonl", b"")
-    assert next_attempt(store) == 13
+    assert claim_attempt(store, note("start"))[0] == 13
+
+
+def test_two_attempts_that_claim_a_number_at_once_get_two(store: Store) -> None:
+    """Each lists before the other has written, as often as it takes."""
+    both = threading.Barrier(2)
+    listed = Store.list
+
+    def together(number: int) -> tuple[int, EventLog]:
+        slow = copy.copy(store)
+        first = iter([True, True])
+
+        def list_(folder: str = "", **options: Any) -> Any:
+            found = listed(slow, folder, **options)
+            if folder == "checkpoints" and next(first, False):
+                both.wait(timeout=20)
+            return found
+
+        slow.list = list_  # type: ignore[method-assign]
+        return claim_attempt(slow, note("start", world=number))
+
+    with ThreadPoolExecutor(2) as pool:
+        claims = list(pool.map(together, (1, 2)))
+    numbers = sorted(number for number, _ in claims)
+    assert numbers[0] < numbers[1]
+    found = read_events(store)
+    assert sorted(event["attempt"] for event in found) == numbers
+    assert sorted(event["world"] for event in found) == [1, 2]
 
 
 def test_a_full_segment_is_left_and_a_new_one_begun(store: Store, tmp_path: Path) -> None:

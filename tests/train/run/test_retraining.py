@@ -31,6 +31,7 @@ from raymat.train.run.schedule import Schedule
 from raymat.train.validation.criteria import Validation
 from tests.support import runs
 from tests.support.small import build_small
+from tests.support.tenures import Awaited
 from tests.support.workers import WorkerError, in_workers
 
 SHORT: dict[str, Any] = {"synthetic": 10, "epochs": 2, "epoch_examples": 7}
@@ -368,13 +369,13 @@ def test_an_older_raymat_refuses_a_run_with_a_past(dataset: Path) -> None:
     """It would train on by another order: `run.json` says a format that it does not know."""
     store = Store.open(str(dataset), "run")
     open_run(files(dataset), store)
-    assert json.loads(store.read("run.json"))["format"] == 1
+    assert json.loads(store.read("run.json"))["format"] == 3
     add(dataset, "train", "a")
     open_run(files(dataset, grow_dataset=True), store)
     described = json.loads(store.read("run.json"))
-    assert (described["format"], described["past"]["eras"][0]["end"]) == (2, 0)
-    store.write("run.json", json.dumps(described | {"format": 3}).encode())
-    with pytest.raises(StorageError, match="format 3, expected 2"):
+    assert (described["format"], described["past"]["eras"][0]["end"]) == (3, 0)
+    store.write("run.json", json.dumps(described | {"format": 4}).encode())
+    with pytest.raises(StorageError, match="format 4, expected 3"):
         open_run(files(dataset), store)
 
 
@@ -385,6 +386,6 @@ def test_before_a_run_is_made_longer_or_grows_nobody_else_may_commit(dataset: Pa
         open_run(
             files(dataset, **options),
             store,
-            wait_for_others=lambda options=options: asked.append(str(options)),
-        )  # type: ignore[misc]
+            tenure=Awaited(lambda options=options: asked.append(str(options))),  # type: ignore[misc]
+        )
     assert asked == ["{'epochs': 9}", "{'epochs': 9, 'grow_dataset': True}"]

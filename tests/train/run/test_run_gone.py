@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> Store:
 
 def _make_run(store: Store) -> None:
     store.write("run.json", b'{"run_id": "3f2a"}')
-    store.anchor("run.json", "3f2a")
+    store.anchor("3f2a", "run.json")
 
 
 def _wait_for(condition: Callable[[], object]) -> None:

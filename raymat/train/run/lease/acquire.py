@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from raymat.errors import LeaseError, StorageError
 from raymat.storage.store import Store
-from raymat.train.run.lease.entries import Entry, OwnEntry, Pace, Seen, boottime
+from raymat.train.run.lease.entries import Entry, OwnEntry, Pace, Seen, boottime, name_after
 from raymat.train.run.lease.peers import Peers
 from raymat.train.run.lease.process import Owner
 
@@ -83,8 +82,7 @@ class LeaseAcquisition:
 
     def _apply(self, others: list[Seen]) -> None:
         """Become a candidate, behind all others."""
-        highest = max((seen.entry.term[0] for seen in others), default=0)
-        name = f"{highest + 1:06d}-{uuid.uuid4().hex[:8]}"
+        name = name_after(self._store, (seen.entry.name for seen in others))
         entry = Entry(name, "candidate", self._owner, time.time())
         self._own = OwnEntry(self._store, entry, self._pace.ttl)
         self._own.write()

@@ -7,6 +7,8 @@ import json
 import math
 import re
 import time
+import uuid
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -17,7 +19,9 @@ from raymat.train.run.lease.process import Owner
 FOLDER = "lease"
 FORMAT = 1
 """Of the objects. This one is not written: drivers before the number take an object with a field more for no entry."""
-_NAME = re.compile(rf"{FOLDER}/(?P<name>(?P<term>\d{{6,}})-[0-9a-f]{{8}})\.json")
+RECORDS = "run"
+"""Folder of what each holder has made of `run.json`, under the name of its lease."""
+_NAME = re.compile(rf"(?:{FOLDER}|{RECORDS})/(?P<name>(?P<term>\d{{6,}})-[0-9a-f]{{8}})\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +133,9 @@ def _known(kind: type[Entry] | type[Owner], values: dict[str, Any]) -> dict[str,
     return {field.name: values[field.name] for field in fields(kind) if field.name in values}
 
 
-def path_of(name: str) -> str:
-    """Return the path of a contender's object in the run's folder."""
-    return f"{FOLDER}/{name}.json"
+def path_of(name: str, folder: str = FOLDER) -> str:
+    """Return the path of a contender's object in the run's folder, or of its record."""
+    return f"{folder}/{name}.json"
 
 
 def term_of(name: str) -> tuple[int, str]:
@@ -152,10 +156,20 @@ def impatient(store: Store, pace: Pace) -> Store:
     return hasty
 
 
-def list_entries(store: Store) -> dict[str, FileInfo]:
-    """List the objects of all contenders, by name."""
-    found = ((_NAME.fullmatch(info.path), info) for info in store.list(FOLDER))
+def list_entries(store: Store, folder: str = FOLDER) -> dict[str, FileInfo]:
+    """List the objects of all contenders, or the records of all holders, by name."""
+    found = ((_NAME.fullmatch(info.path), info) for info in store.list(folder))
     return {match["name"]: info for match, info in found if match}
+
+
+def name_after(store: Store, others: Iterable[str]) -> str:
+    """Return a new name for a contender, larger than `others` and than all holders' that have left a record.
+
+    The records: so that a run whose lease/ was removed does not count from 1 again.
+    """
+    names = [*others, *list_entries(store, RECORDS)]
+    highest = max((term_of(name)[0] for name in names), default=0)
+    return f"{highest + 1:06d}-{uuid.uuid4().hex[:8]}"
 
 
 def read_entries(store: Store, listed: dict[str, FileInfo]) -> list[Seen]:

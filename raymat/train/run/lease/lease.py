@@ -27,7 +27,7 @@ from raymat.train.run.lease.entries import (
     list_entries,
     read_entries,
 )
-from raymat.train.run.lease.lease_watch import refuse_successors
+from raymat.train.run.lease.lease_watch import refuse_successors, require_unsucceeded
 from raymat.train.run.lease.process import Owner
 from raymat.train.run.notice import LeavingError, Notice
 
@@ -39,8 +39,9 @@ T = TypeVar("T")
 class Renewal:
     """Renews a holder's object, and finds out what others want."""
 
-    def __init__(self, own: OwnEntry, ttl: float, say: Say) -> None:
-        self.own = own
+    def __init__(self, store: Store, own: OwnEntry, ttl: float, say: Say) -> None:
+        """`store`: the run's, more patient than that of `own`, whose writes must not delay the next renewal."""
+        self.store, self.own = store, own
         self._ttl, self._say = ttl, say
         self._warned = False
 
@@ -140,7 +141,7 @@ class Lease:
         own = OwnEntry(
             impatient(store, pace), acquired.own.entry, pace.ttl, proved=acquired.own.proved
         )
-        return cls(Renewal(own, pace.ttl, say), pace, alone_at)
+        return cls(Renewal(store, own, pace.ttl, say), pace, alone_at)
 
     @property
     def name(self) -> str:
@@ -151,6 +152,12 @@ class Lease:
     def lost(self) -> LeaseLostError | RunGoneError | None:
         """What happened, once another driver has become holder or the run's folder has gone."""
         return self._lost
+
+    def require(self) -> None:
+        """Ask the storage, and raise LeaseLostError if another driver has the run. Raises StorageError."""
+        if self._lost is not None:
+            raise self._lost
+        require_unsucceeded(self._renewal.store, self.name)
 
     def wait_until_alone(self) -> None:
         """Wait until workers of a holder that did not release, if any still train, have found out that it was succeeded."""

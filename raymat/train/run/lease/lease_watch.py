@@ -25,7 +25,8 @@ class LeaseWatch:
     """Rank 0's thread that looks every few seconds whether its driver still has the lease."""
 
     def __init__(self, store: Store, name: str, pace: Pace = PACE) -> None:
-        self._store, self._name, self._pace = impatient(store, pace), name, pace
+        self._store, self._name, self._pace = store, name, pace
+        self._impatient = impatient(store, pace)
         self._lost: LeaseLostError | RunGoneError | None = None
         self._gone_since: float | None = None
         """Since when the run's folder is gone (monotonic); None while it is there."""
@@ -38,6 +39,10 @@ class LeaseWatch:
         if self._lost is not None:
             raise type(self._lost)(*self._lost.args)
 
+    def require(self) -> None:
+        """Ask the storage, and raise LeaseLostError if another driver has the run. Raises StorageError."""
+        require_unsucceeded(self._store, self._name)
+
     def stop(self) -> None:
         """Stop looking."""
         self._ended.set()
@@ -45,7 +50,7 @@ class LeaseWatch:
     def _work(self) -> None:
         while self._lost is None and not self._ended.wait(self._pace.watch):
             try:
-                require_holder(self._store, self._name)
+                require_holder(self._impatient, self._name)
                 self._gone_since = None
             except RunGoneError as error:
                 self._note_gone(error)
@@ -76,6 +81,17 @@ def require_holder(store: Store, name: str) -> None:
     data = store.try_read(path_of(name))
     if data is None or Entry.decode(name, data).state != "holder":
         raise _loss(store, successors_of(store, name, list_entries(store)))
+
+
+def require_unsucceeded(store: Store, name: str) -> None:
+    """Raise unless the driver still has the lease `name`. One listing, which also shows a successor that may not delete.
+
+    Asked after a write, a successor that is not seen yet will see what was written.
+
+    Raises:
+        LeaseLostError: another has it, or nobody. StorageError: the storage cannot be read.
+    """
+    refuse_successors(store, name, list_entries(store))
 
 
 def refuse_successors(store: Store, name: str, listed: dict[str, FileInfo]) -> None:
