@@ -70,6 +70,7 @@ def write_run(store: Store, stored: Mapping[str, Any], tenure: Tenure) -> dict[s
     store.write(path_of(tenure.name, RECORDS), data)
     tenure.require()
     store.write(RUN_FILE, data)
+    tenure.require()
     older = [n for n in list_entries(store, RECORDS) if term_of(n) < term_of(tenure.name)]
     store.delete([path_of(name, RECORDS) for name in older])
     return run
