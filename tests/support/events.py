@@ -42,6 +42,7 @@ from raymat.train.observability.training_events import (
 )
 from raymat.train.observability.validation_events import (
     ValidationBegun,
+    ValidationDamaged,
     ValidationDied,
     ValidationDone,
     ValidationFound,
@@ -106,6 +107,9 @@ EXAMPLES: tuple[Event, ...] = (
     ValidationFound(step=400, seconds=9.0),
     ValidationDied(step=400, error="its process died", tries=1),
     ValidationInLoop(step=400, reason="no core is free"),
+    ValidationDamaged(
+        path="validations/step-000000400-a002.json", reason="its digest is wrong"
+    ),
     ValidationLost(step=400, reason="the validation set has changed"),
 )  # fmt: skip
 """In the order of their classes."""

@@ -62,6 +62,7 @@ class Checkpoints:
                 attempt.number,
                 metric=kept.best_metric,
                 emit=functools.partial(attempt.events.emit, required=True),
+                require_lease=host.require_lease,
             )
             if attempt.group.leads
             else None
@@ -133,9 +134,13 @@ class Retainer:
         *,
         metric: str = "loss",
         emit: Callable[[Event], None] = lambda event: None,
+        require_lease: Callable[[], None] = lambda: None,
     ) -> None:
-        """`metric`: the validations' metric by which `policy` keeps the best. `emit`: writes an event before it returns."""
-        self._metric, self._emit = metric, emit
+        """`metric`: the validations' metric by which `policy` keeps the best. `emit`: writes an event before it returns.
+
+        `require_lease`: raises LeaseLostError once another driver has the run, to which nothing here is needless.
+        """
+        self._metric, self._emit, self._require_lease = metric, emit, require_lease
         self._store, self._policy, self._attempt = store, policy, attempt
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="retention")
         self._running: Future[None] | None = None
@@ -151,6 +156,8 @@ class Retainer:
                 self._attempt,
                 lambda: CommitRecord.of(read_events(store)).committed,
             )
+            if found:
+                self._require_lease()
             announce_deletion(self._emit, found, torn=True)
             remove_abandoned(store, found, self._attempt)
         except StorageError as error:
@@ -200,6 +207,7 @@ class Retainer:
                 damaged=damaged,
             ).delete
             if doomed:
+                self._require_lease()
                 announce_deletion(self._emit, doomed, torn=False)
                 prune(self._store, doomed)
         except StorageError as error:

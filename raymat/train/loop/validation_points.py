@@ -23,13 +23,17 @@ from raymat.train.loop.restore import read_together
 from raymat.train.loop.startup import StartingPoint
 from raymat.train.loop.state import RunState
 from raymat.train.observability.fault_reports import ReplacementReport
-from raymat.train.observability.validation_events import ValidationInLoop, ValidationLost
+from raymat.train.observability.validation_events import (
+    ValidationDamaged,
+    ValidationInLoop,
+    ValidationLost,
+)
 from raymat.train.validation.checkpoint_validation import evaluators_of
 from raymat.train.validation.criteria import Validation
 from raymat.train.validation.deferred import Answer, DeferredValidation
 from raymat.train.validation.evaluator import Evaluator, validate
 from raymat.train.validation.interface import Validator
-from raymat.train.validation.result import StoredResult
+from raymat.train.validation.result import ResultFolder, StoredResult
 
 T = TypeVar("T")
 
@@ -126,7 +130,9 @@ class ValidationPoints:
     ) -> None:
         self._attempt, self._state, self._paused, self._saver = attempt, state, paused, saver
         limit = attempt.config.workers.stuck_after.seconds
-        self._deferred = DeferredValidation(attempt.store, validator, attempt.events, limit=limit)
+        self._deferred = DeferredValidation(
+            _results_of(attempt), validator, attempt.events, limit=limit
+        )
         """Asked on rank 0 alone."""
         self._beside = False
         """Whether the newest validation is to run beside training, once its checkpoint is committed."""
@@ -245,3 +251,10 @@ class ValidationPoints:
 
     def _emit_lost(self, step: int, reason: str) -> None:
         self._attempt.emit(ValidationLost(step=step, reason=reason))
+
+
+def _results_of(attempt: Attempt) -> ResultFolder:
+    def damaged(path: str, reason: str) -> None:
+        attempt.events.emit(ValidationDamaged(path=path, reason=reason))
+
+    return ResultFolder(attempt.store, attempt.run.run_id, damaged)

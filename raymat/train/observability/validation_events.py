@@ -73,6 +73,19 @@ class ValidationInLoop(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationDamaged(Event):
+    """A result in storage is damaged, or of another run; the validation is done again."""
+
+    kind = "validation_damaged"
+    path: Annotated[str, "the object's, in the run's folder"]
+    reason: Reason
+
+    @property
+    def line(self) -> str:
+        return f"{self.path} is not believed: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValidationLost(Event):
     """The result of a validation will never be known."""
 

@@ -24,7 +24,7 @@ from raymat.model.matting import build
 from raymat.train.optim.forward import ForwardPass
 from raymat.train.validation.evaluator import Evaluator, singles, validate
 from raymat.train.validation.interface import Job
-from raymat.train.validation.result import StoredResult, write_result
+from raymat.train.validation.result import ResultFolder, StoredResult
 
 
 def validate_checkpoint(
@@ -54,7 +54,7 @@ def validate_checkpoint(
 
     found = validate(evaluators, feed, Group(world, device), see, sign_of_life)
     result = StoredResult(found, "beside", time.monotonic() - began, tuple(replaced))
-    write_result(job.store, job.checkpoint, result)
+    ResultFolder(job.store, job.run_id).write(job.checkpoint, result)
     return result
 
 

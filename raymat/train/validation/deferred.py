@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from raymat.checkpoint.catalog import scan
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.errors import StorageError
-from raymat.storage.store import Store
 from raymat.train.observability.events import EventLog
 from raymat.train.observability.validation_events import (
     ValidationBegun,
@@ -22,7 +21,7 @@ from raymat.train.observability.validation_events import (
     ValidationRunning,
 )
 from raymat.train.validation.interface import Place, Validator
-from raymat.train.validation.result import StoredResult, find_result, read_result, write_result
+from raymat.train.validation.result import ResultFolder, StoredResult
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +52,10 @@ class DeferredValidation:
     """Rank 0's view of the validation beside training: begins it, restarts it, and fetches its result."""
 
     def __init__(
-        self, store: Store, validator: Validator, events: EventLog, *, limit: float
+        self, results: ResultFolder, validator: Validator, events: EventLog, *, limit: float
     ) -> None:
         """`limit`: seconds without a sign of life after which the validation counts as dead."""
-        self._store, self._validator, self._events = store, validator, events
+        self._results, self._validator, self._events = results, validator, events
         self._limit = limit
         self._step: int | None = None
         self._checkpoint: CheckpointId | None = None
@@ -82,10 +81,10 @@ class DeferredValidation:
             StorageError: storage cannot be read.
         """
         self.expect(step)
-        self._result = find_result(self._store, step)
+        self._result = self._results.find(step)
         if self._result is not None:
             return
-        committed = [restored, *(s.id for s in scan(self._store) if s.state == "committed")]
+        committed = [restored, *(s.id for s in scan(self._results.store) if s.state == "committed")]
         found = [checkpoint for checkpoint in committed if checkpoint.step == step]
         if found:
             self.committed(restored if restored in found else max(found))
@@ -95,7 +94,7 @@ class DeferredValidation:
         self._result = result
         assert self._step is not None
         try:
-            write_result(self._store, CheckpointId(self._step, attempt), result)
+            self._results.write(CheckpointId(self._step, attempt), result)
         except StorageError as error:  # it is found again after a restart
             log.warning("the result of a validation is only in memory: %s", error.line)
 
@@ -139,7 +138,7 @@ class DeferredValidation:
 
     def _fetch(self, checkpoint: CheckpointId, waited_for: bool) -> None:
         try:
-            self._result = read_result(self._store, checkpoint)
+            self._result = self._results.read(checkpoint)
         except StorageError:
             if waited_for:
                 raise

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from raymat.checkpoint.manifest import CheckpointId
+from raymat.checkpoint.manifest import CheckpointId, refuse_format
 from raymat.data.batch import Replacement
+from raymat.errors import CheckpointError, NewerFormatError, first_line
+from raymat.storage.digest import digest
 from raymat.storage.store import Store
 from raymat.train.validation.evaluator import ValidationResult
 
 FOLDER = "validations"
-FORMAT = 1
+FORMATS = (1, 2)
+"""2: with the run's id, the checkpoint and a digest. 1: without, as runs that an older raymat began may still need."""
 _NAME = re.compile(rf"(?:^|/){FOLDER}/(step-\d+-a\d+)\.json$")
 
 
@@ -27,41 +32,81 @@ class StoredResult:
     replaced: tuple[Replacement, ...] = field(default=())
     """Files that could not be read."""
 
-    def to_json(self) -> bytes:
-        """Encode the result as it is stored."""
-        return json.dumps({"format": FORMAT} | asdict(self), allow_nan=False).encode()
+    def encode(self, run: str, checkpoint: CheckpointId) -> bytes:
+        """Encode the result of a checkpoint of the run with the id `run` as it is stored."""
+        values = asdict(self)
+        values |= {"format": FORMATS[-1], "run": run, "checkpoint": str(checkpoint)}
+        return _dump(values | {"digest": digest([_dump(values)])})
 
     @classmethod
-    def from_json(cls, data: bytes) -> StoredResult | None:
-        """Decode a stored result; None if it is damaged, or of another format."""
+    def decode(cls, data: bytes, run: str, checkpoint: CheckpointId) -> StoredResult:
+        """Decode the result of a checkpoint of the run with the id `run`.
+
+        Raises:
+            NewerFormatError: a newer raymat wrote it. CheckpointError: it is damaged, or of another checkpoint or run.
+        """
         try:
             values = json.loads(data)
-            if values.pop("format") != FORMAT:
-                return None
+            refuse_format(values, FORMATS, "a validation's result")
+            if values["format"] != 1:
+                _verify(values, run, checkpoint)
+            del values["format"]
             values["found"] = ValidationResult(**values["found"])
             values["replaced"] = tuple(Replacement(**each) for each in values["replaced"])
             return cls(**values)
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"it cannot be read: {first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class ResultFolder:
+    """The results of a run's validations in its storage."""
+
+    store: Store
+    run: str
+    """The run's id."""
+    on_damage: Callable[[str, str], None] = lambda path, why: None
+    """Called for each result that is as good as none, and why: it is found again."""
+
+    def write(self, checkpoint: CheckpointId, result: StoredResult) -> None:
+        """Store the result of `checkpoint`. Raises StorageError."""
+        self.store.write(_path(checkpoint), result.encode(self.run, checkpoint))
+
+    def read(self, checkpoint: CheckpointId) -> StoredResult | None:
+        """Read the checkpoint's result; None if there is none that verifies.
+
+        Raises:
+            NewerFormatError: a newer raymat wrote it. StorageError: storage cannot be read.
+        """
+        data = self.store.try_read(_path(checkpoint))
+        if data is None:
+            return None
+        try:
+            return StoredResult.decode(data, self.run, checkpoint)
+        except NewerFormatError as error:
+            raise NewerFormatError(f"{self.store.url}/{_path(checkpoint)}: {error.line}") from error
+        except CheckpointError as error:
+            self.on_damage(_path(checkpoint), error.line)
             return None
 
-
-def write_result(store: Store, checkpoint: CheckpointId, result: StoredResult) -> None:
-    """Store the result of `checkpoint`. Raises StorageError."""
-    store.write(f"{FOLDER}/{checkpoint}.json", result.to_json())
-
-
-def read_result(store: Store, checkpoint: CheckpointId) -> StoredResult | None:
-    """Read the checkpoint's result; None if there is none. Raises StorageError."""
-    data = store.try_read(f"{FOLDER}/{checkpoint}.json")
-    return None if data is None else StoredResult.from_json(data)
+    def find(self, step: int) -> StoredResult | None:
+        """Read the newest attempt's result for `step`; None if there is none. Raises as `read` does."""
+        names = [match[1] for file in self.store.list(FOLDER) if (match := _NAME.search(file.path))]
+        found = sorted(c for n in names if (c := CheckpointId.try_parse(n)) and c.step == step)
+        return next(filter(None, map(self.read, reversed(found))), None)
 
 
-def find_result(store: Store, step: int) -> StoredResult | None:
-    """Read the newest attempt's result for `step`; None if there is none. Raises StorageError."""
-    names = [match[1] for file in store.list(FOLDER) if (match := _NAME.search(file.path))]
-    found = sorted(c for n in names if (c := CheckpointId.try_parse(n)) and c.step == step)
-    for checkpoint in reversed(found):
-        result = read_result(store, checkpoint)
-        if result is not None:
-            return result
-    return None
+def _verify(values: dict[str, Any], run: str, checkpoint: CheckpointId) -> None:
+    """Take out what tells a result from all others, if it is right. Raises CheckpointError, KeyError."""
+    if values.pop("digest") != digest([_dump(values)]):
+        raise CheckpointError("its digest is wrong")
+    if (values.pop("run"), values.pop("checkpoint")) != (run, str(checkpoint)):
+        raise CheckpointError("it is of another checkpoint or run")
+
+
+def _path(checkpoint: CheckpointId) -> str:
+    return f"{FOLDER}/{checkpoint}.json"
+
+
+def _dump(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, sort_keys=True, allow_nan=False).encode()

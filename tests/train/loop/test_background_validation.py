@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from raymat.checkpoint.snapshot import Snapshot
 from raymat.config.run import RunConfig
 from raymat.data.batch import Replacement
 from raymat.distributed.world import World
-from raymat.errors import RaymatError
+from raymat.errors import CheckpointError, NewerFormatError, RaymatError
 from raymat.storage.store import Store
 from raymat.train.loop import startup
 from raymat.train.loop.commits import Retainer
@@ -37,7 +38,7 @@ from raymat.train.validation.criteria import Validation
 from raymat.train.validation.deferred import DeferredValidation
 from raymat.train.validation.evaluator import ValidationResult, measure
 from raymat.train.validation.interface import NoValidator, Place, ValidationStatus
-from raymat.train.validation.result import StoredResult
+from raymat.train.validation.result import ResultFolder, StoredResult
 from tests.support import runs
 from tests.support.small import build_small
 from tests.support.workers import WorkerError, in_workers
@@ -215,6 +216,25 @@ def test_a_result_that_is_there_is_not_looked_for_again(tmp_path: Path, beside: 
     assert_same_run(config, beside)
 
 
+def test_a_result_of_which_a_digit_has_changed_is_said_to_be_and_found_again(
+    tmp_path: Path, beside: RunConfig
+) -> None:
+    config = runs.tiny(tmp_path, "damaged", validation="beside", **POINTS)
+    with pytest.raises(WorkerError):
+        in_workers(2, train_slowly_to_death, config)
+    store, path = runs.store_of(config), "validations/step-000000004-a001.json"
+    result = json.loads(store.read(path))
+    result["found"]["loss"] += 1.0
+    store.write(path, json.dumps(result).encode())
+    in_workers(2, train, config)
+    assert [(e["path"], e["reason"]) for e in events(config, "validation_damaged")] == [
+        (path, "its digest is wrong")
+    ]
+    begun = [(e["step"], e["attempt"]) for e in events(config, "validation_begun")]
+    assert begun == [(4, 1), (4, 2), (8, 2)]
+    assert_same_run(config, beside)
+
+
 class _Waiting(runs.Feed):
     """Holds step 6 back until the result of step 4 is there."""
 
@@ -277,14 +297,37 @@ def test_the_checkpoint_of_a_pending_validation_stays_and_may_be_the_best(tmp_pa
 def test_a_result_is_the_same_after_a_journey_through_storage_and_a_damaged_one_is_none() -> None:
     found = ValidationResult(0.1 + 0.2, {"sad": None, "ema_mse": 1e-300}, 3, "abcd")
     result = StoredResult(found, "beside", 1.5, (Replacement(7, "a.jpg", "truncated"),))
-    assert StoredResult.from_json(result.to_json()) == result
-    for damaged in (b"", b"[]", b"{}", result.to_json()[:-1], json.dumps({"format": 2}).encode()):
-        assert StoredResult.from_json(damaged) is None
+    checkpoint = CheckpointId(6, 1)
+    data = result.encode("id", checkpoint)
+    assert StoredResult.decode(data, "id", checkpoint) == result
+    plain = {"format": 1} | dataclasses.asdict(result)  # as older versions wrote it
+    assert StoredResult.decode(json.dumps(plain).encode(), "id", checkpoint) == result
+    digit = data.replace(b"0.30000000000000004", b"0.20000000000000004")
+    half = json.dumps(json.loads(data) | {"format": 1}).encode()
+    for damaged in (
+        b"",
+        b"[]",
+        b"{}",
+        data[:-1],
+        digit,
+        half,
+        b'{"format": 2}',
+        b'{"format": "2"}',
+    ):
+        with pytest.raises(CheckpointError):
+            StoredResult.decode(damaged, "id", checkpoint)
+    for run, other in (("other", checkpoint), ("id", CheckpointId(6, 2))):
+        with pytest.raises(CheckpointError, match="another checkpoint or run"):
+            StoredResult.decode(data, run, other)
+    with pytest.raises(NewerFormatError, match="format 3"):
+        StoredResult.decode(data.replace(b'"format": 2', b'"format": 3'), "id", checkpoint)
 
 
 def test_what_was_never_saved_and_has_no_result_is_lost(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path), "run")
-    late = DeferredValidation(store, NoValidator(), EventLog.for_rank(store, 1, 0), limit=1.0)
+    late = DeferredValidation(
+        ResultFolder(store, "id"), NoValidator(), EventLog.for_rank(store, 1, 0), limit=1.0
+    )
     late.resume(4, CheckpointId(6, 2))
     assert late.poll().waits
     answer = late.poll(lost=True, waited_for=True)

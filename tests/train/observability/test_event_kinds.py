@@ -35,6 +35,7 @@ LINES = {
     "skip": "skipped step-000000120-a002: torn: no manifest",
     "delete": "removed step-000000120-a002: left unfinished by an earlier attempt",
     "save_failed": "saving step-000000120-a002 fails and is tried again: cannot write s3://b/run: no answer",
+    "validation_damaged": "validations/step-000000400-a002.json is not believed: its digest is wrong",
     "validation_died": "the validation of step 400 died: its process died",
     "validation_lost": "the validation of step 400 is lost: the validation set has changed",
 }
