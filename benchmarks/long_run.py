@@ -4,7 +4,7 @@ Makes the records of a run of many commits, as they were before objects were mer
 in a bucket (rclone's S3 server on loopback, behind a proxy that delays every request by --latency seconds). Prints for
 each the number of objects, and the seconds to list them, to read all metrics, to read all events and to find the next attempt's
 number, with the peak memory of the process that does. Before: objects one after another, the first 1,000 measured and
-scaled. The merging itself is timed too; of it a run sees one hundred thousandth at a commit.
+scaled; from S3 for a tenth of the run, as this server takes minutes to list more. The merging is timed too.
 
     python benchmarks/long_run.py [--commits 100000] [--rows 10] [--latency 0.02]
 """
@@ -171,6 +171,7 @@ def start_proxy(target: int, latency: float) -> int:
 
 
 def start_s3(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """Serve the buckets in `folder` on a free port; return the server and its port."""
     port = free_port()
     command = [
         str(Path(sys.executable).parent / "rclone"), "serve", "s3", "--config", "/dev/null",
@@ -200,26 +201,27 @@ def main() -> None:
         return
     folder = Path(tempfile.mkdtemp(prefix="long-run-"))
     try:
-        make_run(folder / "bucket" / "run", args.commits, args.rows)
+        make_run(folder / "whole" / "run", args.commits, args.rows)
+        make_run(folder / "tenth" / "run", args.commits // 10, args.rows)
         print(f"{args.commits} commits of {args.rows} rows each")
-        print_tables(folder, args.latency, merged=False)
-        found = measured(str(folder / "bucket"), "merge", {})
+        print_table("before", str(folder / "whole"), {}, merged=False)
+        print_from_s3(folder, "tenth", args.latency, merged=False)
+        found = measured(str(folder / "whole"), "merge", {})
         print(f"merging all: {found['seconds']:.0f} s, {found['megabytes']:.0f} MB, local folder")
-        print_tables(folder, args.latency, merged=True)
+        print_table("merged", str(folder / "whole"), {}, merged=True)
+        print_from_s3(folder, "whole", args.latency, merged=True)
     finally:
         shutil.rmtree(folder)
 
 
-def print_tables(folder: Path, latency: float, *, merged: bool) -> None:
-    state = "merged" if merged else "before"
-    print_table(f"local folder, {state}", str(folder / "bucket"), {}, merged=merged)
+def print_from_s3(folder: Path, bucket: str, latency: float, *, merged: bool) -> None:
     # A new server each time: it remembers what it has listed.
     server, port = start_s3(folder)
     try:
         endpoint = f"http://127.0.0.1:{start_proxy(port, latency)}"
         options = {"key": "ACCESSKEY", "secret": "SECRETKEY", "endpoint_url": endpoint}
-        name = f"S3, {1000 * latency:.0f} ms a request, {state}"
-        print_table(name, "s3://bucket", options, merged=merged)
+        name = f"{'merged' if merged else 'before'}, S3, {1000 * latency:.0f} ms a request"
+        print_table(f"{name}, {bucket} run", f"s3://{bucket}", options, merged=merged)
     finally:
         server.kill()
         server.wait()

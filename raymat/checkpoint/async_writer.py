@@ -22,7 +22,7 @@ from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import CheckpointId, Manifest, Origin
 from raymat.checkpoint.save_decision import Decision, Load, decide
 from raymat.checkpoint.shards import share_of, write_files
-from raymat.checkpoint.snapshot import SnapshotBuffer, freeze_extra
+from raymat.checkpoint.snapshot import SnapshotBuffer, encode_extra
 from raymat.checkpoint.snapshot_queue import SnapshotJob, SnapshotQueue
 from raymat.distributed.world import World
 from raymat.errors import StorageError
@@ -105,7 +105,8 @@ class AsyncWriter:
         `timeout`: how long WAIT waits at most, in seconds.
 
         Raises:
-            StorageError: there is no room by then. TypeError: a state that cannot be stored.
+            StorageError: there is no room by then. CheckpointError: a state that could not be read back. TypeError: one
+                that cannot be stored.
         """
         decision = decide(self.load()) if decision is None else decision
         self._tracker.add_due(step)
@@ -116,7 +117,7 @@ class AsyncWriter:
         try:
             share = share_of(tensors, self._world)
             copies = buffer.copy(share, wait=False, lasting=lasting)
-            frozen = freeze_extra(extra) if self._world.rank == 0 else {}
+            frozen = encode_extra(extra) if self._world.rank == 0 else ""
         except BaseException:
             self._queue.free(buffer)
             raise

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from raymat.checkpoint.layout import CHECKPOINTS
 from raymat.checkpoint.manifest import (
     FORMATS,
+    MAX_BYTES,
+    MAX_STATE_BYTES,
     STATE,
     STATE_FORMAT,
     CheckpointId,
@@ -18,8 +20,6 @@ from raymat.checkpoint.manifest import (
     parse_manifest_name,
 )
 from raymat.checkpoint.reader import (
-    MAX_BYTES,
-    MAX_STATE_BYTES,
     parallel,
     read_checkpoint,
     read_manifests,

@@ -25,6 +25,9 @@ STATE = "state.json"
 """File of rank 0 with everything that is not a tensor."""
 
 MAX_MANIFEST_BYTES = 2**20
+MAX_STATE_BYTES = 2**28
+MAX_BYTES = 64 * 2**30
+"""Limit of a checkpoint's size; a larger one is neither written nor read."""
 MAX_WORLD = 99_999
 
 

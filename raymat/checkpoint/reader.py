@@ -15,7 +15,9 @@ from raymat.checkpoint import safetensors_io
 from raymat.checkpoint.layout import CHECKPOINTS
 from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import (
+    MAX_BYTES,
     MAX_MANIFEST_BYTES,
+    MAX_STATE_BYTES,
     STATE,
     STATE_FORMAT,
     CheckpointId,
@@ -32,11 +34,6 @@ from raymat.errors import CheckpointError, NewerFormatError
 from raymat.storage.digest import matches
 from raymat.storage.faults import MissingFileError
 from raymat.storage.store import Store
-
-MAX_BYTES = 64 * 2**30
-"""Limit of a checkpoint's size; a larger one is refused before any of it is read."""
-
-MAX_STATE_BYTES = 2**28
 
 _READERS = 8
 """Parallel requests; each holds up to `_RANGE` bytes beside the checkpoint itself."""

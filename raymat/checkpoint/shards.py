@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from raymat.checkpoint import safetensors_io
 from raymat.checkpoint.layout import CHECKPOINTS
 from raymat.checkpoint.manifest import (
+    MAX_BYTES,
+    MAX_STATE_BYTES,
     STATE,
     STATE_FORMAT,
     CheckpointId,
@@ -27,8 +28,9 @@ from raymat.checkpoint.manifest import (
     manifest_name,
     shard_name,
 )
-from raymat.checkpoint.snapshot import Snapshot, dump_extra
+from raymat.checkpoint.snapshot import Snapshot, encode_extra
 from raymat.distributed.world import World
+from raymat.errors import CheckpointError
 from raymat.storage.digest import Buffer, digest
 from raymat.storage.store import Store
 
@@ -48,8 +50,17 @@ def assign(sizes: Mapping[str, int], world: int) -> list[list[str]]:
 
 
 def share_of(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Return the tensors that this rank writes, of a state that every rank holds whole."""
+    """Return the tensors that this rank writes, of a state that every rank holds whole.
+
+    Raises:
+        CheckpointError: the state is larger than any that is read back.
+    """
     sizes = {name: t.numel() * t.element_size() for name, t in tensors.items()}
+    total, limit = sum(sizes.values()), MAX_BYTES - MAX_STATE_BYTES
+    if total > limit:
+        raise CheckpointError(
+            f"the state has {total} bytes of tensors, more than the {limit} that can be read back: it is not saved"
+        )
     return {name: tensors[name] for name in assign(sizes, world.size)[world.rank]}
 
 
@@ -68,7 +79,13 @@ def write_share(
     returns. Raises StorageError.
     """
     return write_files(
-        store, checkpoint, share_of(snapshot.tensors, world), snapshot.extra, world, run, word
+        store,
+        checkpoint,
+        share_of(snapshot.tensors, world),
+        encode_extra(snapshot.extra),
+        world,
+        run,
+        word,
     )
 
 
@@ -76,12 +93,12 @@ def write_files(
     store: Store,
     checkpoint: CheckpointId,
     share: Mapping[str, Tensor],
-    extra: Mapping[str, Any],
+    extra: str,
     world: World,
     run: str,
     word: str = "",
 ) -> Manifest:
-    """Write a share that is already chosen, as `write_share`. `extra` is written by rank 0 alone."""
+    """Write a share that is already chosen, as `write_share`. `extra`, encoded, is written by rank 0 alone."""
     files: dict[str, list[Buffer]] = {
         shard_name(world.rank, world.size): safetensors_io.encode(share)
     }
@@ -99,8 +116,8 @@ def write_files(
     return manifest
 
 
-def _encode_state(checkpoint: CheckpointId, extra: Mapping[str, Any]) -> bytes:
-    return f'{{"format":{STATE_FORMAT},"step":{checkpoint.step},"extra":{dump_extra(extra)}}}\n'.encode()
+def _encode_state(checkpoint: CheckpointId, extra: str) -> bytes:
+    return f'{{"format":{STATE_FORMAT},"step":{checkpoint.step},"extra":{extra}}}\n'.encode()
 
 
 def path_of(checkpoint: CheckpointId, name: str) -> str:

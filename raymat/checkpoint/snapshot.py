@@ -12,8 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raymat.checkpoint.manifest import MAX_STATE_BYTES
 from raymat.checkpoint.safetensors_io import check_storable
+from raymat.errors import CheckpointError
 
+_STATE_FRAME = 4096
+"""Room for what stands around the state in its file."""
 _ALIGN = 64
 """Bytes: each tensor begins on a cache line, aligned for every dtype."""
 
@@ -137,6 +141,24 @@ def freeze_extra(extra: Mapping[str, Any]) -> dict[str, Any]:
     """Copy `extra` as it will be read back. Raises TypeError for what cannot be stored."""
     frozen: dict[str, Any] = json.loads(dump_extra(extra))
     return frozen
+
+
+def encode_extra(extra: Mapping[str, Any]) -> str:
+    """Encode `extra` as `dump_extra`.
+
+    Raises:
+        CheckpointError: no reader would take so much; names what there is most of. TypeError: as `dump_extra`.
+    """
+    text = dump_extra(extra)
+    limit = MAX_STATE_BYTES - _STATE_FRAME
+    if len(text) > limit:
+        sizes = {name: len(dump_extra({name: value})) for name, value in extra.items()}
+        most = max(sizes, key=lambda name: sizes[name])
+        raise CheckpointError(
+            f"the state beside the tensors has grown to {len(text)} bytes, {sizes[most]} of them {most!r}, more than "
+            f"the {limit} that can be read back: it is not saved"
+        )
+    return text
 
 
 def dump_extra(extra: Mapping[str, Any]) -> str:

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -21,7 +20,8 @@ class SnapshotJob:
 
     checkpoint: CheckpointId
     share: Mapping[str, Tensor]
-    extra: Mapping[str, Any]
+    extra: str
+    """All that is no tensor, encoded; empty on all ranks but the first."""
     buffer: SnapshotBuffer
     before_write: Callable[[], None]
     taken: float = field(default_factory=time.monotonic)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from raymat.errors import DataError
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -57,6 +59,14 @@ class DatasetSpan:
     listing: str
     """The digest of the dataset's listing."""
 
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> DatasetSpan:
+        """Parse a stored span, without fields that it does not know. Raises KeyError, TypeError."""
+        numbers = {name: _whole(stored[name]) for name in ("end", "pairs", "backgrounds")}
+        if not isinstance(stored["listing"], str):
+            raise TypeError(f"listing is {stored['listing']!r}")
+        return cls(**numbers, listing=stored["listing"])
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -100,14 +110,29 @@ class Lineage:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any] | None) -> Lineage:
-        """Parse what `to_dict` returned; None, which older runs have, is an empty lineage."""
+        """Parse what `to_dict` returned, without fields that it does not know; None, which older runs have, is an empty lineage.
+
+        Raises:
+            DataError: it lacks a field, or one has another type.
+        """
         if stored is None:
             return cls()
-        return cls(
-            spans=tuple(DatasetSpan(**span) for span in stored["eras"]),
-            ends=tuple(stored["ends"]),
-            valid_since=stored["valid_since"],
-        )
+        try:
+            return cls(
+                spans=tuple(DatasetSpan.from_dict(span) for span in stored["eras"]),
+                ends=tuple(_whole(end) for end in stored["ends"]),
+                valid_since=_whole(stored["valid_since"]),
+            )
+        except (LookupError, TypeError) as error:
+            raise DataError(
+                f"the run's lineage is damaged ({type(error).__name__}: {error})"
+            ) from error
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(f"expected a whole number, got {value!r}")
+    return value
 
 
 NO_LINEAGE = Lineage()

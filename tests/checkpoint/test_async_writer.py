@@ -14,13 +14,14 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from torch import Tensor
 
+from raymat.checkpoint import catalog, reader, shards, snapshot
 from raymat.checkpoint.async_writer import AsyncWriter
 from raymat.checkpoint.catalog import newest, scan
 from raymat.checkpoint.manifest import CheckpointId, Origin
 from raymat.checkpoint.reader import read_checkpoint
 from raymat.checkpoint.save_decision import Decision, Load, decide
 from raymat.distributed.world import World
-from raymat.errors import StorageError
+from raymat.errors import CheckpointError, StorageError
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.store import Store
 
@@ -411,3 +412,43 @@ def test_ranks_of_different_speed_decide_alike_and_lose_no_announced_commit(
         assert snapshot.extra == {"step": checkpoint.step}
         assert all(bool((t == checkpoint.step).all()) for t in snapshot.tensors.values())
     assert writers[0].counts.skipped + writers[0].counts.joined > 0
+
+
+def test_a_state_that_could_not_be_read_back_is_refused_before_anything_of_it_is_written(
+    memory: Store, make_state: Callable[[int], dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "MAX_STATE_BYTES", 100_000)
+    writer = AsyncWriter(memory, World(), Origin("id", 1, ""))
+    grown = {"step": 7, "validations": [{"step": n, "loss": 0.5} for n in range(4_000)]}
+    with pytest.raises(CheckpointError) as refused:
+        writer.save(7, make_state(7), grown)
+    assert refused.value.line == (
+        "the state beside the tensors has grown to 98916 bytes, 98907 of them 'validations', more than the 95904 that "
+        "can be read back: it is not saved"
+    )
+    monkeypatch.setattr(shards, "MAX_BYTES", shards.MAX_STATE_BYTES + 100)
+    with pytest.raises(CheckpointError, match="bytes of tensors, more than the"):
+        writer.save(7, make_state(7), {})
+    assert memory.list() == []
+    monkeypatch.undo()
+    writer.save(8, make_state(8), grown)  # its buffers are free again
+    assert writer.drain(10)
+    assert read_checkpoint(memory, CheckpointId(8, 1)).extra == grown
+    writer.close()
+
+
+def test_the_largest_state_that_is_written_is_read_back(
+    memory: Store, make_state: Callable[[int], dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (snapshot, reader, catalog):
+        monkeypatch.setattr(module, "MAX_STATE_BYTES", 100_000)
+    writer = AsyncWriter(memory, World(), Origin("id", 1, ""))
+    extra = {"text": "x" * (100_000 - 4096 - len('{"text":""}'))}
+    with pytest.raises(CheckpointError):
+        writer.save(1, make_state(1), {"text": extra["text"] + "x"})
+    writer.save(10**9, make_state(1), extra)
+    assert writer.drain(10)
+    found = newest(memory, "id")
+    assert found is not None
+    assert found[1].extra == extra
+    writer.close()

@@ -10,6 +10,7 @@ import pytest
 
 from raymat.data.lineage import DatasetSpan, Lineage, Steps
 from raymat.data.sample_order import SampleOrder, _permutation
+from raymat.errors import DataError
 from tests.support import datakit
 
 make_order = functools.partial(datakit.make_order, total_examples=1000)
@@ -139,6 +140,33 @@ def test_a_past_survives_json_and_a_run_without_one_has_none() -> None:
     lineage = Lineage(spans=(DatasetSpan(20, 10, 7, "old"),), ends=(6, 14), valid_since=3)
     assert Lineage.from_dict(json.loads(json.dumps(lineage.to_dict()))) == lineage
     assert Lineage.from_dict(None) == Lineage()
+
+
+STORED = Lineage(spans=(DatasetSpan(20, 10, 7, "old"),), ends=(6, 14), valid_since=3).to_dict()
+
+
+def test_fields_of_a_lineage_that_a_later_version_adds_are_passed_over() -> None:
+    later = STORED | {"eras": [STORED["eras"][0] | {"recipe": 2}], "why": "more data"}
+    assert Lineage.from_dict(later) == Lineage.from_dict(STORED)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"ends": [6, "14"]},
+        {"ends": 6},
+        {"valid_since": None},
+        {"eras": [{"end": 20, "pairs": 10, "backgrounds": 7}]},
+        {"eras": [{"end": 20.5, "pairs": 10, "backgrounds": 7, "listing": "old"}]},
+        {"eras": [{"end": 20, "pairs": 10, "backgrounds": 7, "listing": 3}]},
+        {"eras": ["old"]},
+    ],
+)
+def test_a_lineage_with_values_of_other_types_is_damaged(broken: dict[str, object]) -> None:
+    with pytest.raises(DataError, match="the run's lineage is damaged"):
+        Lineage.from_dict(STORED | broken)
+    with pytest.raises(DataError, match="the run's lineage is damaged"):
+        Lineage.from_dict({})
 
 
 def test_the_listings_of_a_stretch_are_those_that_it_used() -> None:

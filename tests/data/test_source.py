@@ -8,6 +8,7 @@ import pickle
 import random
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +22,7 @@ from raymat.data.dataset.discovery import build_listing
 from raymat.data.dataset.image_folder import READ_RETRY, Folder, UnreadableImage
 from raymat.data.dataset.listing import Files, Listing, Split
 from raymat.data.dataset.source import FolderSource, SourceSpec, load_listing
-from raymat.errors import DataError
+from raymat.errors import DataError, NewerFormatError
 from raymat.storage.retry import RetryPolicy
 from tests.support.datakit import disc, encode, photo, write, write_dataset
 
@@ -114,6 +115,24 @@ def test_a_damaged_listing_is_refused(tmp_path: Path, cut: int) -> None:
     data = build_listing(*write_dataset(str(tmp_path))).to_bytes()
     with pytest.raises(DataError, match="listing is damaged"):
         Listing.from_bytes(data[:cut])
+
+
+def test_a_listing_of_a_newer_raymat_is_refused_by_name_and_is_no_damage(tmp_path: Path) -> None:
+    listing = build_listing(*write_dataset(str(tmp_path)))
+    later = zlib.decompress(listing.to_bytes()).replace(b"raymat-listing-1", b"raymat-listing-2")
+    (tmp_path / "listing.bin").write_bytes(zlib.compress(later))
+    with pytest.raises(NewerFormatError) as refused:
+        load_listing(f"{tmp_path}/listing.bin", listing.digest)
+    assert refused.value.line == (
+        f"cannot use the dataset's listing {tmp_path}/listing.bin: it has format raymat-listing-2, this version reads "
+        "raymat-listing-1: use the raymat that wrote it"
+    )
+    for never in (b"raymat-listing-x", b"another-list-9.0"):
+        (tmp_path / "listing.bin").write_bytes(
+            zlib.compress(later.replace(b"raymat-listing-2", never))
+        )
+        with pytest.raises(DataError, match="listing is damaged"):
+            load_listing(f"{tmp_path}/listing.bin", listing.digest)
 
 
 @pytest.mark.parametrize("place", [10, 50, 200])

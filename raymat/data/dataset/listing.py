@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raymat.errors import DataError
+from raymat.errors import DataError, NewerFormatError
 
-FORMAT = "raymat-listing-1"
+_PREFIX = "raymat-listing-"
+_NUMBER = 1
+FORMAT = f"{_PREFIX}{_NUMBER}"
 
 
 class FileRow(NamedTuple):
@@ -116,11 +118,12 @@ class Listing:
         """Parse what `to_bytes` returned.
 
         Raises:
-            DataError: the bytes are not a listing, or not as they were written.
+            NewerFormatError: a newer raymat wrote it. DataError: the bytes are not a listing, or not as they were written.
         """
         try:
             head, content = zlib.decompress(data).split(b"\n", 1)
             described = json.loads(head)
+            _refuse_newer(described["format"])
             if described["format"] != FORMAT:
                 raise ValueError(f"its format is {described['format']}, not {FORMAT}")
             if hashlib.sha256(content).hexdigest() != described["digest"]:
@@ -130,6 +133,14 @@ class Listing:
         except (zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"the dataset's listing is damaged ({error})") from error
         return cls(*urls, train, valid, described["digest"])
+
+
+def _refuse_newer(found: object) -> None:
+    number = found.removeprefix(_PREFIX) if isinstance(found, str) else ""
+    if number.isascii() and number.isdigit() and int(number) > _NUMBER:
+        raise NewerFormatError(
+            f"it has format {found}, this version reads {FORMAT}: use the raymat that wrote it"
+        )
 
 
 def _json(value: Any) -> bytes:

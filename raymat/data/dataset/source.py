@@ -14,7 +14,7 @@ from raymat.data.dataset.image_folder import READ_RETRY, Folder, UnreadableImage
 from raymat.data.dataset.listing import FileRow, Listing, Split
 from raymat.data.decode import EncodedImage, OpenImage, Pixels, RawImage
 from raymat.data.synthetic.pictures import synthetic_background, synthetic_pair
-from raymat.errors import DataError
+from raymat.errors import DataError, NewerFormatError
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.urls import redact
 
@@ -186,13 +186,14 @@ def load_listing(url: str, digest: str) -> Listing:
     """Read a kept listing.
 
     Raises:
-        DataError: it cannot be read, is damaged, or has another digest.
+        NewerFormatError: a newer raymat wrote it. DataError: it cannot be read, is damaged, or has another digest.
     """
     folder, name = posixpath.split(url)
     try:
         listing = Listing.from_bytes(Folder(folder).read(name))
-    except DataError as error:
-        raise DataError(f"cannot use the dataset's listing {redact(url)}: {error}") from error
+    except (DataError, NewerFormatError) as error:
+        kind = NewerFormatError if isinstance(error, NewerFormatError) else DataError
+        raise kind(f"cannot use the dataset's listing {redact(url)}: {error}") from error
     if listing.digest != digest:
         raise DataError(
             f"the dataset's listing {redact(url)} is not the one that the run began with: expected digest "

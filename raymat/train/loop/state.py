@@ -142,7 +142,10 @@ def capture(
         "bad_steps": state.bad_steps,
         "best": asdict(best) if best else None,
         "stopped": state.stop_reason(contract.config, contract.lineage),
-        "validations": [asdict(validation) for validation in state.validations],
+        # Not by `asdict`, which copies all of it: a long run has many, and training stands meanwhile.
+        "validations": [
+            {"step": v.step, "loss": v.loss, "metrics": v.metrics} for v in state.validations
+        ],
         "pending_validation": state.pending_validation,
         "config": to_dict(contract.config),
         "precision": step.forward.precision,
