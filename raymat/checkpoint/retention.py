@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -14,10 +13,7 @@ from raymat.checkpoint.integrity import lost_file
 from raymat.checkpoint.layout import CHECKPOINTS
 from raymat.checkpoint.manifest import CheckpointId, parse_manifest_name
 from raymat.storage.backends import TEMPORARY
-from raymat.storage.store import FileInfo, Store
-
-STALE_SECONDS = 3600.0
-"""A temporary file older than this was left by a writer that died."""
+from raymat.storage.store import FileInfo, Store, unfinished_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,19 +99,15 @@ def prune(
     store: Store,
     checkpoints: Collection[CheckpointId],
     *,
-    now: float | None = None,
-    stale: float = STALE_SECONDS,
     dead_before: int = 0,
 ) -> int:
-    """Delete `checkpoints`, and temporary files that dead writers left in any checkpoint.
+    """Delete `checkpoints`, and temporary files that writers of attempts before `dead_before` left in others.
 
     Manifests go first, in one batch, then everything else: a crash in between leaves torn checkpoints, which never
-    count as committed, and calling again finishes the work. `now`: Unix seconds,
-    default the clock's. `dead_before`: temporary files of earlier attempts go whatever their age. Returns the bytes freed.
+    count as committed, and calling again finishes the work. Returns the bytes freed.
     """
     # Ray's own ledger may name deleted checkpoints, with which it would refuse to start. raymat asks Ray to
     # keep everything (no num_to_keep) and removes the ledger before each start.
-    now = time.time() if now is None else now
     doomed = {str(checkpoint) for checkpoint in checkpoints}
     first: list[FileInfo] = []
     rest: list[FileInfo] = []
@@ -125,8 +117,7 @@ def prune(
             (first if parse_manifest_name(path.name) else rest).append(info)
         elif path.name.startswith(TEMPORARY):
             folder = CheckpointId.try_parse(path.parts[1])
-            dead = folder is not None and folder.attempt < dead_before
-            rest += [info] * (dead or now - info.modified > stale)
+            rest += [info] * (folder is not None and folder.attempt < dead_before)
     for part in (first, rest):
         if part:
             store.delete([info.path for info in part])
@@ -159,13 +150,18 @@ def find_abandoned(
 
 
 def remove_abandoned(store: Store, checkpoints: Collection[CheckpointId], attempt: int) -> None:
-    """Delete what `find_abandoned` found, with all temporary files of attempts before `attempt`. Raises StorageError.
+    """Delete what `find_abandoned` found, and all unfinished files but this attempt's checkpoints'. Raises StorageError.
 
     Workers of a dead attempt may write for some seconds more, into these folders alone. Manifests are deleted before
     shards: whatever arrives meanwhile, no folder has all of its manifests and lacks a shard that it lists. A last
     manifest that arrives in between stands without shards, which every listing calls torn.
     """
     prune(store, checkpoints, dead_before=attempt)
+    elsewhere = [
+        i.path for i in unfinished_files(store) if PurePosixPath(i.path).parts[0] != CHECKPOINTS
+    ]
+    if elsewhere:
+        store.delete(elsewhere)
     if checkpoints:  # what arrived during the first pass
         prune(store, checkpoints, dead_before=attempt)
 

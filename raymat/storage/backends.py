@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from raymat.storage.digest import Buffer
 TEMPORARY = ".tmp-"
 """Prefix of files that are being written, or were when their writer died."""
 
+_TEMPORARY_NAME = re.compile(rf"{re.escape(TEMPORARY)}(\d+)-[0-9a-f]{{8}}(-|$)")
 _WINDOW = 32 * 2**20
 """Bytes of a local file that are written between two syncs."""
 
@@ -75,7 +77,7 @@ class LocalBackend:
                 for window in _windows(chunks, _WINDOW):
                     file.writelines(window)
                     _sync_and_drop(file)
-            os.replace(temporary, path)
+            _rename(temporary, path)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
@@ -105,6 +107,36 @@ class LocalBackend:
         for folder in {os.path.dirname(path) for path in paths}:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
+
+
+def _rename(temporary: str, path: str) -> None:
+    try:
+        os.replace(temporary, path)
+    except FileNotFoundError as error:
+        # Somebody took it for a dead writer's. This is an error that is tried again.
+        raise OSError(errno.ESTALE, "what was written of it was removed", path) from error
+
+
+def remove_dead_temporaries(folder: str) -> None:
+    """Remove temporary files in `folder` whose writers do not run on this machine.
+
+    One of another machine that lives writes its file again.
+    """
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            match = _TEMPORARY_NAME.match(entry.name)
+            if match and not _is_running(int(match[1])):
+                os.unlink(entry.path)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def _create(path: str, kept: str | None) -> BinaryIO:

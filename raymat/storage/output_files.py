@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from raymat.errors import ConfigError, StorageError
 from raymat.storage.access import Access
-from raymat.storage.backends import LocalBackend
+from raymat.storage.backends import LocalBackend, remove_dead_temporaries
 from raymat.storage.digest import Buffer
 from raymat.storage.faults import backend_errors, classify
 from raymat.storage.fsspec_backend import FsspecBackend
@@ -37,10 +37,12 @@ def write_output(flag: str, url: str, content: bytes) -> None:
         ConfigError: as `check_output`. StorageError: it cannot be written.
     """
     access = _open(flag, url)
-    backend = LocalBackend() if access.is_local else FsspecBackend(access)
-    path = os.path.realpath(access.path) if access.is_local else access.path
+    if access.is_local:
+        write_file(access.path, [content])
+        return
+    backend = FsspecBackend(access)
     try:
-        access.run("write", lambda: backend.write(path, [content]), RetryPolicy())
+        access.run("write", lambda: backend.write(access.path, [content]), RetryPolicy())
     except backend_errors() as error:
         raise classify(error, "write").error("write", redact(url)) from error
 
@@ -67,7 +69,11 @@ def write_file(path: str, chunks: Sequence[Buffer]) -> None:
     """Write a file of this machine, whole or not at all, following links. Raises StorageError."""
     target = os.path.realpath(path)
     try:
-        LocalBackend().write(target, chunks)
+        remove_dead_temporaries(os.path.dirname(target))
+        RetryPolicy().run(
+            lambda: LocalBackend().write(target, chunks),
+            lambda error: classify(error, "write").transient,
+        )
     except OSError as error:
         raise classify(error, "write").error("write", target) from error
 

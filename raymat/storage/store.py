@@ -191,6 +191,17 @@ class Store:
             raise classify(error, action).error(action, self._url(path)) from error
 
 
+def unfinished_files(store: Store) -> list[FileInfo]:
+    """List what writers of the run are writing, or were when they died. Object stores keep no such files.
+
+    To delete one of a living writer costs it a second write.
+    """
+    if not isinstance(store.backend, LocalBackend):
+        return []
+    found = store.list(temporary=True)
+    return [info for info in found if PurePosixPath(info.path).name.startswith(TEMPORARY)]
+
+
 def _opened(
     storage_url: str,
     name: str,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ import pytest
 
 from raymat.checkpoint.catalog import Status, newest, scan
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.checkpoint.retention import RetentionPolicy, plan, prune
+from raymat.checkpoint.retention import RetentionPolicy, plan, prune, remove_abandoned
 from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.distributed.world import World
-from raymat.storage.store import Store
+from raymat.storage.store import Store, unfinished_files
 
 
 def _ids(*pairs: tuple[int, int]) -> list[CheckpointId]:
@@ -311,17 +312,32 @@ def test_a_crash_while_pruning_leaves_torn_ones_only(
 
 def test_what_dead_writers_left_is_cleaned_and_what_living_write_stays(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path), "run")
-    for checkpoint in TEN[:2]:
+    for checkpoint in (CheckpointId(10, 1), CheckpointId(20, 2)):
         _write(store, checkpoint)
-    folders = [tmp_path / "run/checkpoints" / str(checkpoint) for checkpoint in TEN[:3]]
+    folders = [tmp_path / "run/checkpoints" / f"step-0000000{n}0-a00{n}" for n in (1, 2, 3)]
     folders[2].mkdir()
     for folder in folders:
-        (folder / ".tmp-1-ab-shard").write_bytes(b"half")
-    now = folders[0].stat().st_mtime
-    assert prune(store, [], now=now + 10) == 0
-    assert prune(store, [TEN[0]], now=now + 10) > 500
-    assert not folders[0].exists()
-    assert sorted(p.name for p in folders[1].iterdir())[0] == ".tmp-1-ab-shard"
-    assert prune(store, [], now=now + 3700) == 8
-    assert not any(".tmp-" in info.path for info in store.list(temporary=True))
-    assert newest(store, "r")[0] == TEN[1]  # type: ignore[index]
+        (folder / ".tmp-1-abcdef01").write_bytes(b"half")
+        os.utime(folder / ".tmp-1-abcdef01", (0, 0))  # by the clock of a file system that is wrong
+    assert prune(store, [], dead_before=2) == 4
+    assert prune(store, [], dead_before=2) == 0
+    assert [(folder / ".tmp-1-abcdef01").exists() for folder in folders] == [False, True, True]
+    assert prune(store, [CheckpointId(20, 2)], dead_before=2) > 500
+    assert not folders[1].exists()
+    assert newest(store, "r")[0] == CheckpointId(10, 1)  # type: ignore[index]
+
+
+def test_what_dead_writers_left_outside_the_checkpoints_is_cleaned_too(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path), "run")
+    _write(store, CheckpointId(10, 3))
+    own = f"checkpoints/{CheckpointId(10, 3)}/.tmp-1-abcdef01"
+    for path in (
+        own,
+        ".tmp-1-0",
+        "events/.tmp-1-abcdef01",
+        "tensorboard/.tmp-9-00000000-events.out.tfevents.1.a1",
+    ):
+        (tmp_path / "run" / path).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / path).write_bytes(b"half")
+    remove_abandoned(store, [], 3)
+    assert [info.path for info in unfinished_files(store)] == [own]

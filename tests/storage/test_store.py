@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -13,11 +14,14 @@ import pytest
 from raymat.checkpoint.layout import split_run_url
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.errors import StorageError
+from raymat.storage import backends
 from raymat.storage.backends import LocalBackend
 from raymat.storage.faults import MissingFileError, classify
 from raymat.storage.fsspec_backend import Pieces
+from raymat.storage.output_files import write_file, write_output
 from raymat.storage.retry import RetryPolicy
-from raymat.storage.store import Store
+from raymat.storage.store import Store, unfinished_files
+from tests.support.s3 import S3Server
 
 
 def test_what_is_written_is_read_and_listed(store: Store) -> None:
@@ -361,3 +365,49 @@ def test_a_local_file_is_the_same_whatever_windows_it_is_written_in(
         assert (tmp_path / f"file-{window}").read_bytes() == whole
     LocalBackend().write(str(tmp_path / "empty"), [])
     assert (tmp_path / "empty").read_bytes() == b""
+
+
+def test_a_file_whose_beginning_is_taken_for_a_dead_writers_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, sync, removed = Store.open(str(tmp_path), "run"), backends._sync_and_drop, []
+
+    def remove_once(file: Any) -> None:
+        sync(file)
+        if not removed:
+            removed.extend(info.path for info in unfinished_files(store))
+            store.delete(removed)
+
+    monkeypatch.setattr(backends, "_sync_and_drop", remove_once)
+    store.write("events/x", [b"some ", b"rest"])
+    assert len(removed) == 1
+    assert store.read("events/x") == b"some rest"
+    assert list(unfinished_files(store)) == []
+
+
+def test_only_what_is_being_written_counts_as_unfinished_and_object_stores_are_not_asked(
+    tmp_path: Path, s3_server: S3Server, request_counter: Any
+) -> None:
+    store = Store.open(str(tmp_path), "run")
+    store.write("a/x", b"x")
+    (tmp_path / "run/a/.tmp-1-abcdef01").write_bytes(b"half")
+    assert [(info.path, info.size) for info in unfinished_files(store)] == [
+        ("a/.tmp-1-abcdef01", 4)
+    ]
+    bucket = s3_server.store("unfinished")
+    calls = request_counter(bucket)
+    assert list(unfinished_files(bucket)) == calls == []
+
+
+def test_an_output_removes_what_killed_commands_left_beside_it(tmp_path: Path) -> None:
+    dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
+    gone = tmp_path / f".tmp-{dead.stdout.strip()}-abcdef01"
+    alive = tmp_path / f".tmp-{os.getppid()}-abcdef01"
+    others = tmp_path / ".tmp-notes"
+    for path in (gone, alive, others):
+        path.write_bytes(b"half")
+    write_output("-o", str(tmp_path / "x.csv"), b"whole")
+    write_file(str(tmp_path / "y.pth"), [b"whole"])
+    assert sorted(tmp_path.iterdir()) == sorted(
+        [alive, others, tmp_path / "x.csv", tmp_path / "y.pth"]
+    )

@@ -209,6 +209,6 @@ class Retainer:
             if doomed:
                 self._require_lease()
                 announce_deletion(self._emit, doomed, torn=False)
-                prune(self._store, doomed)
+                prune(self._store, doomed, dead_before=self._attempt)
         except StorageError as error:
             log.warning("old checkpoints are left for later: %s", error.line)

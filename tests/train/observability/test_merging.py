@@ -73,7 +73,7 @@ def test_few_objects_stay_as_they_are_and_sixteen_small_neighbours_become_one() 
 
 
 def test_a_merge_is_bounded_in_bytes_and_parts() -> None:
-    assert next_merge([1] * 100_000) == slice(0, 256)
+    assert next_merge([1] * 100_000) == slice(0, 1000)
     assert next_merge([1_000_000] * 40) == slice(0, 16)
 
 

@@ -15,8 +15,8 @@ NEIGHBOURS = 16
 """Small neighbours that are merged; twice as many if some of them are of the middle size."""
 MOST_BYTES = 16 * 2**20
 """A merged object is not larger, unless its first part is."""
-MOST_PARTS = 256
-"""Parts of one merge."""
+MOST_PARTS = 1000
+"""Parts of one merge: so many are deleted by one request."""
 
 
 def next_merge(sizes: Sequence[int]) -> slice | None:
