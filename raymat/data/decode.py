@@ -2,8 +2,9 @@
 
 A file's format is told from its first bytes, not from its name. JPEGs go through libjpeg-turbo
 (simplejpeg), which shrinks while it decodes; everything else through OpenCV, except CMYK JPEGs
-(Pillow). Orientation tags (EXIF) and embedded colour profiles are not applied, alpha channels are
-dropped, 16 bits become 8, palettes become colours.
+(Pillow). Pictures are turned upright by their orientation tag (EXIF), except in runs that were begun
+before they were. Embedded colour profiles are not applied, alpha channels are dropped, 16 bits become
+8, palettes become colours.
 
 A picture shrunk by k has ceil(width / k) x ceil(height / k) pixels, and pixel (i, j) of it covers
 the pixels k*i..k*i+k-1, k*j..k*j+k-1 of the full one, whatever the format: foreground and alpha
@@ -25,11 +26,14 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from raymat.data.dataset.image_folder import UnreadableImage
+from raymat.data.orientation import UPRIGHT, orientation_of
 from raymat.errors import first_line
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Scale = Literal[1, 2, 4, 8]
 SCALES: tuple[Scale, ...] = get_args(Scale)
+DECODING = 2
+"""Version of how pictures are read, kept with each run. 1: orientation tags are not applied."""
 MAX_SIDE = 32_766  # what OpenCV's warp can address
 MAX_PIXELS = 2**28
 
@@ -74,13 +78,18 @@ class OpenImage(Protocol):
 class EncodedImage:
     """Encoded `OpenImage` over a file's bytes; `grey` asks for one channel instead of RGB.
 
+    `decoding`: the version of how pictures are read, as in `DECODING`.
+
     Raises:
         UnreadableImage: the bytes are not the beginning of a JPEG, PNG or WebP image, or it is too
             large.
     """
 
-    def __init__(self, data: bytes, path: str, grey: bool = False) -> None:
+    def __init__(
+        self, data: bytes, path: str, grey: bool = False, decoding: int = DECODING
+    ) -> None:
         self._data = data
+        self._orientation = orientation_of(data) if decoding >= 2 else UPRIGHT
         self._path = path
         self._grey = grey
         self._is_jpeg = data[:3] == b"\xff\xd8\xff"
@@ -90,16 +99,28 @@ class EncodedImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        return self._size
+        return self._orientation.size(self._size)
 
     @property
     def path(self) -> str:
         return self._path
 
     def decode(self, scale: Scale = 1) -> Pixels:
+        stored = self._stored_scale(scale)
         if self._is_jpeg and not self._is_cmyk:
-            return self._decode_jpeg(scale)
-        return shrink(self._decode_pillow() if self._is_cmyk else self._decode_opencv(), scale)
+            pixels = self._decode_jpeg(stored)
+        else:
+            pixels = shrink(
+                self._decode_pillow() if self._is_cmyk else self._decode_opencv(), stored
+            )
+        left = SCALES[(scale // stored).bit_length() - 1]
+        return shrink(self._orientation.apply(pixels), left)
+
+    def _stored_scale(self, scale: Scale) -> Scale:
+        """Return by how much to shrink before the picture is turned: the squares must begin where the upright picture does."""
+        mirrored = self._orientation.upside_down or self._orientation.mirrored
+        fitting = [s for s in SCALES if s <= scale and not (self._size[0] % s or self._size[1] % s)]
+        return fitting[-1] if mirrored else scale
 
     def _read_header(self) -> tuple[tuple[int, int], bool]:
         """Return (width, height), and whether it is a CMYK JPEG."""

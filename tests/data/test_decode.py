@@ -98,16 +98,6 @@ def test_jpegs_of_four_inks_come_out_as_pillow_decodes_them() -> None:
     assert decode(data, scale=4).shape == (16, 24, 3)
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_orientation_tags_are_not_applied(form: str) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    data = encode(photo(1), form, exif=exif)
-    assert EncodedImage(data, "a").size == (96, 64)
-    assert decode(data).shape == (64, 96, 3)
-    assert decode(data, grey=True, scale=2).shape == (32, 48)
-
-
 def test_what_a_file_is_is_told_from_its_bytes() -> None:
     png, jpeg = encode(photo(1), "PNG"), encode(photo(1), "JPEG")
     assert difference(EncodedImage(png, "really-a-png.jpg").decode(), photo(1)) == 0

@@ -12,9 +12,10 @@ from raymat.data.dataset.discovery import build_listing
 from raymat.data.dataset.growth import Added, grow
 from raymat.data.dataset.listing import Listing
 from raymat.data.dataset.source import Source, SourceSpec, load_listing
+from raymat.data.decode import DECODING
 from raymat.data.lineage import NO_LINEAGE, Lineage
 from raymat.data.sample_order import SampleOrder
-from raymat.errors import ConfigError, DataError
+from raymat.errors import ConfigError, DataError, NewerFormatError
 from raymat.storage.store import Store
 
 
@@ -22,7 +23,7 @@ def list_dataset(config: RunConfig, store: Store) -> dict[str, Any]:
     """List the dataset and keep the listing in `store`; return the description for `run.json`."""
     if config.data.synthetic is not None:
         return _made(config.data.synthetic)
-    return _keep(_list(config), store)
+    return _keep(_list(config), store, DECODING)
 
 
 def source_of(config: RunConfig, store: Store, listing: dict[str, Any]) -> SourceSpec:
@@ -34,7 +35,18 @@ def source_of(config: RunConfig, store: Store, listing: dict[str, Any]) -> Sourc
             size=config.data.resolution,
             valid_count=config.log.valid_examples,
         )
-    return SourceSpec.listed(f"{store.url}/{listing['file']}", listing["digest"])
+    url = f"{store.url}/{listing['file']}"
+    return SourceSpec.listed(url, listing["digest"], _decoding(listing))
+
+
+def _decoding(listing: dict[str, Any]) -> int:
+    """Return how the run's pictures are read. Raises NewerFormatError."""
+    found = int(listing.get("decoding", 1))
+    if found > DECODING:
+        raise NewerFormatError(
+            f"the run's pictures are read as of version {found}, this raymat knows {DECODING}: use the one that began it"
+        )
+    return found
 
 
 def sample_order(
@@ -112,7 +124,7 @@ def grow_dataset(config: RunConfig, store: Store, listing: dict[str, Any]) -> Gr
         return Grown(_made(count), added)
     old = load_listing(f"{store.url}/{listing['file']}", listing["digest"])
     growth = grow(old, _list(config))
-    return Grown(_keep(growth.listing, store), growth.added)
+    return Grown(_keep(growth.listing, store, _decoding(listing)), growth.added)
 
 
 def _list(config: RunConfig) -> Listing:
@@ -125,7 +137,7 @@ def _made(count: int) -> dict[str, Any]:
     return {"synthetic": count, "digest": f"synthetic-{count}"}
 
 
-def _keep(listing: Listing, store: Store) -> dict[str, Any]:
+def _keep(listing: Listing, store: Store, decoding: int) -> dict[str, Any]:
     name = f"listing-{listing.digest[:16]}.bin"
     store.write(name, listing.to_bytes())
-    return {"file": name, "digest": listing.digest}
+    return {"file": name, "digest": listing.digest, "decoding": decoding}

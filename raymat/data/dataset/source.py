@@ -12,7 +12,7 @@ from typing import Protocol
 
 from raymat.data.dataset.image_folder import READ_RETRY, Folder, UnreadableImage
 from raymat.data.dataset.listing import FileRow, Listing, Split
-from raymat.data.decode import EncodedImage, OpenImage, Pixels, RawImage
+from raymat.data.decode import DECODING, EncodedImage, OpenImage, Pixels, RawImage
 from raymat.data.synthetic.pictures import synthetic_background, synthetic_pair
 from raymat.errors import DataError, NewerFormatError
 from raymat.storage.retry import RetryPolicy
@@ -62,8 +62,11 @@ class Source(Protocol):
 class FolderSource:
     """A `Source` over the files of a listing."""
 
-    def __init__(self, listing: Listing, retry: RetryPolicy = READ_RETRY) -> None:
-        self._listing = listing
+    def __init__(
+        self, listing: Listing, retry: RetryPolicy = READ_RETRY, decoding: int = DECODING
+    ) -> None:
+        """`decoding`: the version of how pictures are read."""
+        self._listing, self._decoding = listing, decoding
         self._dataset = Folder(listing.dataset_url, retry)
         self._backgrounds = Folder(listing.backgrounds_url, retry)
         self.pairs = listing.counts["pairs"]
@@ -93,9 +96,9 @@ class FolderSource:
     def name_of(self, index: int, valid: bool = False) -> str:
         return self._split(valid).pair(index).name
 
-    @staticmethod
-    def _open(folder: Folder, row: FileRow, grey: bool = False) -> EncodedImage:
-        return EncodedImage(folder.read(row.path, row.size), folder.shown(row.path), grey)
+    def _open(self, folder: Folder, row: FileRow, grey: bool = False) -> EncodedImage:
+        data = folder.read(row.path, row.size)
+        return EncodedImage(data, folder.shown(row.path), grey, self._decoding)
 
 
 class SyntheticSource:
@@ -146,15 +149,16 @@ class SourceSpec:
 
     listing_url: str = ""
     listing_digest: str = ""
+    decoding: int = DECODING
     count: int = 0
     seed: int = 0
     size: int = 0
     valid_count: int = 0
 
     @classmethod
-    def listed(cls, url: str, digest: str) -> SourceSpec:
-        """Describe the files of the listing kept at `url`, whose digest must be `digest`."""
-        return cls(listing_url=url, listing_digest=digest)
+    def listed(cls, url: str, digest: str, decoding: int = DECODING) -> SourceSpec:
+        """Describe the files of the listing kept at `url`, whose digest must be `digest`, and how they are read."""
+        return cls(listing_url=url, listing_digest=digest, decoding=decoding)
 
     @classmethod
     def synthetic(
@@ -178,7 +182,8 @@ class SourceSpec:
 @lru_cache(maxsize=4)
 def _open(spec: SourceSpec) -> Source:
     if spec.listing_url:
-        return FolderSource(load_listing(spec.listing_url, spec.listing_digest))
+        listing = load_listing(spec.listing_url, spec.listing_digest)
+        return FolderSource(listing, decoding=spec.decoding)
     return SyntheticSource(spec.count, spec.seed, spec.size, spec.valid_count)
 
 

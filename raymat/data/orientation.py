@@ -1,0 +1,123 @@
+"""EXIF orientation: how a camera held a picture, and turning its pixels upright.
+
+Phones store all pictures as their sensor lies and say in a tag how to turn them; every viewer and every mask tool does so.
+The tag is looked for where the formats put it (a JPEG's APP1 segment, a PNG's eXIf chunk, WebP's EXIF chunk), without
+decoding anything.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+_TAG = 0x0112
+_SHORT = 3
+
+T = TypeVar("T", bound=np.generic)
+
+
+class Orientation(NamedTuple):
+    """What makes stored pixels upright: exchange rows and columns, then mirror."""
+
+    transposed: bool = False
+    upside_down: bool = False
+    """Whether the rows are mirrored, after the exchange."""
+    mirrored: bool = False
+    """Whether the columns are mirrored, after the exchange."""
+
+    def size(self, stored: tuple[int, int]) -> tuple[int, int]:
+        """Return the upright width and height of a picture with the `stored` ones."""
+        return (stored[1], stored[0]) if self.transposed else stored
+
+    def apply(self, pixels: NDArray[T]) -> NDArray[T]:
+        """Return stored pixels (h, w) or (h, w, channels) upright."""
+        if self == UPRIGHT:
+            return pixels
+        turned = pixels.swapaxes(0, 1) if self.transposed else pixels
+        rows, columns = (slice(None, None, -1 if f else 1) for f in self[1:])
+        return np.ascontiguousarray(turned[rows, columns])
+
+
+UPRIGHT = Orientation()
+_BY_TAG = {
+    2: Orientation(mirrored=True),
+    3: Orientation(upside_down=True, mirrored=True),
+    4: Orientation(upside_down=True),
+    5: Orientation(transposed=True),
+    6: Orientation(transposed=True, mirrored=True),
+    7: Orientation(transposed=True, upside_down=True, mirrored=True),
+    8: Orientation(transposed=True, upside_down=True),
+}
+"""By the tag's value: https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf, 4.6.4 A. All others are upright."""
+
+
+def orientation_of(data: bytes) -> Orientation:
+    """Return the orientation of an encoded JPEG, PNG or WebP; upright where none is stated, or not legibly."""
+    try:
+        if data[:2] == b"\xff\xd8":
+            exif = _jpeg_exif(data)
+        elif data[:8] == b"\x89PNG\r\n\x1a\n":
+            exif = _png_exif(data)
+        elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            exif = _webp_exif(data)
+        else:
+            exif = b""
+        return _BY_TAG.get(_tag(exif.removeprefix(b"Exif\0\0")), UPRIGHT)
+    except (struct.error, IndexError):
+        return UPRIGHT
+
+
+def _jpeg_exif(data: bytes) -> bytes:
+    """Return the content of a JPEG's EXIF segment, which comes before its pixels; empty without one."""
+    at = 2
+    while data[at] == 0xFF:
+        kind = data[at + 1]
+        if kind == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if kind in (0xDA, 0xD9):  # the pixels, the end
+            break
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        if kind == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            return data[at + 4 : at + 2 + length]
+        at += 2 + length
+    return b""
+
+
+def _png_exif(data: bytes) -> bytes:
+    """Return the content of a PNG's eXIf chunk, before or after its pixels; empty without one."""
+    at = 8
+    while at + 8 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, at)
+        if name == b"eXIf":
+            return data[at + 8 : at + 8 + length]
+        at += 12 + length
+    return b""
+
+
+def _webp_exif(data: bytes) -> bytes:
+    """Return the content of a WebP's EXIF chunk; empty without one."""
+    at = 12
+    while at + 8 <= len(data):
+        name, length = struct.unpack_from("<4sI", data, at)
+        if name == b"EXIF":
+            return data[at + 8 : at + 8 + length]
+        at += 8 + length + length % 2
+    return b""
+
+
+def _tag(tiff: bytes) -> int:
+    """Return the value of the orientation tag in the first directory of a TIFF structure; 0 without one."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return 0
+    (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+    (count,) = struct.unpack_from(f"{order}H", tiff, start)
+    for entry in range(count):
+        tag, kind, values, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * entry)
+        if tag == _TAG:
+            return int(value) if (kind, values) == (_SHORT, 1) else 0
+    return 0
