@@ -3,8 +3,8 @@
 A file's format is told from its first bytes, not from its name. JPEGs go through libjpeg-turbo
 (simplejpeg), which shrinks while it decodes; everything else through OpenCV, except CMYK JPEGs
 (Pillow). Pictures are turned upright by their orientation tag (EXIF), except in runs that were begun
-before they were. Embedded colour profiles are not applied, alpha channels are dropped, 16 bits become
-8, palettes become colours.
+before they were. Embedded colour profiles are not applied, 16 bits become 8, palettes become colours.
+The alpha channel of a foreground or background is dropped; where a matte is found is said in matte.py.
 
 A picture shrunk by k has ceil(width / k) x ceil(height / k) pixels, and pixel (i, j) of it covers
 the pixels k*i..k*i+k-1, k*j..k*j+k-1 of the full one, whatever the format: foreground and alpha
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from raymat.data.dataset.image_folder import UnreadableImage
+from raymat.data.matte import NoMatteError, matte_of, stretched
 from raymat.data.orientation import UPRIGHT, orientation_of
 from raymat.errors import first_line
 
@@ -33,7 +34,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 Scale = Literal[1, 2, 4, 8]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 DECODING = 2
-"""Version of how pictures are read, kept with each run. 1: orientation tags are not applied."""
+"""Version of how pictures are read, kept with each run. 1: no orientation tags, and a matte is its file's brightness."""
 MAX_SIDE = 32_766  # what OpenCV's warp can address
 MAX_PIXELS = 2**28
 
@@ -93,6 +94,9 @@ class EncodedImage:
         self._path = path
         self._grey = grey
         self._is_jpeg = data[:3] == b"\xff\xd8\xff"
+        self._finds_matte = grey and decoding >= 2
+        self._hides_matte = False
+        """Whether the matte may be elsewhere than in the brightness."""
         self._size, self._is_cmyk = self._read_header()
         if max(self._size) > MAX_SIDE or self._size[0] * self._size[1] > MAX_PIXELS:
             raise UnreadableImage(path, f"is {_by(self._size)} pixels: too large")
@@ -110,9 +114,8 @@ class EncodedImage:
         if self._is_jpeg and not self._is_cmyk:
             pixels = self._decode_jpeg(stored)
         else:
-            pixels = shrink(
-                self._decode_pillow() if self._is_cmyk else self._decode_opencv(), stored
-            )
+            with_pillow = self._is_cmyk or self._hides_matte
+            pixels = shrink(self._decode_pillow() if with_pillow else self._decode_opencv(), stored)
         left = SCALES[(scale // stored).bit_length() - 1]
         return shrink(self._orientation.apply(pixels), left)
 
@@ -129,6 +132,8 @@ class EncodedImage:
                 height, width, colours, _ = simplejpeg.decode_jpeg_header(self._data)
                 return (int(width), int(height)), colours in ("CMYK", "YCCK")
             with Image.open(io.BytesIO(self._data), formats=_PILLOW_FORMATS) as image:
+                plain = image.mode == "L" and not image.has_transparency_data
+                self._hides_matte = self._finds_matte and not plain
                 return image.size, False
         except UnidentifiedImageError as error:
             reason = "is not an image (JPEG, PNG or WebP)" if self._data else "is empty"
@@ -159,12 +164,17 @@ class EncodedImage:
             raise UnreadableImage(self._path, first_line(error)) from error
         if pixels is None:
             raise UnreadableImage(self._path, "is truncated or corrupt")
-        return self._checked(np.asarray(pixels, np.uint8), 1)
+        found = np.asarray(pixels, np.uint8)
+        return self._checked(stretched(found) if self._finds_matte else found, 1)
 
     def _decode_pillow(self) -> Pixels:
         try:
             with Image.open(io.BytesIO(self._data), formats=_PILLOW_FORMATS) as image:
+                if self._hides_matte:
+                    return self._checked(matte_of(image), 1)
                 return self._checked(np.asarray(image.convert("L" if self._grey else "RGB")), 1)
+        except NoMatteError as error:
+            raise UnreadableImage(self._path, str(error)) from error
         except _PILLOW_ERRORS as error:
             raise UnreadableImage(self._path, first_line(error)) from error
 

@@ -1,0 +1,124 @@
+"""Mattes as tools write them: in an alpha channel, as masks of 0 and 1, in one colour, with fewer bits than the file has."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from raymat.data.dataset.image_folder import UnreadableImage
+from raymat.data.decode import SCALES, EncodedImage, Pixels, shrink
+from tests.support.datakit import disc, encode, photo
+
+MATTE = disc(5)
+FULL = np.where(MATTE > 127, 255, 0).astype(np.uint8)
+PHOTO = photo(6)
+
+
+def read(data: bytes, decoding: int = 2) -> Pixels:
+    return EncodedImage(data, "pha/a.png", grey=True, decoding=decoding).decode()
+
+
+def png16(values: Any) -> bytes:
+    return cv2.imencode(".png", values.astype(np.uint16))[1].tobytes()
+
+
+def channels(*planes: Pixels) -> Pixels:
+    return np.dstack(planes)
+
+
+def palette(indices: Pixels, colours: list[int], **more: Any) -> bytes:
+    image = Image.fromarray(indices, "L").convert("P")
+    image.putdata(indices.reshape(-1).tolist())
+    image.putpalette(colours)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **more)
+    return buffer.getvalue()
+
+
+ZERO, ONES = np.zeros_like(MATTE), np.full_like(MATTE, 255)
+FOUND: dict[str, tuple[bytes, Pixels, int]] = {
+    "rgba png": (encode(channels(*PHOTO.transpose(2, 0, 1), MATTE), "PNG"), MATTE, 0),
+    "la png": (encode(channels(PHOTO[..., 0], MATTE), "PNG"), MATTE, 0),
+    "rgba webp": (encode(channels(*PHOTO.transpose(2, 0, 1), MATTE), "WEBP", quality=80), MATTE, 2),
+    "rgba 16 bits": (
+        png16(channels(*PHOTO.transpose(2, 0, 1), MATTE).astype(np.uint16) * 257), MATTE, 0,
+    ),
+    "rgba, no colours": (encode(channels(ZERO, ZERO, ZERO, MATTE), "PNG"), MATTE, 0),
+    "grey in rgba, all opaque": (encode(channels(MATTE, MATTE, MATTE, ONES), "PNG"), MATTE, 0),
+    "grey in la, all opaque": (encode(channels(MATTE, ONES), "PNG"), MATTE, 0),
+    "grey": (encode(MATTE, "PNG"), MATTE, 0),
+    "grey as rgb": (encode(channels(MATTE, MATTE, MATTE), "PNG"), MATTE, 0),
+    "grey webp": (encode(channels(MATTE, MATTE, MATTE), "WEBP", quality=90), MATTE, 12),
+    "mask of 0 and 1": (encode(FULL // 255, "PNG"), FULL, 0),
+    "mask of 0 and 1 as rgb": (encode(channels(*[FULL // 255] * 3), "PNG"), FULL, 0),
+    "mask of 0 and 1, 16 bits": (png16(FULL // 255), FULL, 0),
+    "bitmap": (encode(FULL > 0, "PNG"), FULL, 0),
+    "16 bits": (png16(MATTE.astype(np.uint16) * 257), MATTE, 0),
+    "12 bits in 16": (png16(MATTE.astype(int) * 4095 // 255), MATTE, 1),
+    "10 bits in 16": (png16(MATTE.astype(int) * 1023 // 255), MATTE, 1),
+    "8 bits in 16": (png16(MATTE.astype(np.uint16)), MATTE, 0),
+    "faint, 16 bits": (png16(MATTE.astype(np.uint16) * 64), MATTE // 4, 1),
+    "in red": (encode(channels(MATTE, ZERO, ZERO), "PNG"), MATTE, 0),
+    "in green": (encode(channels(ZERO, MATTE, ZERO), "PNG"), MATTE, 0),
+    "in blue": (encode(channels(ZERO, ZERO, MATTE), "PNG"), MATTE, 0),
+    "palette of greys": (palette(MATTE, [i for i in range(256) for _ in range(3)]), MATTE, 0),
+    "palette with alphas": (
+        palette(MATTE, [200, 30, 30] * 256, transparency=bytes(range(256))), MATTE, 0,
+    ),
+    "empty": (encode(ZERO, "PNG"), ZERO, 0),
+    "full": (encode(ONES, "PNG"), ONES, 0),
+    "empty rgba": (encode(channels(ZERO, ZERO, ZERO, ZERO), "PNG"), ZERO, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_the_matte_is_found_where_it_is(case: str) -> None:
+    data, truth, tolerance = FOUND[case]
+    assert np.abs(read(data).astype(int) - truth).max() <= tolerance
+    for scale in SCALES:
+        found = EncodedImage(data, "a", grey=True).decode(scale)
+        assert np.abs(found.astype(int) - shrink(read(data), scale)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("case", "data"),
+    [
+        ("photograph", encode(PHOTO, "PNG")),
+        ("opaque photograph", encode(channels(*PHOTO.transpose(2, 0, 1), ONES), "PNG")),
+        ("webp", encode(PHOTO, "WEBP")),
+        # Classes of PASCAL VOC: aeroplane, bicycle and the void around them.
+        (
+            "classes",
+            palette((MATTE > 99).astype(np.uint8) + (MATTE > 200), [0, 0, 0, 128, 0, 0, 0, 128, 0]),
+        ),
+    ],
+)
+def test_colours_are_no_matte_and_the_line_says_so(case: str, data: bytes) -> None:
+    with pytest.raises(UnreadableImage) as refused:
+        read(data)
+    assert refused.value.reason == "is a colour picture, not a matte"
+    assert refused.value.path == "pha/a.png"
+
+
+def test_a_run_that_began_before_reads_mattes_as_it_began() -> None:
+    inked = encode(channels(*PHOTO.transpose(2, 0, 1), MATTE), "PNG")
+    before = cv2.imdecode(np.frombuffer(inked, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert np.array_equal(read(inked, decoding=1), before)
+    assert read(FOUND["mask of 0 and 1"][0], decoding=1).max() == 1
+    assert read(FOUND["12 bits in 16"][0], decoding=1).max() == 15
+
+
+def test_foregrounds_and_backgrounds_are_read_as_before() -> None:
+    for data in (FOUND["rgba png"][0], encode(PHOTO, "PNG")):
+        assert np.array_equal(EncodedImage(data, "fgr/a.png").decode(), PHOTO)
+
+
+def test_a_cut_off_matte_is_refused() -> None:
+    data = FOUND["rgba png"][0]
+    with pytest.raises(UnreadableImage):
+        read(data[: len(data) // 2])
