@@ -3,7 +3,7 @@
 A file's format is told from its first bytes, not from its name. JPEGs go through libjpeg-turbo
 (simplejpeg), which shrinks while it decodes; everything else through OpenCV, except CMYK JPEGs
 (Pillow). Pictures are turned upright by their orientation tag (EXIF), except in runs that were begun
-before they were. Embedded colour profiles are not applied, 16 bits become 8, palettes become colours.
+before they were, and their colours become sRGB. 16 bits become 8, palettes become colours.
 The alpha channel of a foreground or background is dropped; where a matte is found is said in matte.py.
 
 A picture shrunk by k has ceil(width / k) x ceil(height / k) pixels, and pixel (i, j) of it covers
@@ -25,6 +25,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from raymat.data.colour_profile import profile_of, to_srgb
 from raymat.data.dataset.image_folder import UnreadableImage
 from raymat.data.matte import NoMatteError, matte_of, stretched
 from raymat.data.orientation import UPRIGHT, orientation_of
@@ -34,7 +35,8 @@ Pixels: TypeAlias = NDArray[np.uint8]
 Scale = Literal[1, 2, 4, 8]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 DECODING = 2
-"""Version of how pictures are read, kept with each run. 1: no orientation tags, and a matte is its file's brightness."""
+"""Version of how pictures are read, kept with each run. 1: no orientation tags, no colour profiles, and a matte is
+its file's brightness."""
 MAX_SIDE = 32_766  # what OpenCV's warp can address
 MAX_PIXELS = 2**28
 
@@ -91,6 +93,7 @@ class EncodedImage:
     ) -> None:
         self._data = data
         self._orientation = orientation_of(data) if decoding >= 2 else UPRIGHT
+        self._profile = profile_of(data) if decoding >= 2 and not grey else b""
         self._path = path
         self._grey = grey
         self._is_jpeg = data[:3] == b"\xff\xd8\xff"
@@ -117,7 +120,7 @@ class EncodedImage:
             with_pillow = self._is_cmyk or self._hides_matte
             pixels = shrink(self._decode_pillow() if with_pillow else self._decode_opencv(), stored)
         left = SCALES[(scale // stored).bit_length() - 1]
-        return shrink(self._orientation.apply(pixels), left)
+        return to_srgb(shrink(self._orientation.apply(pixels), left), self._profile)
 
     def _stored_scale(self, scale: Scale) -> Scale:
         """Return by how much to shrink before the picture is turned: the squares must begin where the upright picture does."""

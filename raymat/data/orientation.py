@@ -13,8 +13,11 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from raymat.data.file_blocks import EXIF_NAMES, blocks_of
+
 _TAG = 0x0112
 _SHORT = 3
+_HEAD = b"Exif\0\0"
 
 T = TypeVar("T", bound=np.generic)
 
@@ -56,57 +59,14 @@ _BY_TAG = {
 
 def orientation_of(data: bytes) -> Orientation:
     """Return the orientation of an encoded JPEG, PNG or WebP; upright where none is stated, or not legibly."""
-    try:
-        if data[:2] == b"\xff\xd8":
-            exif = _jpeg_exif(data)
-        elif data[:8] == b"\x89PNG\r\n\x1a\n":
-            exif = _png_exif(data)
-        elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            exif = _webp_exif(data)
-        else:
-            exif = b""
-        return _BY_TAG.get(_tag(exif.removeprefix(b"Exif\0\0")), UPRIGHT)
-    except (struct.error, IndexError):
-        return UPRIGHT
-
-
-def _jpeg_exif(data: bytes) -> bytes:
-    """Return the content of a JPEG's EXIF segment, which comes before its pixels; empty without one."""
-    at = 2
-    while data[at] == 0xFF:
-        kind = data[at + 1]
-        if kind == 0xFF:  # a fill byte
-            at += 1
-            continue
-        if kind in (0xDA, 0xD9):  # the pixels, the end
-            break
-        (length,) = struct.unpack_from(">H", data, at + 2)
-        if kind == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            return data[at + 4 : at + 2 + length]
-        at += 2 + length
-    return b""
-
-
-def _png_exif(data: bytes) -> bytes:
-    """Return the content of a PNG's eXIf chunk, before or after its pixels; empty without one."""
-    at = 8
-    while at + 8 <= len(data):
-        length, name = struct.unpack_from(">I4s", data, at)
-        if name == b"eXIf":
-            return data[at + 8 : at + 8 + length]
-        at += 12 + length
-    return b""
-
-
-def _webp_exif(data: bytes) -> bytes:
-    """Return the content of a WebP's EXIF chunk; empty without one."""
-    at = 12
-    while at + 8 <= len(data):
-        name, length = struct.unpack_from("<4sI", data, at)
-        if name == b"EXIF":
-            return data[at + 8 : at + 8 + length]
-        at += 8 + length + length % 2
-    return b""
+    for name, content in blocks_of(data):
+        # A JPEG's APP1 may hold something else.
+        if name in EXIF_NAMES and (name != b"\xe1" or content[:6] == _HEAD):
+            try:
+                return _BY_TAG.get(_tag(bytes(content).removeprefix(_HEAD)), UPRIGHT)
+            except struct.error:
+                return UPRIGHT
+    return UPRIGHT
 
 
 def _tag(tiff: bytes) -> int:
