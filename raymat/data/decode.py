@@ -13,10 +13,12 @@ stay aligned, and a map from full-size coordinates only has to be divided by k.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import struct
 import zlib
+from functools import partial
 from typing import Literal, Protocol, TypeAlias, get_args
 
 import cv2
@@ -27,6 +29,7 @@ from PIL import Image, UnidentifiedImageError
 
 from raymat.data.colour_profile import profile_of, to_srgb
 from raymat.data.dataset.image_folder import UnreadableImage
+from raymat.data.file_blocks import lacks_end, with_end, without_texts
 from raymat.data.matte import NoMatteError, matte_of, stretched
 from raymat.data.orientation import UPRIGHT, orientation_of
 from raymat.errors import first_line
@@ -35,10 +38,15 @@ Pixels: TypeAlias = NDArray[np.uint8]
 Scale = Literal[1, 2, 4, 8]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 DECODING = 2
-"""Version of how pictures are read, kept with each run. 1: no orientation tags, no colour profiles, and a matte is
-its file's brightness."""
+"""Version of how pictures are read, kept with each run. 1: no orientation tags, no colour profiles, a matte is its
+file's brightness, and files without an end or with long texts are refused."""
 MAX_SIDE = 32_766  # what OpenCV's warp can address
 MAX_PIXELS = 2**28
+_MAX_PIXELS_BEFORE = 178_956_970
+"""Of a PNG or WebP, before DECODING 2: Pillow's limit."""
+_MOST_PER_BYTE = 1024
+"""Pixels that a byte of a JPEG can hold: a blank one takes a bit for each 64."""
+Image.MAX_IMAGE_PIXELS = None  # the limits above are checked on the header
 
 # Exceptions of Pillow for malformed files.
 _PILLOW_ERRORS = (
@@ -91,7 +99,8 @@ class EncodedImage:
     def __init__(
         self, data: bytes, path: str, grey: bool = False, decoding: int = DECODING
     ) -> None:
-        self._data = data
+        self._data = with_end(data) if decoding >= 2 and lacks_end(data) else data
+        self._decoding = decoding
         self._orientation = orientation_of(data) if decoding >= 2 else UPRIGHT
         self._profile = profile_of(data) if decoding >= 2 and not grey else b""
         self._path = path
@@ -101,8 +110,7 @@ class EncodedImage:
         self._hides_matte = False
         """Whether the matte may be elsewhere than in the brightness."""
         self._size, self._is_cmyk = self._read_header()
-        if max(self._size) > MAX_SIDE or self._size[0] * self._size[1] > MAX_PIXELS:
-            raise UnreadableImage(path, f"is {_by(self._size)} pixels: too large")
+        self._check_size()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -128,13 +136,23 @@ class EncodedImage:
         fitting = [s for s in SCALES if s <= scale and not (self._size[0] % s or self._size[1] % s)]
         return fitting[-1] if mirrored else scale
 
+    def _check_size(self) -> None:
+        """Raise UnreadableImage if the pixels are too many, or more than the bytes can hold: they would be allocated first."""
+        pixels = self._size[0] * self._size[1]
+        most = MAX_PIXELS if self._is_jpeg or self._decoding >= 2 else _MAX_PIXELS_BEFORE
+        if max(self._size) > MAX_SIDE or pixels > most:
+            raise UnreadableImage(self._path, f"is {_by(self._size)} pixels: too large")
+        if self._is_jpeg and self._decoding >= 2 and pixels > _MOST_PER_BYTE * len(self._data):
+            claim = f"claims {_by(self._size)} pixels in {len(self._data)} bytes"
+            raise UnreadableImage(self._path, f"{claim}: truncated or no picture")
+
     def _read_header(self) -> tuple[tuple[int, int], bool]:
         """Return (width, height), and whether it is a CMYK JPEG."""
         try:
             if self._is_jpeg:
                 height, width, colours, _ = simplejpeg.decode_jpeg_header(self._data)
                 return (int(width), int(height)), colours in ("CMYK", "YCCK")
-            with Image.open(io.BytesIO(self._data), formats=_PILLOW_FORMATS) as image:
+            with self._open_pillow() as image:
                 plain = image.mode == "L" and not image.has_transparency_data
                 self._hides_matte = self._finds_matte and not plain
                 return image.size, False
@@ -144,18 +162,39 @@ class EncodedImage:
         except _PILLOW_ERRORS as error:
             raise UnreadableImage(self._path, f"is not an image: {first_line(error)}") from error
 
+    def _open_pillow(self) -> Image.Image:
+        """Open the picture without decoding it; without texts, where they are too large."""
+        try:
+            return Image.open(io.BytesIO(self._data), formats=_PILLOW_FORMATS)
+        except ValueError:
+            if self._decoding < 2 or self._is_jpeg:
+                raise
+            self._data = without_texts(self._data)
+            return Image.open(io.BytesIO(self._data), formats=_PILLOW_FORMATS)
+
     def _decode_jpeg(self, scale: Scale) -> Pixels:
         # Strict, by default: libjpeg only warns, and fills with grey, if data is missing or corrupt.
         # The minimum sizes choose the scale; without them simplejpeg's min_factor reads an uninitialised variable.
+        decode = partial(
+            simplejpeg.decode_jpeg,
+            colorspace="GRAY" if self._grey else "RGB",
+            min_height=-(-self._size[1] // scale),
+            min_width=-(-self._size[0] // scale),
+        )
         try:
-            pixels = simplejpeg.decode_jpeg(
-                self._data,
-                "GRAY" if self._grey else "RGB",
-                min_height=-(-self._size[1] // scale),
-                min_width=-(-self._size[0] // scale),
-            )
+            try:
+                pixels = decode(self._data)
+            except ValueError as error:
+                if self._decoding < 2 or "Premature end" not in str(error):
+                    raise
+                with contextlib.suppress(ValueError):
+                    return self._shaped(decode(with_end(self._data)), scale)
+                raise
         except ValueError as error:
             raise UnreadableImage(self._path, first_line(error)) from error
+        return self._shaped(pixels, scale)
+
+    def _shaped(self, pixels: Pixels, scale: Scale) -> Pixels:
         return self._checked(pixels[..., 0] if self._grey else pixels, scale)
 
     def _decode_opencv(self) -> Pixels:

@@ -53,3 +53,36 @@ def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
         name, length = struct.unpack_from("<4sI", data, at)
         yield name, view[at + 8 : at + 8 + length]
         at += 8 + length + length % 2
+
+
+_JPEG_END = b"\xff\xd9"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+
+
+def with_end(data: bytes) -> bytes:
+    """Return a JPEG or PNG with an end marker behind what is whole of it. Whether that is all pixels, its decoder finds out."""
+    if data[:2] == b"\xff\xd8":
+        return data + _JPEG_END
+    at = 8
+    for _, content in _png_chunks(data):
+        if at + 12 + len(content) > len(data):
+            break
+        at += 12 + len(content)
+    return data[:at] + _PNG_END
+
+
+def lacks_end(data: bytes) -> bool:
+    """Whether a PNG has no end marker, which decoders demand and viewers do not miss."""
+    return data[:4] == b"\x89PNG" and _PNG_END not in data[-64:]
+
+
+def without_texts(data: bytes) -> bytes:
+    """Return a PNG without its texts, which may inflate to more than a decoder takes."""
+    kept, at = [data[:8]], 8
+    for name, content in _png_chunks(data):
+        end = at + 12 + len(content)
+        if name not in _PNG_TEXTS:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
