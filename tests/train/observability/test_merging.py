@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from raymat.distributed.world import World
 from raymat.storage.store import Store
 from raymat.train.observability.events import EventLog, highest_attempt, read_events
 from raymat.train.observability.merging import events_merge
@@ -21,8 +22,10 @@ from raymat.train.observability.merging.merge_plan import next_merge
 from raymat.train.observability.merging.metrics_merge import MetricsMerge
 from raymat.train.observability.metrics_log import MetricsLog, read_metrics
 from raymat.train.observability.tensorboard_log import TensorBoardLog
+from tests.support import runs
 from tests.support.events import note
 from tests.support.merge_to_kill import died, merge_all
+from tests.support.s3 import S3Server
 
 
 @pytest.fixture
@@ -418,6 +421,33 @@ def test_a_run_does_not_wait_for_merges_and_leaves_few_objects(store: Store) -> 
     merge.finish()
     assert len(names(store, "metrics")) < 16
     assert losses(store) == [(step, 0.1) for step in range(1, 2001)]
+
+
+@pytest.mark.slow
+def test_a_run_of_many_commits_leaves_few_objects_and_every_row(tmp_path: Path) -> None:
+    config = runs.tiny(tmp_path, "run", steps=60, checkpoint_interval=1, valid_examples=0)
+    assert runs.train(World(), config).step == 60
+    store = runs.store_of(config)
+    assert [r["step"] for r in read_metrics(store)] == list(range(1, 61))
+    assert len(names(store, "metrics")) < 16
+    assert len(names(store, "events")) < 16
+    assert len(names(store, "tensorboard")) < 24 + 16
+    shown = [step for step, _ in curve(tmp_path / "run" / "tensorboard")]
+    assert shown == list(range(1, 61))
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_bucket_is_merged_and_read_as_a_folder_is(s3_server: S3Server) -> None:
+    store = s3_server.store("merging")
+    history(store)
+    for attempt in range(1, 20):
+        EventLog.for_rank(store, attempt, 0).emit(note("start"))
+    merge_all(MetricsMerge(store, 20))
+    merge_all(EventsMerge(store, 20))
+    assert losses(store) == EXPECTED
+    assert len(names(store, "metrics")) < 16
+    assert len(names(store, "events")) == 1
+    assert [event["attempt"] for event in read_events(store)] == list(range(1, 20))
 
 
 def test_reading_goes_on_while_objects_are_merged(store: Store) -> None:
