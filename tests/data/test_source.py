@@ -143,6 +143,20 @@ def test_a_flipped_bit_in_a_listing_is_found(tmp_path: Path, place: int) -> None
         Listing.from_bytes(bytes(data))
 
 
+def test_pictures_of_kinds_that_are_not_read_are_counted_and_said(
+    root: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, walls = write_dataset(root)
+    before = build_listing(data, walls).digest
+    assert caplog.messages == []
+    for name in ("a.tif", "b.TIF", "c.heic", "notes.txt", ".hidden.tif"):
+        write(f"{data}/train/fgr/{name}", b"x")
+    assert build_listing(data, walls).digest == before
+    (line,) = caplog.messages
+    assert line.startswith("left out below ")
+    assert line.endswith("data/train/fgr, only jpg, jpeg, png and webp are read: 2 .tif, 1 .heic")
+
+
 def test_missing_partners_are_named_ten_of_them_and_how_many_more(root: str) -> None:
     data, walls = write_dataset(root, pairs=2)
     for i in range(8):

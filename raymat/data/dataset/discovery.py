@@ -7,6 +7,7 @@ A foreground and its alpha have the same path below these folders, the extension
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -19,8 +20,29 @@ from raymat.data.dataset.listing import Files, Listing, Split
 from raymat.errors import DataError
 from raymat.storage.retry import RetryPolicy
 
+log = logging.getLogger(__name__)
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """Extensions of images, in lower case; all other files are ignored."""
+
+_OTHER_PICTURES = {
+    *(".tif", ".tiff", ".bmp", ".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".exr", ".hdr"),
+    *(
+        ".tga",
+        ".psd",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".raf",
+        ".mp4",
+        ".mov",
+        ".jfif",
+        ".jpe",
+    ),
+}
+"""Extensions of what a user may take for part of the dataset, and that is not read."""
 
 NAMED_IN_ERRORS = 10
 """Maximum number of files that an error names."""
@@ -79,6 +101,7 @@ def _list_folder(folder: Folder, path: str) -> Files:
     if found is None:
         raise DataError(f"no such folder: {folder.shown(path)}")
     images = {name: size for name, size in found.items() if _split_suffix(name)[1]}
+    _report_others(folder.shown(path), found)
     if not images:
         raise DataError(f"no images (jpg, jpeg, png, webp) below {folder.shown(path)}")
     stems = Counter(_split_suffix(name)[0] for name in images)
@@ -93,6 +116,15 @@ def _list_folder(folder: Folder, path: str) -> Files:
         (name for name, size in images.items() if size == 0),
     )
     return _files(path, images)
+
+
+def _report_others(where: str, names: Iterable[str]) -> None:
+    """Warn of pictures and videos that are left out, counted by kind."""
+    suffixes = (os.path.splitext(name)[1].lower() for name in names)
+    kinds = Counter(suffix for suffix in suffixes if suffix in _OTHER_PICTURES)
+    if kinds:
+        counted = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+        log.warning("left out below %s, only jpg, jpeg, png and webp are read: %s", where, counted)
 
 
 def _split_suffix(name: str) -> tuple[str, str]:
