@@ -310,7 +310,7 @@ def test_what_has_only_the_half_that_is_looked_at_is_enough(
         (["W", "W", "--ensemble", "--worst-by", "loss"], "--worst-by loss: an ensemble has no loss, use another metric"),
         (["W", "--synthetic", "2", "--worst", "x.jpg"], "--worst must end in .png, got 'x.jpg'"),
         (["W", "--synthetic", "2", "--csv", "/tmp"], "--csv /tmp: expected a file's name, got a folder"),
-        (["W", "--synthetic", "2", "--json", "no://x"], "--json no://x: Protocol not known: no"),
+        (["W", "--synthetic", "2", "--json", "no://x"], "--json: cannot open no://x: Protocol not known: no"),
         (["W", "--dataset", "/no/where", "--backgrounds", "/no/where"], "no such folder: /no/where/valid/fgr"),
         (["/no/where"], "/no/where is neither a weights file (.pth, .pt, .ckpt, .bin, .safetensors) nor a run with a checkpoint"),
         (["W", "--split", "test"], "--split: expected one of valid, train, got 'test'"),
