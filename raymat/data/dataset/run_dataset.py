@@ -49,6 +49,28 @@ def _decoding(listing: dict[str, Any]) -> int:
     return found
 
 
+def mend_listing(config: RunConfig, store: Store, listing: dict[str, Any]) -> bool:
+    """List the dataset again if the listing that is kept cannot be used; return whether that was so.
+
+    Raises:
+        DataError: the listing cannot be used, and the dataset is not the one that it described. StorageError.
+    """
+    try:
+        source_of(config, store, listing).open()
+    except DataError as error:
+        if config.data.dataset is None:
+            raise
+        try:
+            found = _list(config)
+        except DataError:
+            raise error from None
+        if found.digest != listing["digest"]:
+            raise
+        store.write(listing["file"], found.to_bytes())
+        return True
+    return False
+
+
 def sample_order(
     config: RunConfig, source: Source, total_examples: int, lineage: Lineage = NO_LINEAGE
 ) -> SampleOrder:

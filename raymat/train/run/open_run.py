@@ -15,7 +15,7 @@ from raymat.checkpoint.catalog import scan
 from raymat.config.fixed_options import DATASET, refuse_changes
 from raymat.config.run import RunConfig, from_dict
 from raymat.data.batch import Geometry
-from raymat.data.dataset.run_dataset import geometry_of, sample_order, source_of
+from raymat.data.dataset.run_dataset import geometry_of, mend_listing, sample_order, source_of
 from raymat.data.dataset.source import SourceSpec
 from raymat.data.lineage import Lineage
 from raymat.data.sample_order import SampleOrder
@@ -83,9 +83,10 @@ def open_run(
     if extends and tenure:  # before the scan: it decides where the extension begins
         tenure.wait_until_alone()
     statuses = scan(store)
-    run, changes = stored or describe_run(config, store), list[RunChange]()
+    run, changes = stored or describe_run(config, store), _mended(config, store, stored)
     if extends:
-        run, changes = extend_run(config, store, run, statuses, grow)
+        run, extensions = extend_run(config, store, run, statuses, grow)
+        changes += extensions
     source, order = data_of_run(config, store, run)
     run = _record(store, run, stored, tenure)
     status = read_status(store, config, order, statuses)
@@ -102,6 +103,13 @@ def open_run(
         status=status,
         complete=is_complete(store, run["run_id"], status, config, order, statuses),
     )
+
+
+def _mended(config: RunConfig, store: Store, stored: dict[str, Any] | None) -> list[RunChange]:
+    """Make again what is damaged and can be made again, and say so."""
+    if stored is None or not mend_listing(config, store, stored["listing"]):
+        return []
+    return [RunChange("the dataset's listing was damaged: the dataset, unchanged, is listed again")]
 
 
 def _record(

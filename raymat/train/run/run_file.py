@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeAlias
 
 from raymat.config.run import RunConfig, to_dict
 from raymat.data.dataset.run_dataset import list_dataset
@@ -23,6 +23,9 @@ RUN_FILE = "run.json"
 RUN_FORMATS = (1, 2, 3)
 """2: with a lineage that is not empty, which a raymat that knows only 1 would ignore. 3: with records in run/."""
 
+_Found: TypeAlias = dict[str, Any] | StorageError | None
+"""A file's content, what is wrong with it, or None if it is missing."""
+
 
 def read_run(store: Store) -> dict[str, Any] | None:
     """Read what the run is; None where there is no such run.
@@ -32,24 +35,22 @@ def read_run(store: Store) -> dict[str, Any] | None:
     Raises:
         NewerFormatError: a newer raymat wrote it. StorageError: it is damaged, or the storage cannot be read.
     """
-    while True:
-        published = _read(store, RUN_FILE)
-        records = list_entries(store, RECORDS)
-        if not records:
-            return _believe(store, published, None)
-        newest = max(records, key=term_of)
-        record = _read(store, path_of(newest, RECORDS))
-        if record is not None:  # else a newer holder has just removed it
-            return _believe(store, record, published)
+    published, record = _read_copies(store)
+    believed = published if record is None else record
+    if not isinstance(believed, StorageError):
+        return believed
+    if record is None or not isinstance(published, dict) or "lease" not in published:
+        raise believed
+    return published
 
 
 def check_run_file(store: Store) -> str | None:
-    """Return what is wrong with `run.json` itself; None if nothing is. Raises as `read_run` does."""
-    published = _read(store, RUN_FILE)
-    if isinstance(published, StorageError):
-        return published.line
-    run = read_run(store)
-    if run is None or published == run:
+    """Return what is wrong with `run.json` or the record that counts; None if nothing is. Raises as `read_run` does."""
+    published, record = _read_copies(store)
+    for each in (published, record):
+        if isinstance(each, StorageError):
+            return each.line
+    if record is None or published == record:
         return None
     return f"{store.url}/{RUN_FILE} is not what the run's newest driver wrote"
 
@@ -107,7 +108,19 @@ def describe_run(config: RunConfig, store: Store) -> dict[str, Any]:
     }
 
 
-def _read(store: Store, path: str) -> dict[str, Any] | StorageError | None:
+def _read_copies(store: Store) -> tuple[_Found, _Found]:
+    """Read `run.json` and the newest holder's record."""
+    while True:
+        published = _read(store, RUN_FILE)
+        records = list_entries(store, RECORDS)
+        if not records:
+            return published, None
+        record = _read(store, path_of(max(records, key=term_of), RECORDS))
+        if record is not None:  # else a newer holder has just removed it
+            return published, record
+
+
+def _read(store: Store, path: str) -> _Found:
     """Read one file; return what is wrong with a damaged one, None if it is missing."""
     data = store.try_read(path)
     if data is None:
@@ -132,17 +145,6 @@ def _read(store: Store, path: str) -> dict[str, Any] | StorageError | None:
         return StorageError(
             f"{store.url}/{path} is damaged ({error}): restore it or use another --name"
         )
-
-
-def _believe(
-    store: Store, first: dict[str, Any] | StorageError | None, second: object
-) -> dict[str, Any] | None:
-    """Return `first`; or, if that is damaged, its copy `second`. Raises StorageError if both are."""
-    if not isinstance(first, StorageError):
-        return first
-    if isinstance(second, dict) and second.get("lease"):
-        return second
-    raise first
 
 
 def _encode(run: Mapping[str, Any]) -> bytes:

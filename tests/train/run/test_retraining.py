@@ -15,6 +15,7 @@ import torch
 
 from raymat.config.run import RunConfig, build
 from raymat.data.batch import MicroBatch
+from raymat.data.dataset.source import _open
 from raymat.data.feed import LocalFeed
 from raymat.data.lineage import DatasetSpan, Lineage
 from raymat.data.sample_order import digest_lanes, digest_text
@@ -347,6 +348,50 @@ def prepare_and_die(world: World, config: RunConfig, after: str) -> None:
 
     Store.write = kill  # type: ignore[method-assign]
     open_run(config, runs.store_of(config))
+
+
+def test_a_damaged_listing_is_made_again_of_the_same_dataset_and_of_no_other(dataset: Path) -> None:
+    store = Store.open(str(dataset), "run")
+    first = open_run(files(dataset), store)
+    (path,) = [f.path for f in store.list() if f.path.startswith("listing-")]
+    whole = store.read(path)
+    store.write(path, whole[:-1] + b"x")
+    _open.cache_clear()
+    resumed = open_run(files(dataset), store)
+    assert [c.line for c in resumed.changes] == [
+        "the dataset's listing was damaged: the dataset, unchanged, is listed again"
+    ]
+    assert (resumed.order, store.read(path)) == (first.order, whole)
+    add(dataset, "train", "a")
+    store.write(path, b"")
+    _open.cache_clear()
+    with pytest.raises(DataError, match="listing is damaged"):
+        open_run(files(dataset), store)
+
+
+@pytest.mark.parametrize("damaged", ["run.json", "run"])
+@pytest.mark.parametrize("how", ["cut", "a digit"])
+def test_what_a_run_is_survives_damage_of_either_copy_but_not_of_both(
+    dataset: Path, damaged: str, how: str
+) -> None:
+    store = Store.open(str(dataset), "run")
+    first = open_run(files(dataset), store)
+    (record,) = [f.path for f in store.list("run")]
+    path = "run.json" if damaged == "run.json" else record
+    data = store.read(path)
+    assert store.read("run.json") == store.read(record)
+    broken = data[:-20] if how == "cut" else data.replace(b'"seed": 0', b'"seed": 1')
+    assert broken != data
+    store.write(path, broken)
+    resumed = open_run(files(dataset), store, tenure=Awaited(lambda: None, "000002-aaaaaaaa"))
+    assert (resumed.run_id, resumed.config.data.seed) == (first.run_id, 0)
+    # Both are whole again.
+    assert [f.path for f in store.list("run")] == ["run/000002-aaaaaaaa.json"]
+    assert store.read("run.json") == store.read("run/000002-aaaaaaaa.json")
+    for each in ("run.json", "run/000002-aaaaaaaa.json"):
+        store.write(each, broken)
+    with pytest.raises(StorageError, match="is damaged"):
+        open_run(files(dataset), store)
 
 
 @pytest.mark.parametrize(("after", "taken"), [("listing-", False), ("run.json", True)])
