@@ -25,6 +25,8 @@ from raymat.train.observability.events import read_lines
 from raymat.train.observability.logger import Row, Spans
 
 FOLDER = "metrics"
+MOST_ON_THEIR_WAY = 2
+"""Snapshots that an attempt may have on their way: one that is written, and one that waits."""
 _NAME = re.compile(r"(?:^|/)(\d+)-(\d+)-a(\d+)\.jsonl$")
 
 
@@ -44,7 +46,21 @@ class MetricsLog:
         self._spans = Spans()
 
     def resumed(self, step: int) -> None:
+        """Go on after `step`; make rows up to it count again that an attempt replaced which did not come so far.
+
+        So it is when a driver that was taken for dead commits a checkpoint after all, which is newer than its successor's.
+        """
         self._first = step + 1
+        segments, needless = list_segments(self._store)
+        first = min((first for _, first in hidden(segments, needless)), default=step + 1)
+        if first <= step:
+            # Whoever has trained a step has found the same; where rows count, those are kept.
+            whole = [replace(s, until=math.inf) for s in [*needless, *segments]]
+            rows = _rows(self._store, whole) | _rows(self._store, segments)
+            self._write(
+                segment_path(first, step, self._attempt),
+                [rows[key] for key in sorted(rows) if first <= key[0] <= step],
+            )
 
     def row(self, row: Row) -> None:
         self._rows.append(row)
@@ -79,7 +95,7 @@ class Segment:
     first: int
     last: int
     until: float = math.inf
-    """The first step that a later attempt has done again: rows from there on do not count."""
+    """The first step from which a later attempt went on: rows from there on do not count."""
 
 
 def list_segments(store: Store) -> tuple[list[Segment], list[Segment]]:
@@ -124,6 +140,12 @@ def read_metrics(store: Store) -> list[Row]:
 
 def _read_rows(store: Store) -> list[Row]:
     segments, _ = list_segments(store)
+    kept = _rows(store, segments)
+    return [kept[key] for key in sorted(kept)]
+
+
+def _rows(store: Store, segments: list[Segment]) -> dict[tuple[int, str], Row]:
+    """Read the rows of `segments` by step and kind, a later segment's instead of an earlier one's."""
     kept: dict[tuple[int, str], Row] = {}
     contents = read_many(store, [segment.path for segment in segments])
     for segment, data in zip(segments, contents, strict=True):
@@ -131,4 +153,28 @@ def _read_rows(store: Store) -> list[Row]:
             step = row.get("step")
             if isinstance(step, int) and step < segment.until:
                 kept[step, str(row.get("kind"))] = row
-    return [kept[key] for key in sorted(kept)]
+    return kept
+
+
+def hidden(segments: list[Segment], needless: list[Segment]) -> list[tuple[Segment, int]]:
+    """Return the segments with rows that do not count though no others have come so far, and the first such step.
+
+    Of each attempt only the newest: those whose checkpoints may still have been on their way when it was replaced.
+    `segments`, `needless`: as `list_segments` returns them.
+    """
+    spans = sorted((s.first, min(s.last, s.until - 1)) for s in segments)
+    newest: dict[int, list[tuple[Segment, float]]] = {}
+    for part in [*((s, s.first) for s in needless), *((s, s.until) for s in segments)]:
+        newest.setdefault(part[0].attempt, []).append(part)
+    found = []
+    for segment, step in (
+        part
+        for parts in newest.values()
+        for part in sorted(parts, key=lambda part: part[0].last)[-MOST_ON_THEIR_WAY:]
+    ):
+        for first, last in spans:
+            if first <= step <= last:
+                step = last + 1
+        if step <= segment.last:
+            found.append((segment, int(step)))
+    return found

@@ -83,10 +83,8 @@ def open_run(
     if extends and tenure:  # before the scan: it decides where the extension begins
         tenure.wait_until_alone()
     statuses = scan(store)
-    run, changes = stored or describe_run(config, store), _mended(config, store, stored)
-    if extends:
-        run, extensions = extend_run(config, store, run, statuses, grow)
-        changes += extensions
+    run, mended = stored or describe_run(config, store), _mended(config, store, stored)
+    run, changes = extend_run(config, store, run, statuses, grow) if extends else (run, [])
     source, order = data_of_run(config, store, run)
     run = _record(store, run, stored, tenure)
     status = read_status(store, config, order, statuses)
@@ -99,7 +97,7 @@ def open_run(
         order=order,
         geometry=geometry_of(config),
         resumed=begun is not None,
-        changes=tuple(changes),
+        changes=(*mended, *changes),
         status=status,
         complete=is_complete(store, run["run_id"], status, config, order, statuses),
     )

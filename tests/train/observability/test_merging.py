@@ -178,6 +178,28 @@ def test_a_late_writer_of_a_dead_attempt_changes_nothing_and_its_merges_neither(
     assert read_as_before(store) == EXPECTED
 
 
+def test_rows_count_again_when_a_run_goes_on_from_a_late_checkpoint_of_an_attempt_that_was_replaced(
+    store: Store,
+) -> None:
+    """A driver slept before its last manifest; its successor left after one step; and the manifest came after all."""
+    write(MetricsLog(store, 1), None, range(2, 17, 2), 1.0)
+    successor = MetricsLog(store, 2)
+    write(successor, 14, range(15, 16), 2.0)
+    assert [step for step, _ in losses(store)] == list(range(1, 16))
+    while MetricsMerge(store, 2)():
+        pass
+    write(MetricsLog(store, 3), 16, range(18, 21, 2), 3.0)
+    assert losses(store) == [
+        *((step, 1.0) for step in range(1, 15)),
+        (15, 2.0),
+        (16, 1.0),
+        *((step, 3.0) for step in range(17, 21)),
+    ]
+    for merge in (MetricsMerge(store, 3), MetricsMerge(store, 3)):
+        merge()
+    assert [step for step, _ in losses(store)] == list(range(1, 21))
+
+
 def test_a_result_that_is_logged_late_is_read_once(store: Store) -> None:
     log = MetricsLog(store, 1)
     log.resumed(0)

@@ -6,7 +6,7 @@ from raymat.storage.bulk import read_many
 from raymat.storage.store import Store
 from raymat.train.observability.events import read_lines
 from raymat.train.observability.merging.merge_plan import next_merge
-from raymat.train.observability.metrics_log import Segment, list_segments, segment_path
+from raymat.train.observability.metrics_log import Segment, hidden, list_segments, segment_path
 
 
 class MetricsMerge:
@@ -28,8 +28,13 @@ class MetricsMerge:
         segments, needless = list_segments(self._store)
         if any(s.attempt > self._attempt for s in [*segments, *needless]):
             return False
+        # The next attempt may need them, until this one has come as far.
+        kept = {segment.path for segment, _ in hidden(segments, needless)}
+        needless = [segment for segment in needless if segment.path not in kept]
         group = next_merge([segment.size for segment in segments])
         merged = [] if group is None else segments[group]
+        if kept.intersection(segment.path for segment in merged):
+            merged = []
         if merged:
             self._write(merged)
         if merged or needless:
