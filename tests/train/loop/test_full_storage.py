@@ -1,0 +1,92 @@
+"""Storage with room for two checkpoints and a half: it fills, is pruned, and the run ends as one that had room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymat.checkpoint.catalog import scan
+from raymat.cli.verify import verify
+from raymat.config.run import RunConfig
+from raymat.distributed.world import World
+from raymat.errors import StorageError
+from raymat.train.loop import startup
+from raymat.train.loop.trainer import Outcome
+from raymat.train.observability.events import read_events
+from tests.support import runs
+from tests.support.kit import rows
+from tests.support.mounts import small_disk
+from tests.support.small import build_small
+from tests.support.workers import in_workers
+
+STEPS, KEEP = 10, 3
+REST = 200_000
+"""Bytes for all that is no checkpoint, with the rest of each file's last page."""
+
+Raymat = Callable[..., tuple[int, list[str], list[str]]]
+
+
+def _train(world: World, config: RunConfig) -> Outcome:
+    startup.build = build_small  # type: ignore[assignment]
+    return runs.train(world, config)
+
+
+def _config(storage: Any) -> RunConfig:
+    return runs.tiny(
+        storage,
+        "run",
+        steps=STEPS,
+        keep=KEEP,
+        valid_examples=0,
+        log_images_interval=10**6,
+        max_checkpoint_age="2s",
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    config = _config(tmp_path_factory.mktemp("roomy"))
+    in_workers(2, _train, config)
+    return config
+
+
+def _room(config: RunConfig) -> int:
+    return scan(runs.store_of(config))[0].bytes * 5 // 2 + REST
+
+
+def _train_and_prune(config: RunConfig, raymat: Raymat) -> list[str]:
+    """Train until the run is complete, and prune whenever it is stopped by storage that is full; what stopped it."""
+    url, stopped = f"{config.storage}/{config.name}", list[str]()
+    while isinstance(found := in_workers(2, _train, config)[0], StorageError):
+        stopped.append(found.line)
+        assert len(stopped) < STEPS
+        torn = [s.id for s in scan(runs.store_of(config)) if s.state == "torn"]
+        assert raymat("prune", url, "--keep", "1", "--yes")[0] == 0
+        (left,) = scan(runs.store_of(config))
+        assert left.state == "committed"
+        told = [e for e in read_events(runs.store_of(config)) if e["kind"] == "delete"]
+        assert set(map(str, torn)) <= {name for event in told for name in event["checkpoints"]}
+    assert found.step == STEPS
+    return stopped
+
+
+def _require_equal(config: RunConfig, undisturbed: RunConfig) -> None:
+    mine, others = runs.checkpoints(config), runs.checkpoints(undisturbed)
+    assert runs.differences(mine[STEPS], others[STEPS]) == []
+    assert rows(runs.store_of(config)) == rows(runs.store_of(undisturbed))
+    assert verify(f"{config.storage}/{config.name}").code == 0
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_is_pruned_and_the_run_ends_right(
+    undisturbed: RunConfig, raymat: Raymat, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path, _room(undisturbed)) as folder:
+        config = _config(folder)
+        stopped = _train_and_prune(config, raymat)
+        assert stopped
+        assert all("no space left there" in line for line in stopped)
+        _require_equal(config, undisturbed)
