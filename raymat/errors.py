@@ -11,6 +11,7 @@
     ├── TrainingError                 training itself cannot go on (non-finite loss that persists)
     ├── ExportError                   an exported network does not do what the network does
     ├── ClusterError                  Ray cannot give what the run needs
+    │   └── RayLostError              Ray died under the run
     ├── StoppedError                  the run was told to stop, and did
     └── LeaseError                    another driver has the run
         └── LeaseLostError            another driver has the run that this one had
@@ -85,6 +86,10 @@ class ExportError(RaymatError):
 
 class ClusterError(RaymatError):
     """Error of a Ray cluster that lacks what the run needs."""
+
+
+class RayLostError(ClusterError):
+    """Loss of the Ray that a run stood on. The process should end soon: Ray's client in it ends it within a minute."""
 
 
 class StoppedError(RaymatError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from raymat.config.flags import parse_run
 from raymat.config.run import RunConfig
 from raymat.config.sections import Stage
-from raymat.errors import ConfigError, RaymatError, StoppedError
+from raymat.errors import ConfigError, RayLostError, RaymatError, StoppedError
 from raymat.version import __version__
 
 __all__ = ["COMMANDS", "fail", "job_main", "main", "parse_run"]
@@ -56,6 +56,10 @@ def _guarded(action: Callable[[], int]) -> int:
             return action()
         finally:
             sys.stdout.flush()  # here, where its error can still be caught
+    except RayLostError as error:
+        code = fail(error)
+        sys.stderr.flush()
+        os._exit(code)  # Ray's client waits for the dead at an orderly end, and complains
     except RaymatError as error:
         return fail(error)
     except BrokenPipeError:  # `raymat base --help | head`: nobody reads on

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.cluster.validation_task import ValidationTask
+from raymat.errors import first_line
 from raymat.train.loop.watchdog import Activity
 from raymat.train.observability.progress import Progress
 from raymat.train.run.notice import Notice
@@ -265,6 +266,6 @@ class Blackboard:
         try:
             found: T = ray.get(answer, timeout=ANSWER_SECONDS)
         except (RayError, TimeoutError) as error:
-            log.warning("the blackboard does not answer: %s", error)
+            log.warning("the blackboard does not answer: %s", first_line(error))
             return otherwise
         return found

@@ -6,7 +6,9 @@ Ray Train's are in `raymat.cluster.ray_train_internals`, which takes seconds to 
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +16,9 @@ import grpc
 import ray
 from ray._private import services
 from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as SETUP_HOOK
+from ray._private.utils import get_shared_memory_bytes, get_system_memory, get_used_memory
 from ray.core.generated.common_pb2 import PYTHON
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
 from ray.core.generated.node_manager_pb2 import GetWorkerPIDsRequest, PrestartWorkersRequest
@@ -26,12 +30,17 @@ __all__ = [
     "SETUP_HOOK",
     "alive_nodes",
     "apply_settings",
+    "available_bytes",
     "check_ray_version",
     "drain_node",
     "draining_nodes",
+    "end_own_ray",
+    "ended_own_process",
     "gcs_client",
+    "hush_cluster",
     "local_heads",
     "local_nodes",
+    "log_folder",
     "prestart_worker",
     "raylet_address",
     "recorded_head",
@@ -39,6 +48,8 @@ __all__ = [
     "responds",
     "worker_pids",
 ]
+
+log = logging.getLogger(__name__)
 
 TESTED_RAY = (2, 60)
 ANSWER_SECONDS = 3.0
@@ -116,6 +127,48 @@ def draining_nodes() -> dict[str, float | None]:
     """Return the nodes being drained, by id in hex, each with its deadline in Unix seconds (None if it has none)."""
     found = ray._private.state.state.get_draining_nodes()
     return {node: deadline / 1000 if deadline else None for node, deadline in found.items()}
+
+
+# The Ray that this process started.
+
+
+def ended_own_process() -> str | None:
+    """Say which of Ray's processes that this one started has ended, and how; None while all that count live."""
+    node = ray._private.worker._global_node
+    for kind, process in node.dead_processes() if node is not None else ():
+        if kind in (PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET):
+            code = process.returncode
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+            return f"{kind} (process {process.pid}) {how}"
+    return None
+
+
+def end_own_ray() -> None:
+    """Kill what is left of Ray's processes that this one started, without a word to their head."""
+    node = ray._private.worker._global_node
+    if node is not None:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+def hush_cluster() -> None:
+    """Keep what the cluster has drivers print off the terminal: the last 20 lines of the log of a node that died, and more."""
+
+    def note(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        log.info("%s", "\n".join(data["lines"]))
+
+    ray._private.worker.print_to_stdstream = note
+
+
+def available_bytes() -> int:
+    """Return the memory in bytes that an object store may take here: what is free, of RAM and of /dev/shm."""
+    free = get_system_memory() - get_used_memory()
+    return int(min(free, get_shared_memory_bytes()) if sys.platform == "linux" else free)
+
+
+def log_folder() -> str | None:
+    """Return the folder of Ray's logs on this machine; None for a client of a cluster elsewhere."""
+    node = ray._private.worker._global_node
+    return str(node.get_logs_dir_path()) if node is not None else None
 
 
 # Worker processes that a raylet starts ahead.

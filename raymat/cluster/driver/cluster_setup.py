@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +14,19 @@ from typing import Any, Literal
 
 import ray
 
-from raymat.cluster.ray_internals import apply_settings, recorded_head, resolve_address, responds
+from raymat.cluster.driver.object_store import LEAST_BYTES
+from raymat.cluster.driver.ray_watch import RayWatch, quiet_terminal
+from raymat.cluster.driver.say import say
+from raymat.cluster.ray_internals import (
+    apply_settings,
+    hush_cluster,
+    recorded_head,
+    resolve_address,
+    responds,
+)
 from raymat.config.run import RunConfig
 from raymat.errors import ClusterError, ConfigError, first_line
 from raymat.train.optim.mixed_precision import precision_on
-
-OBJECT_STORE_BYTES = 2 * 2**30
 
 
 def resolve_auto(
@@ -60,22 +67,32 @@ def worker_resources(config: RunConfig, resources: dict[str, float]) -> dict[str
 
 
 @contextmanager
-def running_ray() -> Iterator[bool]:
+def running_ray(store_bytes: int = LEAST_BYTES) -> Iterator[RayWatch]:
     """Use this process's Ray, join the cluster there is, or start one on this machine; leave it at the end, if it was joined
-    or started here. Gives whether the cluster can grow."""
+    or started here. Gives the watch over it.
+
+    Args:
+        store_bytes: of the object store of a Ray that is started here.
+    """
     apply_settings()
-    origin = _start_ray()
+    origin = _start_ray(store_bytes)
+    watch = RayWatch(own=origin == "started")
+    quiet = quiet_terminal(watch) if origin != "shared" else contextlib.nullcontext()
     try:
-        yield origin != "started"
+        with quiet:
+            yield watch
     finally:
-        if origin != "shared":
+        if watch.lost:
+            watch.end()
+        elif origin != "shared":
             ray.shutdown()
 
 
-def _start_ray() -> Literal["shared", "joined", "started"]:
+def _start_ray(store_bytes: int) -> Literal["shared", "joined", "started"]:
     if ray.is_initialized():
         return "shared"
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    hush_cluster()
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with own_package_first():
         if address := address_to_join():
             say(f"joining the Ray cluster at {address}")
@@ -85,13 +102,18 @@ def _start_ray() -> Literal["shared", "joined", "started"]:
             ray.init(
                 address="local",
                 include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
+                object_store_memory=store_bytes,
                 **quiet,
             )
         except OSError as error:
             folder = os.environ.get("RAY_TMPDIR", "/tmp")
             raise ClusterError(
                 f"Ray cannot start in {folder}: {first_line(error)}; set RAY_TMPDIR to a short path with room"
+            ) from error
+        except Exception as error:  # as which Ray raises that its processes were not up in time
+            raise ClusterError(
+                f"Ray cannot start on this machine: {first_line(error)}; give the same command again when the machine "
+                "is less busy"
             ) from error
     return "started"
 
@@ -177,8 +199,3 @@ def check_room(config: RunConfig, can_grow: bool) -> None:
             say(f"waiting for nodes: {short}")
         elif left < need:
             say(f"waiting for others to finish: {short}, of which {left:g} is free")
-
-
-def say(line: str) -> None:
-    """Print a line for whoever watches the driver."""
-    print(line, file=sys.stderr, flush=True)

@@ -17,13 +17,16 @@ from ray.exceptions import RayError
 from raymat.checkpoint.catalog import scan
 from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.controller.failure_policy import raymat_error
-from raymat.cluster.driver.cluster_setup import check_room, resolve_auto, running_ray, say
+from raymat.cluster.driver.cluster_setup import check_room, resolve_auto, running_ray
+from raymat.cluster.driver.object_store import check_store, own_store_bytes
 from raymat.cluster.driver.progress_line import ProgressLine
+from raymat.cluster.driver.ray_watch import RayWatch
+from raymat.cluster.driver.say import say
 from raymat.cluster.driver.stop_signals import StopSignals
 from raymat.cluster.driver.trainer_setup import build_trainer
-from raymat.cluster.ray_internals import check_ray_version, responds
+from raymat.cluster.ray_internals import check_ray_version
 from raymat.config.run import RunConfig, to_dict
-from raymat.errors import ClusterError, ConfigError, RaymatError, StorageError
+from raymat.errors import ClusterError, ConfigError, RayLostError, RaymatError
 from raymat.storage.store import Store
 from raymat.train.observability.attempt_events import RunLaunched
 from raymat.train.observability.events import EventLog
@@ -60,7 +63,7 @@ def fit(config: RunConfig) -> RunResult:
     store = _open_storage(config)
     with (
         Lease.acquire(store, take_over=config.take_over, say=say) as lease,
-        running_ray() as grows,
+        running_ray(own_store_bytes(config)) as watch,
     ):
         resolve = functools.partial(resolve_auto, resources=ray.cluster_resources())
         run = open_run(config, store, resolve=resolve, tenure=lease)
@@ -68,28 +71,29 @@ def fit(config: RunConfig) -> RunResult:
         _report_changes(run)
         if run.complete:
             return _result(run, run.status, already_complete=True)
-        check_room(run.config, can_grow=grows)
+        check_room(run.config, can_grow=watch.grows)
+        check_store(run.config, ray.cluster_resources())
         _report_launch(run, lease)
         lease.wait_until_alone()
-        _train(run, lease)
+        _train(run, lease, watch)
         mend_run_file(store, lease)
         status = read_status(store, run.config, run.order, scan(store))
         return _result(run, status, already_complete=False)
 
 
-def _train(run: OpenedRun, lease: Lease) -> None:
+def _train(run: OpenedRun, lease: Lease, watch: RayWatch) -> None:
     """Train until the workers return, and raise what ends the run otherwise."""
-    head = ray.get_runtime_context().gcs_address
     board = Blackboard.start()
     signals = StopSignals(board)
     try:
         trainer = build_trainer(run, board, lease.name)
         with ProgressLine(board), signals, lease.calling(board.request_leave):
-            trainer.fit()
+            watch.call(trainer.fit)
     except (ray.train.TrainingFailedError, RayError) as error:
-        raise signals.explain(_explain(error, run.store, board, head)) from error
+        raise signals.explain(_explain(error, board, watch)) from error
     finally:
-        board.stop()
+        if not watch.lost:
+            board.stop()
 
 
 def absolute_paths(config: RunConfig) -> RunConfig:
@@ -146,21 +150,15 @@ def _result(run: OpenedRun, status: RunStatus, *, already_complete: bool) -> Run
     return RunResult(run.store.url, status.step, total, already_complete, status.stopped)
 
 
-def _explain(error: BaseException, store: Store, board: Blackboard, head: str) -> RaymatError:
-    """Tell the user why training ended: what raymat raised, that the run's folder or the cluster's `head` (HOST:PORT) is
-    gone, or why the controller gave up."""
+def _explain(error: BaseException, board: Blackboard, watch: RayWatch) -> RaymatError:
+    """Tell the user why training ended: what raymat raised, that Ray is gone, or why the controller gave up."""
     raised = raymat_error(error)
     if raised is not None:
         return raised
     try:
-        store.require_anchor()
-    except StorageError as gone:
-        return gone
-    if not responds(head):
-        return ClusterError(
-            f"the head of the Ray cluster, {head}, does not answer any more: when it is back, give the same command "
-            "again, and the run goes on from its newest checkpoint"
-        )
+        watch.raise_if_gone()
+    except RayLostError as lost:
+        return lost
     lines = [line for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else repr(error)
     return ClusterError(f"training failed after its restarts: {board.verdict() or last}")

@@ -46,14 +46,23 @@ class StreamPlan:
     geometry: Geometry
 
 
+def row_bytes(side: int, share: int) -> int:
+    """Return the size of a micro-batch of `share` samples of `side` pixels: foreground, background and alpha."""
+    return share * side * side * 7
+
+
 def rows_per_task(plan: StreamPlan, window: Window) -> int:
     """Return how many micro-batches one read task makes: enough to last, few enough to fit and to keep every slot busy."""
-    side = plan.geometry.resolution
     share = math.ceil(plan.order.batch_size / window.world)
-    seconds = share * (0.005 + SECONDS_PER_MEGAPIXEL * side * side / 1e6)
-    by_bytes = MAX_TASK_BYTES // max(1, share * side * side * 7)
     rows = (window.end - window.first) * window.world
-    return max(1, min(math.ceil(TASK_SECONDS / seconds), by_bytes, MAX_ROWS_PER_TASK, rows // 4))
+    return max(1, min(task_rows(plan.geometry.resolution, share), rows // 4))
+
+
+def task_rows(side: int, share: int) -> int:
+    """Return the same for a window without end."""
+    seconds = share * (0.005 + SECONDS_PER_MEGAPIXEL * side * side / 1e6)
+    by_bytes = MAX_TASK_BYTES // max(1, row_bytes(side, share))
+    return max(1, min(math.ceil(TASK_SECONDS / seconds), by_bytes, MAX_ROWS_PER_TASK))
 
 
 def make_row(plan: StreamPlan, window: Window, row: int) -> MicroBatch:
