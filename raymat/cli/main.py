@@ -14,6 +14,7 @@ from raymat.config.flags import parse_run
 from raymat.config.run import RunConfig
 from raymat.config.sections import Stage
 from raymat.errors import ConfigError, RayLostError, RaymatError, StoppedError
+from raymat.storage.urls import redact_urls
 from raymat.version import __version__
 
 __all__ = ["COMMANDS", "fail", "job_main", "main", "parse_run"]
@@ -46,7 +47,7 @@ def job_main(stage: Stage, argv: Sequence[str] | None = None) -> int:
 def fail(error: RaymatError) -> int:
     """Print the error as one line and return its exit code."""
     kind = "" if isinstance(error, StoppedError) else "error: "
-    print(f"raymat: {kind}{error.line}", file=sys.stderr)
+    print(f"raymat: {kind}{redact_urls(error.line)}", file=sys.stderr)
     return error.exit_code
 
 

@@ -72,6 +72,11 @@ def _prune(store: Store, options: Options) -> int:
         pruning = _plan(store, options, alone=why_not is None)
         print(_text(pruning))
         freed = pruning.delete()
+    if not store.may_delete:
+        raise StorageError(
+            f"nothing was deleted: this account may not delete in {store.url}; give it the right "
+            f"{store.delete_right}, or let another account prune"
+        )
     if isinstance(why_not, StorageError) and freed:
         return freed + _prune(store, options)  # there is room now for the lease's object
     if why_not is not None:

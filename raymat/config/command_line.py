@@ -16,6 +16,7 @@ import tyro
 from raymat.config.options import Option, options_of
 from raymat.config.values import Duration, Range
 from raymat.errors import ConfigError
+from raymat.storage.urls import redact_text
 
 try:
     from tyro._errors import on_parse_error  # not public: without it, tyro prints a box and exits
@@ -66,9 +67,11 @@ def named_options(
     _refuse_flags(rest, options, switches)
     lists = [name for name, option in options.items() if get_origin(option.kind) is tuple]
     if rest and not lists:
-        raise ConfigError(f"unrecognized arguments: {' '.join(rest)} ({prog} --help)")
+        raise ConfigError(f"unrecognized arguments: {redact_text(' '.join(rest))} ({prog} --help)")
     for name in lists:  # tyro ends a list at the first flag
         named[name] = (*named.get(name, ()), *rest)
+    for name, value in named.items():
+        options[name].refuse_bad_urls(value)
     return {n: options[n].read(v) if isinstance(v, str) else v for n, v in named.items()}
 
 

@@ -23,6 +23,7 @@ import docstring_parser
 
 from raymat.config.values import describe, fits, read_value
 from raymat.errors import ConfigError
+from raymat.storage.urls import url_problem
 
 
 class OnResume(enum.Enum):
@@ -123,6 +124,8 @@ class Option:
         """Check a value's type and the field's rules; raises ConfigError."""
         if value is None and self.optional:
             return
+        self.refuse_bad_urls(value)
+        self.refuse_bad_urls(value)
         if not fits(value, self.kind):
             expected = describe(self.kind) + (" or nothing" if self.optional else "")
             raise ConfigError(f"{self.flag} must be {expected}, got {value!r}")
@@ -130,6 +133,14 @@ class Option:
             if isinstance(mark, Check) and not mark.holds(value):
                 shown = repr(value) if isinstance(value, str) else value
                 raise ConfigError(f"{self.flag} {mark.words}, got {shown}")
+
+    def refuse_bad_urls(self, value: Any) -> None:
+        """Refuse text with a URL that no option takes, as one with a secret; raises ConfigError."""
+        for text in value if isinstance(value, tuple) else (value,):
+            problem = url_problem(text) if isinstance(text, str) else None
+            if problem is not None:
+                flag = "" if self.spelling.positional else f"{self.flag}: "
+                raise ConfigError(flag + problem)
 
 
 class OptionGroup:

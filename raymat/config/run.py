@@ -27,6 +27,7 @@ from raymat.config.sections import (
 )
 from raymat.config.values import Duration, Range
 from raymat.errors import ConfigError
+from raymat.storage.urls import root_problem
 
 STAGE_DEFAULTS: dict[Stage, dict[str, Any]] = {
     "base": {"epochs": 8.0},
@@ -84,6 +85,8 @@ class RunConfig(OptionGroup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if (problem := root_problem(self.storage)) is not None:
+            raise ConfigError(f"--storage: {problem}")
         self._check_shares()
         require(
             self.stage == "refine" or "refiner" not in self.optim.frozen,

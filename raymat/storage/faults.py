@@ -99,6 +99,7 @@ _REFUSED_KEYS = {
 }  # fmt: skip
 """Codes for keys that expired, were revoked or are mistyped; on S3 some come with status 400."""
 _DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", *_REFUSED_KEYS}
+_NOT_OFFERED = {"MethodNotAllowed", "NotImplemented"}
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "InvalidBucketName")
 _FULL_CODES = ("QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "AccountBeingCreated")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -143,6 +144,8 @@ def classify(error: BaseException, action: str = "read") -> Fault:
     # Before permissions: an exceeded quota comes as 403. Some providers give a status without a code.
     if number in _FULL or code in _FULL_CODES or "507" in (code, str(status)):
         return Fault("full", False, detail)
+    if code in _NOT_OFFERED or 405 in (status, hidden):  # s3fs makes them a PermissionError
+        return Fault("other", False, f"{code or 405}: {detail}")
     if isinstance(error, PermissionError) or code in _DENIED or {status, hidden} & {401, 403}:
         return Fault("denied", False, code or detail)
     if number == errno.EROFS:

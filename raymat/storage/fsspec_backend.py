@@ -5,7 +5,9 @@ from __future__ import annotations
 import bisect
 import contextlib
 import datetime
+import errno
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -46,6 +48,8 @@ class FsspecBackend:
 
     def write(self, path: str, chunks: Sequence[Buffer]) -> None:
         """See `Backend`. Holds a copy of the file meanwhile, since providers want one piece; on S3, of 4 parts only."""
+        if self._is("http", "https"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         if self._is("s3", "s3a"):
             pieces = Pieces(chunks)
             # From two parts on the upload is a multipart one, which takes the parts as slices.

@@ -23,7 +23,7 @@ from raymat.storage.digest import Buffer
 from raymat.storage.faults import DeniedError, MissingFileError, backend_errors, classify
 from raymat.storage.fsspec_backend import FsspecBackend
 from raymat.storage.retry import RetryPolicy
-from raymat.storage.urls import redact
+from raymat.storage.urls import delete_right, redact, root_problem
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +107,11 @@ class Store:
                 "bring it back (is it mounted?), and the same command goes on"
             )
 
+    @property
+    def delete_right(self) -> str:
+        """The name of the right to delete, as the storage's provider has it."""
+        return delete_right(self.url)
+
     def read(self, path: str) -> bytes:
         """Return all bytes of a file. Raises MissingFileError."""
         return self._try("read", path, lambda: self.backend.read(self._at(path)))
@@ -163,7 +168,7 @@ class Store:
         except DeniedError as error:
             self.list("lease")  # raises where it is the keys that are refused
             self._access.may_delete = False
-            log.warning("everything is kept: %s", error.line)
+            log.info("everything is kept: %s", error.line)
 
     def _at(self, path: str) -> str:
         """Return the backend's path of `path`, which must stay inside the run's folder."""
@@ -211,6 +216,8 @@ def _opened(
     may_delete: bool = True,
     anchor: Anchor | None = None,
 ) -> Store:
+    if (problem := root_problem(storage_url)) is not None:
+        raise StorageError(problem)
     access = Access(storage_url, options, allowed)
     access.may_delete = may_delete
     backend: Backend = LocalBackend() if access.is_local else FsspecBackend(access)

@@ -28,6 +28,7 @@ from raymat.train.observability.checkpoint_events import (
     CheckpointSkipped,
     LocalCopiesOff,
     LocalCopyDamaged,
+    NothingDeleted,
     SaveFailed,
     SaveSkipped,
 )
@@ -99,6 +100,7 @@ EXAMPLES: tuple[Event, ...] = (
     SaveSkipped(step=160),
     LocalCopyDamaged(checkpoint=CHECKPOINT, file="shard-00000-of-00002.safetensors", reason="its digest is another"),
     LocalCopiesOff(reason="No space left on device"),
+    NothingDeleted(right="s3:DeleteObject"),
     ValidationDone(
         step=400, loss=0.5, metrics={"sad": 0.25, "mse": None}, seconds=9.0, place="loop", waited=0.0
     ),

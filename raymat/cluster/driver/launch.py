@@ -29,6 +29,7 @@ from raymat.config.run import RunConfig, to_dict
 from raymat.errors import ClusterError, ConfigError, RayLostError, RaymatError
 from raymat.storage.store import Store
 from raymat.train.observability.attempt_events import RunLaunched
+from raymat.train.observability.checkpoint_events import NothingDeleted
 from raymat.train.observability.events import EventLog
 from raymat.train.run.lease.lease import Lease
 from raymat.train.run.open_run import OpenedRun, open_run
@@ -69,6 +70,7 @@ def fit(config: RunConfig) -> RunResult:
         run = open_run(config, store, resolve=resolve, tenure=lease)
         anchor_run(store, run.run_id, lease.name)
         _report_changes(run)
+        _report_rights(run.store)
         if run.complete:
             return _result(run, run.status, already_complete=True)
         check_room(run.config, can_grow=watch.grows)
@@ -131,6 +133,13 @@ def _report_changes(run: OpenedRun) -> None:
         say(change.line)
         if change.event is not None:
             EventLog.for_driver(run.store).emit(change.event)
+
+
+def _report_rights(store: Store) -> None:
+    if not store.may_delete:
+        event = NothingDeleted(right=store.delete_right)
+        say(event.line)
+        EventLog.for_driver(store).emit(event)
 
 
 def _report_launch(run: OpenedRun, lease: Lease) -> None:

@@ -35,7 +35,7 @@ def source_of(config: RunConfig, store: Store, listing: dict[str, Any]) -> Sourc
             size=config.data.resolution,
             valid_count=config.log.valid_examples,
         )
-    url = f"{store.url}/{listing['file']}"
+    url = f"{store.location}/{listing['file']}"
     return SourceSpec.listed(url, listing["digest"], _decoding(listing))
 
 
@@ -144,7 +144,7 @@ def grow_dataset(config: RunConfig, store: Store, listing: dict[str, Any]) -> Gr
             raise DataError(f"--synthetic was {made}, is {count}: a run's dataset can only grow")
         added = tuple(Added(kind, made, count - made) for kind in ("pairs", "backgrounds"))
         return Grown(_made(count), added)
-    old = load_listing(f"{store.url}/{listing['file']}", listing["digest"])
+    old = load_listing(f"{store.location}/{listing['file']}", listing["digest"])
     growth = grow(old, _list(config))
     return Grown(_keep(growth.listing, store, _decoding(listing)), growth.added)
 

@@ -149,6 +149,8 @@ class Retainer:
     def remove_abandoned(self) -> None:
         """Remove what earlier attempts left unfinished: they have ended, as this driver holds the lease."""
         store = self._store
+        if not store.may_delete:
+            return
         try:
             found = find_abandoned(
                 store,
@@ -165,6 +167,8 @@ class Retainer:
 
     def committed(self, state: RunState, damaged: Collection[CheckpointId]) -> None:
         """Delete what a new commit makes needless, unless the last deletion still runs: then with the next commit."""
+        if not self._store.may_delete:
+            return
         if self._running is not None and not self._running.done():
             self._again = True
             return

@@ -66,6 +66,21 @@ class CheckpointsDeleted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NothingDeleted(Event):
+    """The storage lets this account write but not delete: the run trains, and everything in its folder stays."""
+
+    kind = "no_delete"
+    right: Annotated[str, "name of the right that is missing"]
+
+    @property
+    def line(self) -> str:
+        return (
+            f"this account may not delete in the run's folder ({self.right} is missing): it trains, every checkpoint is kept, "
+            "and nothing is merged"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SaveFailed(Event):
     """A save met an error of storage. Written for the first error of a checkpoint, and if it is given up."""
 

@@ -37,7 +37,7 @@ def make_loggers(store: Store, attempt: int, own: str | None, group: Group) -> l
 
 def make_background_merge(store: Store, attempt: int, group: Group) -> BackgroundMerge:
     """Make what merges the objects of metrics, events and TensorBoard: on rank 0; on the other workers it does nothing."""
-    if not group.leads:
+    if not group.leads or not store.may_delete:  # the same would be merged again and again
         return BackgroundMerge(())
     from raymat.train.observability.merging.curves_merge import CurvesMerge
 

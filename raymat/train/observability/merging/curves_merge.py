@@ -84,6 +84,8 @@ def clear_replayed(store: Store, attempt: int, step: int) -> None:
     Raises:
         StorageError: the storage fails.
     """
+    if not store.may_delete:
+        return
     files = [file for file in list_event_files(store) if file.attempt < attempt]
     kept = [file for file in files if file.last <= step]
     replayed = files[len(kept) :]

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 
 from raymat.errors import LeaseError, StorageError
 from raymat.storage.store import Store
-from raymat.train.run.lease.entries import Entry, OwnEntry, Pace, Seen, boottime, name_after
+from raymat.train.run.lease.entries import (
+    Entry,
+    OwnEntry,
+    Pace,
+    Seen,
+    boottime,
+    name_after,
+    remove_entries,
+)
 from raymat.train.run.lease.peers import Peers
 from raymat.train.run.lease.process import Owner
 
@@ -76,7 +84,7 @@ class LeaseAcquisition:
         own, self._own = self._own, None
         if own is not None:
             try:
-                self._store.delete([own.entry.path])
+                remove_entries(self._store, [own.entry])
             except StorageError as error:
                 log.warning("an object of the lease is left behind: %s", error.line)
 
@@ -144,7 +152,7 @@ class LeaseAcquisition:
     def _clear(self, dead: list[Seen]) -> bool:
         """Remove the objects of those that were succeeded; whether one of them may have held the lease to its end."""
         if dead:
-            self._store.delete([seen.entry.path for seen in dead])
+            remove_entries(self._store, [seen.entry for seen in dead])
         return any(seen.entry.state in ("holder", "unreadable") for seen in dead)
 
     def _say_once(self, key: str, line: str) -> None:

@@ -43,7 +43,8 @@ class Pace:
 PACE = Pace()
 
 
-State = Literal["candidate", "holder", "released", "unreadable"]
+State = Literal["candidate", "holder", "released", "withdrawn", "unreadable"]
+"""released: of a holder that has left. withdrawn: of a candidate that gave up where it may not delete."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,20 @@ class OwnEntry:
 
 def _known(kind: type[Entry] | type[Owner], values: dict[str, Any]) -> dict[str, Any]:
     return {field.name: values[field.name] for field in fields(kind) if field.name in values}
+
+
+def remove_entries(store: Store, entries: list[Entry]) -> None:
+    """Remove these objects; where this account may not delete, mark them as those of drivers that have left.
+
+    Raises:
+        StorageError: the storage fails.
+    """
+    store.delete([entry.path for entry in entries])
+    if not store.may_delete:
+        for entry in entries:
+            if entry.state not in ("released", "withdrawn"):
+                left: State = "withdrawn" if entry.state == "candidate" else "released"
+                store.write(entry.path, replace(entry, state=left).encode())
 
 
 def path_of(name: str, folder: str = FOLDER) -> str:

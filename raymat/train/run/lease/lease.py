@@ -26,6 +26,7 @@ from raymat.train.run.lease.entries import (
     impatient,
     list_entries,
     read_entries,
+    remove_entries,
 )
 from raymat.train.run.lease.lease_watch import refuse_successors, require_unsucceeded
 from raymat.train.run.lease.process import Owner
@@ -84,12 +85,12 @@ class Renewal:
     def _remove_former_holders(self, others: list[Seen]) -> None:
         """Remove what former holders wrote that did not know that they were succeeded."""
         zombies = [
-            seen.entry.path
+            seen.entry
             for seen in others
             if seen.entry.state == "holder" and seen.entry.term < self.own.entry.term
         ]
         if zombies:
-            self.own.store.delete(zombies)
+            remove_entries(self.own.store, zombies)
 
 
 class Lease:

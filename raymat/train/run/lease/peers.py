@@ -41,7 +41,7 @@ class Peers:
 
     def is_alive(self, seen: Seen) -> bool:
         """Return whether another's object, just read, must be reckoned with."""
-        if seen.entry.state == "released":
+        if seen.entry.state in ("released", "withdrawn"):
             return False
         if isinstance(seen.entry.owner, Owner) and seen.entry.owner.gone:
             return False

@@ -1,4 +1,4 @@
-"""A run in a bucket whose keys are renewed while it trains: no step is lost, and no attempt ends."""
+"""Runs in buckets whose keys are renewed while they train, or in which their account may not delete."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from raymat.checkpoint.catalog import scan
 from raymat.storage.store import Store
 from raymat.train.observability.events import read_events
 from tests.support.datakit import write_dataset
@@ -28,7 +30,9 @@ LATE_SECONDS = 8.0
 
 
 @contextmanager
-def driver(keys: Path, endpoint: str, steps: int, bucket: str) -> Iterator[subprocess.Popen[str]]:
+def driver(
+    keys: Path, endpoint: str, steps: int, bucket: str, *more: str
+) -> Iterator[subprocess.Popen[str]]:
     command = [
         sys.executable, str(ROOT / "jobs" / "base.py"), "--name", "run",
         "--storage", f"s3://{bucket}/runs", "--dataset", f"s3://{bucket}/data",
@@ -36,7 +40,7 @@ def driver(keys: Path, endpoint: str, steps: int, bucket: str) -> Iterator[subpr
         "--resolution", "32", "--crop", "32", "--batch-size", str(BATCH), "--steps", str(steps),
         "--checkpoint-interval", str(max(2, steps // 20)), "--log-loss-interval", "1",
         "--valid-examples", "2", "--valid-interval", str(steps // 4), "--epoch-examples", "1000000",
-        "--no-spares",
+        "--no-spares", *more,
     ]  # fmt: skip
     environment = {
         **os.environ,
@@ -97,3 +101,36 @@ def test_keys_that_are_renewed_three_times_cost_no_step_and_no_attempt(
     assert [row[:2] for row in rows(seen)] == [(k, k * BATCH) for k in range(1, steps + 1)]
     for secret in (SECRET, *RENEWED.values()):
         assert secret not in output + errors
+
+
+def deletions_refused(request: Any) -> tuple[int, str] | None:
+    bulk = request.method == "POST" and "delete" in request.path
+    return (403, "AccessDenied") if bulk or request.method == "DELETE" else None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_an_account_that_may_not_delete_trains_resumes_keeps_everything_and_is_told_once(
+    s3_server: S3Server, tmp_path: Path
+) -> None:
+    bucket = f"kept-{time.monotonic_ns()}"
+    s3_server.store(bucket)
+    write_dataset(f"{s3_server.folder}/{bucket}", pairs=8)
+    seen = Store.open(f"{s3_server.folder}/{bucket}/runs", "run")
+    file = tmp_path / "credentials"
+    write_keys(file, KEY, SECRET)
+    with FaultProxy(s3_server) as proxy:
+        proxy.refuses = deletions_refused
+        for steps in (8, 12):
+            with driver(file, proxy.endpoint, steps, bucket, "--keep", "1") as process:
+                output, errors = process.communicate(timeout=400)
+            assert process.returncode == 0, errors
+            assert f"complete: step {steps} of {steps}" in output
+            assert errors.count("s3:DeleteObject") == 1
+            assert "Traceback" not in errors
+    assert [e["right"] for e in read_events(seen) if e["kind"] == "no_delete"] == (
+        ["s3:DeleteObject"] * 2
+    )
+    assert [e for e in read_events(seen) if e["kind"] in ("failure", "delete")] == []
+    assert [status.id.step for status in scan(seen)] == [12, 10, 8, 6, 4, 2]
+    assert [row[:2] for row in rows(seen)] == [(k, k * BATCH) for k in range(1, 13)]
