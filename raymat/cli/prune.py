@@ -19,6 +19,7 @@ from raymat.config.options import Spelling, Url
 from raymat.console import ProgressBar, columns, count, size
 from raymat.errors import ConfigError, LeaseError, StorageError
 from raymat.storage.store import Store
+from raymat.storage.urls import delete_right
 from raymat.train.run.lease.lease import Lease
 from raymat.train.run.run_url import list_checkpoints, open_run_url
 
@@ -75,7 +76,7 @@ def _prune(store: Store, options: Options) -> int:
     if not store.may_delete:
         raise StorageError(
             f"nothing was deleted: this account may not delete in {store.url}; give it the right "
-            f"{store.delete_right}, or let another account prune"
+            f"{delete_right(store.url)}, or let another account prune"
         )
     if isinstance(why_not, StorageError) and freed:
         return freed + _prune(store, options)  # there is room now for the lease's object

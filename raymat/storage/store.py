@@ -23,7 +23,7 @@ from raymat.storage.digest import Buffer
 from raymat.storage.faults import DeniedError, MissingFileError, backend_errors, classify
 from raymat.storage.fsspec_backend import FsspecBackend
 from raymat.storage.retry import RetryPolicy
-from raymat.storage.urls import delete_right, redact, root_problem
+from raymat.storage.urls import redact, root_problem
 
 log = logging.getLogger(__name__)
 
@@ -106,11 +106,6 @@ class Store:
                 f"{self.url} is gone: its {self._anchor.paths[0]} is missing or another run's; "
                 "bring it back (is it mounted?), and the same command goes on"
             )
-
-    @property
-    def delete_right(self) -> str:
-        """The name of the right to delete, as the storage's provider has it."""
-        return delete_right(self.url)
 
     def read(self, path: str) -> bytes:
         """Return all bytes of a file. Raises MissingFileError."""

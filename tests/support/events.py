@@ -96,11 +96,11 @@ EXAMPLES: tuple[Event, ...] = (
     CheckpointSkipped(checkpoint=CHECKPOINT, step=120, reason="torn: no manifest"),
     CheckpointCommitted(checkpoint=CHECKPOINT, step=120, seconds=0.4, stall=0.01, bytes=463008),
     CheckpointsDeleted(checkpoints=[CHECKPOINT], torn=True),
+    NothingDeleted(right="s3:DeleteObject"),
     SaveFailed(checkpoint=CHECKPOINT, given_up=False, error="cannot write s3://b/run: no answer"),
     SaveSkipped(step=160),
     LocalCopyDamaged(checkpoint=CHECKPOINT, file="shard-00000-of-00002.safetensors", reason="its digest is another"),
     LocalCopiesOff(reason="No space left on device"),
-    NothingDeleted(right="s3:DeleteObject"),
     ValidationDone(
         step=400, loss=0.5, metrics={"sad": 0.25, "mse": None}, seconds=9.0, place="loop", waited=0.0
     ),

@@ -28,6 +28,7 @@ from raymat.cluster.ray_internals import check_ray_version
 from raymat.config.run import RunConfig, to_dict
 from raymat.errors import ClusterError, ConfigError, RayLostError, RaymatError
 from raymat.storage.store import Store
+from raymat.storage.urls import delete_right
 from raymat.train.observability.attempt_events import RunLaunched
 from raymat.train.observability.checkpoint_events import NothingDeleted
 from raymat.train.observability.events import EventLog
@@ -137,7 +138,7 @@ def _report_changes(run: OpenedRun) -> None:
 
 def _report_rights(store: Store) -> None:
     if not store.may_delete:
-        event = NothingDeleted(right=store.delete_right)
+        event = NothingDeleted(right=delete_right(store.url))
         say(event.line)
         EventLog.for_driver(store).emit(event)
 

@@ -34,6 +34,8 @@ LINES = {
     "restore": "resumed from step-000000120-a002 (attempt 3)",
     "skip": "skipped step-000000120-a002: torn: no manifest",
     "delete": "removed step-000000120-a002: left unfinished by an earlier attempt",
+    "no_delete": "this account may not delete in the run's folder (s3:DeleteObject is missing): it trains, every checkpoint "
+    "is kept, and nothing is merged",
     "save_failed": "saving step-000000120-a002 fails and is tried again: cannot write s3://b/run: no answer",
     "validation_damaged": "validations/step-000000400-a002.json is not believed: its digest is wrong",
     "validation_died": "the validation of step 400 died: its process died",
