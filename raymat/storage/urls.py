@@ -212,7 +212,10 @@ def _scheme_and_rest(link: str) -> tuple[str, str]:
 
 
 def _redact_found(found: re.Match[str]) -> str:
-    return "".join(_redact_link(link, "...") for link in _CHAIN.split(found[0]))
+    # What follows a URL in a sentence is no part of it: "cannot open s3://bucket: ..." has no port.
+    url = found[0].rstrip(":;,.")
+    redacted = "".join(_redact_link(link, "...") for link in _CHAIN.split(url))
+    return redacted + found[0][len(url) :]
 
 
 def _redact_link(text: str, rest: str) -> str:

@@ -18,8 +18,8 @@ from raymat.train.observability.events import read_events
 from raymat.train.observability.metrics_log import read_metrics
 from raymat.train.run.run_file import check_run_file, read_run
 from tests.support import runs
-from tests.support.suspended_drivers import Chaos, Driver, Plan
 from tests.support.s3 import S3Server
+from tests.support.suspended_drivers import Chaos, Driver, Plan
 
 OPTIONS: dict[str, Any] = {
     "steps": 24,
