@@ -153,6 +153,12 @@ def test_no_two_wings_have_a_file_of_one_name() -> None:
     assert {file: wings for file, wings in places.items() if len(wings) > 1} == {}
 
 
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """Of two, pytest would run the first alone."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_no_folder_is_too_large_to_look_through() -> None:
     for folder in {module.parent for module in MODULES}:
         assert len([*folder.glob("*.py")]) - 1 <= MOST_FILES, folder
