@@ -85,9 +85,8 @@ def plan_pruning(
         CheckpointError: there are committed checkpoints, but none verifies. ConfigError: the ends of epochs are not
         known. StorageError: there is no such run, or it cannot be read.
     """
-    attempt = highest_attempt(
-        store
-    )  # before the listing: a torn one of a later attempt is not known to be abandoned
+    # Before the listing: a torn one of a later attempt is not known to be abandoned.
+    attempt = highest_attempt(store)
     statuses = mark_newer(store, list_checkpoints(store))
     stored = read_run(store) or {}
     good, damaged = newest_verified(store, statuses, run=stored.get("run_id"), progress=progress)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymat.errors import CheckpointError, NewerFormatError
-from raymat.storage.digest import digest, is_digest
+from raymat.storage.digest import canonical, is_digest, is_sealed, seal
 
 FORMATS = (1, 2)
 """Of manifests. 2: with the word of the saving."""
@@ -125,8 +125,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Return the canonical form with its own digest, ASCII, one line."""
-        content = self._content()
-        return _canonical(content | {"digest": digest([_canonical(content)])}) + b"\n"
+        return canonical(seal(self._content())) + b"\n"
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
@@ -134,7 +133,7 @@ class Manifest:
         if len(data) > MAX_MANIFEST_BYTES:
             raise CheckpointError(f"manifest of {len(data)} bytes, more than {MAX_MANIFEST_BYTES}")
         content = _parse_object(data)
-        if newer_format(content, FORMATS[-1]) is not None and not _has_own_digest(content):
+        if newer_format(content, FORMATS[-1]) is not None and not is_sealed(content):
             raise CheckpointError("manifest is damaged: its digest or its format is wrong")
         refuse_format(content, FORMATS, "manifest")
         manifest = cls(
@@ -173,12 +172,6 @@ class Manifest:
             )
 
 
-def _has_own_digest(content: dict[str, Any]) -> bool:
-    """Tell a newer manifest from one whose number was damaged: manifests of all formats contain their own digest."""
-    rest = {key: value for key, value in content.items() if key != "digest"}
-    return content.get("digest") == digest([_canonical(rest)])
-
-
 def newer_format(content: Any, known: int) -> int | None:
     """Return the `format` of a parsed file if it is newer than the `known` one, else None."""
     found = content.get("format") if isinstance(content, dict) else None
@@ -198,12 +191,6 @@ def refuse_format(content: Mapping[str, Any], known: Sequence[int], what: str) -
     hint = ": use the raymat that wrote it" if newer else ""
     message = f"{what} of format {found!r}, this version reads {known[-1]}{hint}"
     raise NewerFormatError(message) if newer else CheckpointError(message)
-
-
-def _canonical(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode(
-        "ascii"
-    )
 
 
 def _parse_object(data: bytes) -> dict[str, Any]:

@@ -90,9 +90,8 @@ def verify(url: str, progress: ProgressBar | None = None) -> VerifyReport:
         StorageError: there is no such run or checkpoint, or the storage fails.
     """
     store, checkpoint = open_url(url)
-    record = CommitRecord.of(
-        read_events(store)
-    )  # before the listing: what it calls committed was there
+    # Before the listing: what the record calls committed was there.
+    record = CommitRecord.of(read_events(store))
     statuses = mark_newer(store, list_checkpoints(store, checkpoint))
     run, verdicts = _run_id(store)
     found = verify_checkpoints(store, statuses, run=run, progress=progress)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 Buffer = bytes | bytearray | memoryview
@@ -32,6 +33,22 @@ def digest(buffers: Iterable[Buffer], algorithm: str = ALGORITHM) -> str:
 def matches(expected: str, buffers: Iterable[Buffer]) -> bool:
     """Return whether the concatenated buffers have the digest `expected` (which `is_digest`)."""
     return hmac.compare_digest(expected, digest(buffers, expected.partition(":")[0]))
+
+
+def canonical(content: Mapping[str, Any]) -> bytes:
+    """Return the one form of a JSON object that digests are of: sorted keys, no spaces, ASCII."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `content` with its own digest as `digest`."""
+    return {**content, "digest": digest([canonical(content)])}
+
+
+def is_sealed(content: Mapping[str, Any]) -> bool:
+    """Return whether `content` is as `seal` returned it."""
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return content.get("digest") == digest([canonical(rest)])
 
 
 def is_digest(text: object) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from raymat.config.run import RunConfig, to_dict
 from raymat.data.dataset.run_dataset import list_dataset
 from raymat.errors import NewerFormatError, StorageError
-from raymat.storage.digest import digest
+from raymat.storage.digest import is_sealed, seal
 from raymat.storage.store import Store
 from raymat.train.run.lease.entries import RECORDS, list_entries, path_of, term_of
 from raymat.train.run.lease.tenure import Tenure
@@ -91,10 +91,10 @@ def mend_run_file(store: Store, tenure: Tenure) -> None:
     Raises:
         LeaseLostError: another driver has the run. StorageError: the storage cannot be read or written.
     """
-    run = read_run(store)
-    if run is not None and check_run_file(store) is not None:
+    published, record = _read_copies(store)
+    if isinstance(record, dict) and published != record:
         tenure.require()
-        store.write(RUN_FILE, _encode(run))
+        store.write(RUN_FILE, _encode(record))
 
 
 def describe_run(config: RunConfig, store: Store) -> dict[str, Any]:
@@ -137,9 +137,9 @@ def _read(store: Store, path: str) -> _Found:
                 raise NewerFormatError(message)
             return StorageError(message)
         if stored["format"] == RUN_FORMATS[-1]:
-            claimed = stored.pop("digest")
-            if claimed != _digest(stored):
+            if not is_sealed(stored):
                 raise ValueError("its digest is wrong")
+            del stored["digest"]
         return dict(stored)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return StorageError(
@@ -148,11 +148,7 @@ def _read(store: Store, path: str) -> _Found:
 
 
 def _encode(run: Mapping[str, Any]) -> bytes:
-    return json.dumps({**run, "digest": _digest(run)}, indent=2).encode()
-
-
-def _digest(run: Mapping[str, Any]) -> str:
-    return digest([json.dumps(run, sort_keys=True, separators=(",", ":")).encode()])
+    return json.dumps(seal(run), indent=2).encode()
 
 
 def _versions() -> dict[str, str]:

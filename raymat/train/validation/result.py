@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raymat.checkpoint.manifest import CheckpointId, refuse_format
 from raymat.data.batch import Replacement
 from raymat.errors import CheckpointError, NewerFormatError, first_line
-from raymat.storage.digest import digest
+from raymat.storage.digest import is_sealed, seal
 from raymat.storage.store import Store
 from raymat.train.validation.evaluator import ValidationResult
 
@@ -36,7 +36,7 @@ class StoredResult:
         """Encode the result of a checkpoint of the run with the id `run` as it is stored."""
         values = asdict(self)
         values |= {"format": FORMATS[-1], "run": run, "checkpoint": str(checkpoint)}
-        return _dump(values | {"digest": digest([_dump(values)])})
+        return json.dumps(seal(values), allow_nan=False).encode()
 
     @classmethod
     def decode(cls, data: bytes, run: str, checkpoint: CheckpointId) -> StoredResult:
@@ -98,15 +98,12 @@ class ResultFolder:
 
 def _verify(values: dict[str, Any], run: str, checkpoint: CheckpointId) -> None:
     """Take out what tells a result from all others, if it is right. Raises CheckpointError, KeyError."""
-    if values.pop("digest") != digest([_dump(values)]):
+    if not is_sealed(values):
         raise CheckpointError("its digest is wrong")
+    del values["digest"]
     if (values.pop("run"), values.pop("checkpoint")) != (run, str(checkpoint)):
         raise CheckpointError("it is of another checkpoint or run")
 
 
 def _path(checkpoint: CheckpointId) -> str:
     return f"{FOLDER}/{checkpoint}.json"
-
-
-def _dump(values: Mapping[str, Any]) -> bytes:
-    return json.dumps(values, sort_keys=True, allow_nan=False).encode()
