@@ -66,6 +66,15 @@ def write_keys(file: Path, key: str, secret: str) -> None:
     new.replace(file)
 
 
+def prepared(server: S3Server, folder: Path) -> tuple[str, Store, Path]:
+    """A new bucket with a dataset, its run as the server's own disk has it, and a file with keys to it."""
+    bucket, keys = f"bucket-{time.monotonic_ns()}", folder / "credentials"
+    server.store(bucket)
+    write_dataset(f"{server.folder}/{bucket}", pairs=8)
+    write_keys(keys, KEY, SECRET)
+    return bucket, Store.open(f"{server.folder}/{bucket}/runs", "run"), keys
+
+
 def newest_commit(store: Store) -> int:
     return max((e["step"] for e in read_events(store) if e["kind"] == "commit"), default=0)
 
@@ -76,12 +85,7 @@ def newest_commit(store: Store) -> int:
 def test_keys_that_are_renewed_three_times_cost_no_step_and_no_attempt(
     s3_server: S3Server, tmp_path: Path, steps: int
 ) -> None:
-    bucket = f"renewed-{time.monotonic_ns()}"
-    s3_server.store(bucket)
-    write_dataset(f"{s3_server.folder}/{bucket}", pairs=8)
-    seen = Store.open(f"{s3_server.folder}/{bucket}/runs", "run")
-    file = tmp_path / "credentials"
-    write_keys(file, KEY, SECRET)
+    bucket, seen, file = prepared(s3_server, tmp_path)
     with FaultProxy(s3_server) as proxy:
         proxy.accept(KEY)
         with driver(file, proxy.endpoint, steps, bucket) as process:
@@ -113,12 +117,7 @@ def deletions_refused(request: Any) -> tuple[int, str] | None:
 def test_an_account_that_may_not_delete_trains_resumes_keeps_everything_and_is_told_once(
     s3_server: S3Server, tmp_path: Path
 ) -> None:
-    bucket = f"kept-{time.monotonic_ns()}"
-    s3_server.store(bucket)
-    write_dataset(f"{s3_server.folder}/{bucket}", pairs=8)
-    seen = Store.open(f"{s3_server.folder}/{bucket}/runs", "run")
-    file = tmp_path / "credentials"
-    write_keys(file, KEY, SECRET)
+    bucket, seen, file = prepared(s3_server, tmp_path)
     with FaultProxy(s3_server) as proxy:
         proxy.refuses = deletions_refused
         for steps in (8, 12):
