@@ -46,15 +46,15 @@ class MetricsLog:
         self._spans = Spans()
 
     def resumed(self, step: int) -> None:
-        """Go on after `step`; make rows up to it count again that an attempt replaced which did not come so far.
+        """Go on after `step`. Rows up to it count again where the attempt that replaced them did not get that far.
 
-        So it is when a driver that was taken for dead commits a checkpoint after all, which is newer than its successor's.
+        That happens when a driver that was taken for dead still commits a checkpoint, newer than any of its successor's.
         """
         self._first = step + 1
         segments, needless = list_segments(self._store)
         first = min((first for _, first in hidden(segments, needless)), default=step + 1)
         if first <= step:
-            # Whoever has trained a step has found the same; where rows count, those are kept.
+            # All attempts find the same for a step; of two rows, the one that counts is kept.
             whole = [replace(s, until=math.inf) for s in [*needless, *segments]]
             rows = _rows(self._store, whole) | _rows(self._store, segments)
             self._write(
@@ -157,7 +157,7 @@ def _rows(store: Store, segments: list[Segment]) -> dict[tuple[int, str], Row]:
 
 
 def hidden(segments: list[Segment], needless: list[Segment]) -> list[tuple[Segment, int]]:
-    """Return the segments with rows that do not count though no others have come so far, and the first such step.
+    """Return the segments whose rows do not count although no other covers their steps, and the first such step.
 
     Of each attempt only the newest: those whose checkpoints may still have been on their way when it was replaced.
     `segments`, `needless`: as `list_segments` returns them.
