@@ -100,6 +100,10 @@ def _later(target: str) -> Callable[[Sequence[str]], int]:
 COMMANDS: dict[str, Command] = {
     "base": Command("train the base network", functools.partial(_train, "base")),
     "refine": Command("train the refine network", functools.partial(_train, "refine")),
+    "check": Command(
+        "look at a run's pictures, storage and weights before it begins",
+        _later("raymat.cli.preflight:main"),
+    ),
     "demo": Command(
         "train both stages on made pictures, with a kill and a resume",
         _later("raymat.cluster.demo:main"),

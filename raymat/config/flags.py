@@ -38,10 +38,27 @@ def parse_run(stage: Stage, argv: Sequence[str]) -> RunConfig:
         ConfigError: an unknown flag or key, or a value that cannot be used.
     """
     description = f"Train the {stage} network. The same --storage and --name resume the same run."
-    flags = named_options(argv, f"raymat {stage}", description, _groups(stage), switches={})
+    options, _ = read_options(stage, argv, f"raymat {stage}", description)
+    return build(stage, options)
+
+
+def read_options(
+    stage: Stage, argv: Sequence[str], prog: str, description: str, also: type | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a run's options by name, and those of the dataclass `also`, that a command line and its --config name.
+
+    Raises:
+        ConfigError: an unknown flag or key, or a value that cannot be read.
+    """
+    own = {} if also is None else options_of(also)
+    known = _groups(stage)
+    groups = {**known, "": {**own, **known[""]}}
+    switches = {name: False for name, option in own.items() if option.kind is bool}
+    flags = named_options(argv, prog, description, groups, switches)
+    others = {name: flags.pop(name) for name in own if name in flags}
     source = flags.pop("config", None)
     options = read_yaml(source) if source is not None else {}
-    return build(stage, overlay(options, flags))
+    return overlay(options, flags), others
 
 
 def _groups(stage: Stage) -> Groups:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from raymat.data.batch import Geometry, MicroBatch
 from raymat.data.batch_maker import make_train_batch, make_valid_batch
 from raymat.data.dataset.source import Source
 from raymat.data.sample_order import SampleOrder
 from raymat.distributed.world import World
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class LocalFeed:
@@ -38,12 +41,13 @@ class LocalFeed:
 
     def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
         """Yield this worker's share of the steps `first_step` to `end_step` - 1."""
-        return self._in_order(self._train_batch, range(first_step, end_step))
+        return in_order(self._train_batch, range(first_step, end_step), self._threads)
 
     def valid(self) -> Iterator[MicroBatch]:
         """Yield this worker's share of the validation batches."""
         order = self._order
-        return self._in_order(self._valid_batch, range(0, order.valid_examples, order.batch_size))
+        firsts = range(0, order.valid_examples, order.batch_size)
+        return in_order(self._valid_batch, firsts, self._threads)
 
     def _train_batch(self, step: int) -> MicroBatch:
         shares = self._order.shares(step, self._world)
@@ -54,21 +58,23 @@ class LocalFeed:
         share = self._world.share(min(order.batch_size, order.valid_examples - first))
         return make_valid_batch(self._source, order, self._geometry, first, share)
 
-    def _in_order(
-        self, make: Callable[[int], MicroBatch], items: Iterable[int]
-    ) -> Iterator[MicroBatch]:
-        """Yield `make(item)` for each item, computed ahead; its exception is raised at that item's turn."""
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="raymat-feed")
-        pending: deque[Future[MicroBatch]] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(make, item))
-                if len(pending) > 2 * self._threads:
-                    yield pending.popleft().result()
-            while pending:
+
+def in_order(make: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """Yield `make(item)` for each item, computed ahead by threads; its exception is raised at that item's turn.
+
+    At most two results a thread wait to be taken.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="raymat-feed")
+    pending: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(make, item))
+            if len(pending) > 2 * threads:
                 yield pending.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Feed(Protocol):

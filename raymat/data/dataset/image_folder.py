@@ -43,6 +43,10 @@ class UnreadableImage(DataError):
         return f"{self.path}: {self.reason}"
 
 
+class UnreachableError(DataError):
+    """Error of a storage that cannot be opened or listed, or did not answer: nothing is known of what is there."""
+
+
 READ_RETRY = RetryPolicy(total=120.0, first=0.5, longest=15.0)
 """Default for reads: long enough for an outage or for keys to be renewed, too short to count as stuck."""
 
@@ -59,7 +63,7 @@ class Folder:
         try:
             self._access = Access(url)
         except StorageError as error:
-            raise DataError(error.line) from error
+            raise UnreachableError(error.line) from error
         self._root = self._access.path.rstrip("/")
         self._last_read: str | None = None
         # Local: absolute, since it is read again by processes that run elsewhere.
@@ -97,7 +101,7 @@ class Folder:
             root = f"{self._root}/{path}"
             return self._access.run("list", lambda: self._find_remote(root), RetryPolicy())
         except backend_errors() as error:
-            raise DataError(f"cannot list {self.shown(path)}: {reason(error)}") from error
+            raise UnreachableError(f"cannot list {self.shown(path)}: {reason(error)}") from error
 
     def _find_remote(self, root: str) -> dict[str, int] | None:
         self._fs.invalidate_cache()
@@ -150,7 +154,7 @@ class Folder:
         except backend_errors() as error:
             if permanent:
                 raise UnreadableImage(self.shown(path), reason(error)) from error
-            raise DataError(
+            raise UnreachableError(
                 f"cannot read {self.shown(path)} after {tries} attempts: {reason(error)}"
             ) from error
         self._last_read = path

@@ -23,7 +23,20 @@ def list_dataset(config: RunConfig, store: Store) -> dict[str, Any]:
     """List the dataset and keep the listing in `store`; return the description for `run.json`."""
     if config.data.synthetic is not None:
         return _made(config.data.synthetic)
-    return _keep(_list(config), store, DECODING)
+    return _keep(list_pictures(config), store, DECODING)
+
+
+def list_pictures(
+    config: RunConfig, *, need_train: bool = True, need_valid: bool | None = None
+) -> Listing:
+    """List the dataset, as `build_listing` does; `need_valid`: default: whether the run validates. Raises DataError."""
+    data = config.data
+    assert data.dataset is not None and data.backgrounds is not None
+    if need_valid is None:
+        need_valid = config.log.valid_examples > 0
+    return build_listing(
+        data.dataset, data.backgrounds, need_train=need_train, need_valid=need_valid
+    )
 
 
 def source_of(config: RunConfig, store: Store, listing: dict[str, Any]) -> SourceSpec:
@@ -61,7 +74,7 @@ def mend_listing(config: RunConfig, store: Store, listing: dict[str, Any]) -> bo
         if config.data.dataset is None:
             raise
         try:
-            found = _list(config)
+            found = list_pictures(config)
         except DataError:
             raise error from None
         if found.digest != listing["digest"]:
@@ -145,14 +158,8 @@ def grow_dataset(config: RunConfig, store: Store, listing: dict[str, Any]) -> Gr
         added = tuple(Added(kind, made, count - made) for kind in ("pairs", "backgrounds"))
         return Grown(_made(count), added)
     old = load_listing(f"{store.location}/{listing['file']}", listing["digest"])
-    growth = grow(old, _list(config))
+    growth = grow(old, list_pictures(config))
     return Grown(_keep(growth.listing, store, _decoding(listing)), growth.added)
-
-
-def _list(config: RunConfig) -> Listing:
-    data = config.data
-    assert data.dataset is not None and data.backgrounds is not None
-    return build_listing(data.dataset, data.backgrounds, need_valid=config.log.valid_examples > 0)
 
 
 def _made(count: int) -> dict[str, Any]:

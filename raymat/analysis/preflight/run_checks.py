@@ -1,0 +1,49 @@
+"""All checks, in their order."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from raymat.analysis.preflight.duplicates import check_duplicates
+from raymat.analysis.preflight.findings import Finding, Report, Section
+from raymat.analysis.preflight.folders import find_pictures
+from raymat.analysis.preflight.initial_weights import check_weights
+from raymat.analysis.preflight.picture_files import check_pictures, files_of, places
+from raymat.analysis.preflight.storage_room import check_storage
+from raymat.analysis.preflight.subject import Check, Subject
+from raymat.console import ProgressBar
+from raymat.data.dataset.source import FolderSource
+from raymat.errors import DataError, StorageError
+from raymat.storage.retry import RetryPolicy
+
+CHECKS: tuple[tuple[str, Check], ...] = (
+    ("pictures", check_pictures),
+    ("train/ and valid/", check_duplicates),
+    ("weights", check_weights),
+    ("storage", check_storage),
+)
+
+
+def examine(subject: Subject, progress: ProgressBar) -> tuple[Subject, Report]:
+    """List the subject's pictures and run every check; return it with them, and what was found.
+
+    Raises:
+        DataError: the dataset's URL cannot be opened at all.
+    """
+    listing, findings = find_pictures(subject.config)
+    source = None if listing is None else FolderSource(listing, RetryPolicy())
+    subject = dataclasses.replace(subject, listing=listing, source=source, progress=progress.add)
+    if source is not None:
+        progress.begin(files_of(places(subject)))
+    folders = Section("folders")
+    folders.add(findings)
+    return subject, Report((folders, *(_section(title, check, subject) for title, check in CHECKS)))
+
+
+def _section(title: str, check: Check, subject: Subject) -> Section:
+    section = Section(title)
+    try:
+        section.add(check(subject))
+    except (DataError, StorageError) as error:
+        section.add([Finding("unseen", error.line)])
+    return section
