@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from raymat.analysis.preflight.findings import Finding
 from raymat.analysis.preflight.folders import kinds_of
+from raymat.analysis.preflight.matte_looks import MatteTally, looks_of
 from raymat.analysis.preflight.subject import Subject, threads
 from raymat.console import columns
 from raymat.data.dataset.image_folder import UnreadableImage
@@ -22,8 +23,8 @@ Kind = Literal["pairs", "backgrounds"]
 Size = tuple[int, int]
 """Width and height in pixels."""
 
-FOREGROUND_SCALE: Scale = 4
-"""By how much foregrounds and backgrounds are shrunk: what is damaged is found all the same, in less time."""
+SHRUNK: Scale = 8
+"""Scale at which backgrounds are decoded: what is damaged is found all the same, in less time."""
 
 
 class Place(NamedTuple):
@@ -41,29 +42,26 @@ class Seen:
     place: Place
     size: Size | None
     """None: it cannot be used."""
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...] = ()
+    looks: tuple[str, ...] = ()
+    """What the matte is likely to be, as keys of `matte_statistics.LIKELY`."""
+    matte: str = ""
+    """Where the matte is."""
 
 
 def look(source: Source, place: Place, resolution: int) -> Seen:
     """Open and decode a pair or a background. Raises DataError if the storage does not answer."""
     use_one_thread()
     try:
-        if place.kind == "pairs":
-            fgr, pha = source.open_pair(place.number, valid=place.valid)
-            found = [*_small(fgr, resolution), *_pair(fgr, pha)]
-        else:
-            fgr = source.open_background(place.number, valid=place.valid)
-            fgr.decode(FOREGROUND_SCALE)
-            found = [*_small(fgr, resolution)]
+        if place.kind == "backgrounds":
+            image = source.open_background(place.number, valid=place.valid)
+            image.decode(SHRUNK)
+            return Seen(place, image.size, (*_small(image, resolution),))
+        fgr, pha = source.open_pair(place.number, valid=place.valid)
+        looks = looks_of(fgr, pha)
+        return Seen(place, fgr.size, (*_small(fgr, resolution),), looks, pha.path)
     except UnreadableImage as error:
         return Seen(place, None, (_unusable(error),))
-    return Seen(place, fgr.size, tuple(found))
-
-
-def _pair(fgr: OpenImage, pha: OpenImage) -> Iterator[Finding]:
-    fgr.decode(FOREGROUND_SCALE)
-    pha.decode()
-    yield from ()
 
 
 def _unusable(error: UnreadableImage) -> Finding:
@@ -117,6 +115,7 @@ def check_pictures(subject: Subject) -> Iterator[Finding]:
         return
     resolution = subject.config.data.resolution
     sizes: dict[tuple[Kind, bool], Counter[Size]] = {kind: Counter() for kind in counts_of(source)}
+    mattes = MatteTally()
     try:
         for seen in in_order(
             lambda place: look(source, place, resolution), places(subject), threads()
@@ -124,18 +123,19 @@ def check_pictures(subject: Subject) -> Iterator[Finding]:
             yield from seen.findings
             if seen.size is not None:
                 sizes[seen.place.kind, seen.place.valid][seen.size] += 1
+            if seen.matte:
+                mattes.add(seen.looks, seen.matte)
             subject.progress(files_of([seen.place]))
     except DataError as error:
         yield Finding("unseen", error.line)
+    yield from mattes.findings()
     yield _table(listing, source, sizes)
 
 
 def _table(
     listing: Listing, source: Source, sizes: dict[tuple[Kind, bool], Counter[Size]]
 ) -> Finding:
-    rows: list[tuple[str, ...]] = [
-        ("", "count", "looked at", "smallest", "median", "largest", "kinds")
-    ]
+    rows: list[tuple[str, ...]] = [("", "count", "seen", "smallest", "median", "largest", "kinds")]
     data = []
     for (kind, valid), count in counts_of(source).items():
         split = listing.valid if valid else listing.train
