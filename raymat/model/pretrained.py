@@ -151,7 +151,7 @@ def _check_backbone(
     else:
         message = (
             f"the backbone in {report.source} is not this network's {ours}: "
-            f"{len(different)} tensors differ ({abbreviate(different)})"
+            f"{len(different)} tensors are missing, of another shape or unknown ({abbreviate(different)})"
         )
     raise WeightsError(message)
 

@@ -35,11 +35,28 @@ _BROKEN = (
 )
 """Exceptions of torch.load for bytes that are no weights file, depending on where the fault lies."""
 
+_OTHER_KINDS = (
+    (
+        b"<",
+        "a web page, as servers send in place of a file; fetch it again, with a link to the file itself",
+    ),
+    (
+        b"version https://git-lfs",
+        "a pointer of Git LFS, not the file itself; fetch that with: git lfs pull",
+    ),
+    (b"\x1f\x8b", "compressed with gzip; unpack it first"),
+    (b"\x89HDF", "an HDF5 file; give PyTorch weights"),
+)
+"""First bytes of what is often found under the name of weights, and what to do about it."""
+
 
 def read_file(url: str) -> Any:
-    """Read a weights file: tensors (on the CPU), numbers, strings and containers only."""
+    """Read a weights file: tensors (on the CPU), numbers, strings and containers only.
+
+    The content decides whether it is read as safetensors or as torch's format. Raises WeightsError.
+    """
     data = _fetch(url)
-    if url.endswith(".safetensors"):
+    if _is_safetensors(data):  # whatever its name says
         return _read_safetensors(data, url)
     # DeepLabV3 checkpoints hold scores of numpy's types beside the weights; they are ignored.
     passed_over: list[Any] = [
@@ -68,7 +85,7 @@ def _read_safetensors(data: bytes, url: str) -> dict[str, Tensor]:
         found: dict[str, Tensor] = load(data)
         return found
     except (SafetensorError, KeyError, ValueError) as error:
-        why = f"the file is damaged or no safetensors file ({one_line(error)})"
+        why = f"the file is damaged ({one_line(error)}); fetch it again"
         raise WeightsError(f"cannot read weights from {redact(url)}: {why}") from error
 
 
@@ -93,12 +110,20 @@ def _fetch(url: str) -> bytes:
         raise WeightsError(f"cannot read weights from {redact(url)}: {reason(error)}") from error
 
 
+def _is_safetensors(data: bytes) -> bool:
+    """Return whether the bytes begin as that format does: a header's length in 8 bytes, then the header, in JSON."""
+    return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
+
+
 def _fault_of(data: bytes, error: BaseException) -> str:
     text = one_line(error)
+    for start, what in _OTHER_KINDS:
+        if data.lstrip().startswith(start):
+            return f"it is {what}"
     if "TorchScript" in text:
         return "it is a TorchScript archive; give the PyTorch weights (a state dict) instead"
     if not data.startswith((b"PK\x03\x04", b"\x80")):
-        return "it is not a PyTorch weights file"
+        return "it is not a PyTorch weights file" if data else "it is empty; fetch it again"
     if "Unsupported" in text or "Weights only load failed" in text:
         named = re.search(r"GLOBAL ([\w.]+)", text)
         first = f" (the first: {named[1].rstrip('.')})" if named else ""

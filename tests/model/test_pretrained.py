@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import io
 import json
 import pickle
@@ -320,17 +321,40 @@ def test_files_that_are_no_weights_are_refused_in_one_line(tmp_path: Path) -> No
     torch.save({"a": torch.zeros(50)}, whole)
     contents = {
         "text.pth": b"not a network",
-        "empty.pth": b"",
         "picture.pth": b"\x89PNG\r\n\x1a\n" + bytes(50),
         "cut.pth": whole.getvalue()[:600],
     }
     for name, data in contents.items():
         (tmp_path / name).write_bytes(data)
-    for name in ("text.pth", "empty.pth", "picture.pth"):
+    for name in ("text.pth", "picture.pth"):
         assert refused(model, tmp_path / name) == (
             f"cannot read weights from {tmp_path / name}: it is not a PyTorch weights file"
         )
     assert "damaged or incomplete" in refused(model, tmp_path / "cut.pth")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "it is empty; fetch it again"),
+        (b"\n<!DOCTYPE html><html>", "it is a web page, as servers send in place of a file; fetch it again, with"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "it is a pointer of Git LFS, not the file itself;"),
+        (gzip.compress(b"weights", mtime=0), "it is compressed with gzip; unpack it first"),
+    ],
+    ids=["nothing", "page", "pointer", "gzip"],
+)  # fmt: skip
+def test_what_a_failed_download_leaves_is_named(data: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(data)
+    line = refused(small(), tmp_path / "w.pth")
+    assert line.startswith(f"cannot read weights from {tmp_path / 'w.pth'}: {reason}")
+
+
+def test_the_content_not_the_name_says_which_format_weights_are_in(tmp_path: Path) -> None:
+    weights = copy(small())
+    safetensors.torch.save_file(weights, tmp_path / "safetensors.pth")
+    torch.save(weights, tmp_path / "torch.safetensors")
+    for name in ("safetensors.pth", "torch.safetensors"):
+        assert load_init(small(seed=2), str(tmp_path / name)).missing == ()
 
 
 def test_missing_files_folders_and_unknown_protocols_are_refused_in_one_line(
@@ -399,5 +423,5 @@ def test_a_backbone_of_other_shapes_is_refused(tmp_path: Path) -> None:
     state["backbone.features.5.conv.2.weight"] = torch.zeros(16, 192, 1, 1)
     torch.save(state, tmp_path / "narrow.pth")
     line = refused(small(seed=2), tmp_path / "narrow.pth")
-    assert "is not this network's mobilenetv2: 1 tensors differ" in line
+    assert "is not this network's mobilenetv2: 1 tensors are missing, of another shape" in line
     assert "(backbone.features.5.conv.2.weight)" in line
