@@ -48,6 +48,16 @@ class StandingHead:
         )
         wait_for(lambda: listens(self.dashboard_port), 60)
 
+    def node(self) -> tuple[int, str]:
+        """Its `ray start` process, and its node's id in hex."""
+        assert self._process is not None
+        for pid in descendants(self._process.pid):
+            words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+            for word in words:
+                if words[0].endswith("/raylet") and word.startswith("--node_id="):
+                    return self._process.pid, word.partition("=")[2]
+        raise AssertionError("it has no raylet")
+
     def end(self) -> None:
         """Gently: `ray start --block` ends its cluster, and no other, on SIGTERM."""
         if self._process is not None:

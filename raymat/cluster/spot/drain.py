@@ -1,69 +1,153 @@
 """The drain of this machine's node, which tells Ray that the machine will be taken.
 
-Ray's client ends its whole process if the head stays away for a minute, and a call may hang. So each attempt is a process
-of its own, `python -m raymat.cluster.spot.drain`, and the process that asks for it imports no Ray.
+Ray's client ends its whole process if the head stays away for a minute, and a call may hang. So a process of its own,
+`python -m raymat.cluster.spot.drain`, connects to the head beforehand and waits for the order: on a busy machine the
+start of a Python that imports Ray takes longer than a notice may leave. The process that gives the order imports no Ray.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 from raymat.cluster.spot.metadata import Interruption
+from raymat.cluster.spot.ray_start import end_ray_start
 from raymat.errors import ClusterError
 
 DRAIN_SECONDS = 10.0
-"""Limit of one attempt, with the start of its process (about a second) and a head that is slow to answer."""
+"""Limit of one order, also to a process that has still to start and to connect."""
+RESTART_SECONDS = 30.0
+"""Between two starts of the process while no order is due: each costs a second of a core."""
 CONNECT_SECONDS = 2.0
+DRAINED, REFUSED = "drained ", "refused "
+"""How the process begins its answers; whatever else it prints is Ray's."""
 
 Drain = Callable[[Interruption], str]
 """Has Ray drain this node, and returns the node's id in hex. Raises ClusterError if Ray did not accept."""
 
 
-def drain_by_process(address: str | None, node: str | None) -> Drain:
-    """Return a drain that starts a process for each attempt.
+class DrainProcess:
+    """A process that is connected to Ray's head and waits for the order to drain this node: a `Drain`.
 
     Args:
         address: Ray's head as HOST:PORT; None for the head of this machine's node.
         node: the node's id in hex; None for this machine's only node.
+        say: called with a line for people.
     """
 
-    def drain(notice: Interruption) -> str:
-        deadline_ms = int((notice.deadline or 0) * 1000)
-        order = json.dumps([address, node, notice.reason, deadline_ms])
-        command = [sys.executable, "-m", __spec__.name, order]
+    def __init__(self, address: str | None, node: str | None, say: Callable[[str], None]) -> None:
+        self._place, self._node, self._say = json.dumps([address, node]), node, say
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = float("-inf")
+        self._heard = b""
+        """What came of the next line."""
+        self._last = ""
+        """The last line of the process."""
+
+    def prepare(self) -> None:
+        """Have the process ready; call this again and again. One that has ended is started anew, now and then."""
+        if self._alive:
+            self._read_line(0.0)  # a pipe that is full would stop it
+        elif time.monotonic() - self._started >= RESTART_SECONDS:
+            try:
+                self._start()
+            except OSError as error:
+                self._last = str(error)
+
+    def __call__(self, notice: Interruption) -> str:
+        """Give the order, by SIGTERM to `ray start --block` if no answer comes. Raises ClusterError."""
+        order = json.dumps([notice.reason, int((notice.deadline or 0) * 1000)])
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=DRAIN_SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired:
-            raise ClusterError(f"Ray did not answer within {DRAIN_SECONDS:.0f} s") from None
-        except OSError as error:
-            raise ClusterError(f"cannot start a process: {error}") from None
-        lines = (done.stdout if done.returncode == 0 else done.stderr or done.stdout).split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        if done.returncode != 0:
-            raise ClusterError(last or f"the process ended with {done.returncode}")
-        return last
+            return self._give(order.encode() + b"\n")
+        except (OSError, TimeoutError) as error:
+            self.close()
+            why = str(error) or f"Ray did not answer within {DRAIN_SECONDS:.0f} s"
+            try:
+                node, starter = end_ray_start(self._node)
+            except ClusterError as other:
+                raise ClusterError(f"{why}; {other.line}") from None
+            self._say(f"{why}: SIGTERM to process {starter}, `ray start`, which drains the node")
+            return node
 
-    return drain
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    @property
+    def _alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def _start(self) -> None:
+        self.close()
+        self._started, self._heard, self._last = time.monotonic(), b"", ""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __spec__.name, self._place],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def _give(self, order: bytes) -> str:
+        if not self._alive:
+            self._start()
+        process, deadline = self._process, time.monotonic() + DRAIN_SECONDS
+        assert process is not None
+        assert process.stdin is not None
+        try:
+            process.stdin.write(order)
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has just ended, and says why
+        while (line := self._read_line(deadline - time.monotonic())) is not None:
+            if line.startswith(DRAINED):
+                return line.removeprefix(DRAINED)
+            if line.startswith(REFUSED):
+                raise ClusterError(line.removeprefix(REFUSED))
+        raise ClusterError(self._last or f"the process ended with {process.wait()}")
+
+    def _read_line(self, seconds: float) -> str | None:
+        """Return the next line of the process, "" if a `seconds` of 0 brought none, None at its end. Raises TimeoutError."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._heard:
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([self._process.stdout], [], [], left)[0]:
+                if seconds == 0.0:
+                    return ""
+                raise TimeoutError
+            more = os.read(self._process.stdout.fileno(), 65536)
+            if not more:
+                return None
+            self._heard += more
+        line, _, self._heard = self._heard.partition(b"\n")
+        text = line.decode(errors="replace").strip()
+        self._last = text or self._last
+        return text
 
 
-def _drain_once(address: str | None, node: str | None, reason: str, deadline_ms: int) -> str:
-    """Drain a node, and return its id in hex. `deadline_ms`: Unix milliseconds, 0 for none. Raises ClusterError."""
-    from raymat.cluster.ray_internals import drain_node
+def _drain_once(client: Any, node: str | None, known: str, order: str) -> str:
+    """Drain a node: the `known` one if it lives, else what is found now; return its id in hex. Raises ClusterError."""
+    from raymat.cluster.ray_internals import alive_nodes, drain_node
 
-    client = _client(address)
-    node = _node(client, node)
-    refusal = drain_node(client, node, reason, deadline_ms)
+    reason, deadline_ms = json.loads(order)
+    if known not in alive_nodes(client):
+        known = _node(client, node)
+    refusal = drain_node(client, known, reason, deadline_ms)
     if refusal is not None:
-        raise ClusterError(f"node {node[:8]}: {refusal}")
-    return node
+        raise ClusterError(f"node {known[:8]}: {refusal}")
+    return known
 
 
 def _client(address: str | None) -> Any:
@@ -109,21 +193,24 @@ def _node(client: Any, wanted: str | None) -> str:
     return here[0]
 
 
-def _attempt(order: str) -> int:
-    """Make one attempt, in a process of its own; return the exit code."""
+def _serve(place: str) -> int:
+    """Connect, then follow orders, a line each, until standard input ends; return the exit code."""
     from ray.exceptions import RayError
 
-    address, node, reason, deadline_ms = json.loads(order)
+    address, node = json.loads(place)
     try:
-        print(_drain_once(address, node, reason, deadline_ms))
+        client = _client(address)
+        known = _node(client, node)
+        for order in sys.stdin:
+            print(DRAINED + _drain_once(client, node, known, order), flush=True)
     except ClusterError as error:
-        print(error.line, file=sys.stderr)
+        print(REFUSED + error.line, flush=True)
         return 1
     except (RayError, OSError, RuntimeError, ValueError) as error:
-        print(" ".join(f"{type(error).__name__}: {error}".split())[:300], file=sys.stderr)
+        print(REFUSED + " ".join(f"{type(error).__name__}: {error}".split())[:300], flush=True)
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(_attempt(sys.argv[1]))
+    sys.exit(_serve(sys.argv[1]))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, NoReturn
 from urllib.parse import urlsplit
 
-from raymat.cluster.spot.drain import Drain, drain_by_process
+from raymat.cluster.spot.drain import Drain, DrainProcess
 from raymat.cluster.spot.metadata import (
     LINK_LOCAL,
     Auto,
@@ -132,12 +132,16 @@ def main(argv: Sequence[str]) -> int:
     """Run `raymat spot-watch`, until SIGTERM ends it with exit code 0. Raises ConfigError."""
     options = parse_options(Options, argv, "raymat spot-watch")
     cloud = cloud_of(options, os.environ)
-    drain = drain_by_process(address_of(options, os.environ), _node_id(options.node_id))
+    drain = DrainProcess(address_of(options, os.environ), _node_id(options.node_id), _say)
     watch = SpotWatch(cloud, drain, _say)
     signal.signal(signal.SIGTERM, _end)
-    while True:
-        watch.poll()
-        time.sleep(options.interval)
+    try:
+        while True:
+            drain.prepare()
+            watch.poll()
+            time.sleep(options.interval)
+    finally:
+        drain.close()
 
 
 def cloud_of(options: Options, environ: Mapping[str, str]) -> Cloud:

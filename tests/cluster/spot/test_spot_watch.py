@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -34,6 +35,7 @@ from raymat.cluster.spot.metadata import (
 from raymat.cluster.spot.metadata_request import MetadataError
 from raymat.cluster.spot.watch import Options, SpotWatch, address_of, cloud_of, says_more
 from raymat.errors import ClusterError, ConfigError
+from tests.support.heads import listens, standing_head, wait_for
 from tests.support.paths import ROOT
 
 NODE = "ab" * 28
@@ -531,13 +533,16 @@ def test_a_notice_that_comes_and_goes_drains_once(metadata: Metadata) -> None:
     assert scene.deadlines == [AWS_DEADLINE]
 
 
-def test_an_attempt_that_hangs_is_ended_and_one_that_dies_says_its_last_words(
+def drain_of(address: str | None, node: str | None) -> drain.DrainProcess:
+    return drain.DrainProcess(address, node, lambda line: None)
+
+
+def test_a_process_that_hangs_is_ended_and_one_that_dies_says_its_last_words(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     stand_in = tmp_path / "python"
     monkeypatch.setattr(sys, "executable", str(stand_in))
     monkeypatch.setattr(drain, "DRAIN_SECONDS", 0.5)
-    attempt = drain.drain_by_process(None, None)
     for script, words in (
         ("exec sleep 30", "did not answer within"),
         (
@@ -549,7 +554,7 @@ def test_an_attempt_that_hangs_is_ended_and_one_that_dies_says_its_last_words(
         stand_in.write_text(f"#!/bin/sh\n{script}\n")
         stand_in.chmod(0o755)
         with pytest.raises(ClusterError, match=words):
-            attempt(Interruption("r"))
+            drain_of(None, NODE)(Interruption("r"))
 
 
 def test_a_head_that_is_away_is_told_at_once() -> None:
@@ -557,7 +562,26 @@ def test_a_head_that_is_away_is_told_at_once() -> None:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
         with pytest.raises(ClusterError, match=rf"^Ray's head at \S+:{port}: Connection refused$"):
-            drain.drain_by_process(f"127.0.0.1:{port}", NODE)(Interruption("r"))
+            drain_of(f"127.0.0.1:{port}", NODE)(Interruption("r"))
+
+
+@pytest.mark.slow
+def test_where_no_order_is_answered_ray_start_is_told_to_end_and_drains_by_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with standing_head(cpus=1) as head:
+        starter, node = head.node()
+        stand_in = tmp_path / "python"
+        stand_in.write_text("#!/bin/sh\nexec sleep 30\n")
+        stand_in.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(stand_in))
+        monkeypatch.setattr(drain, "DRAIN_SECONDS", 0.5)
+        said: list[str] = []
+        assert drain.DrainProcess(head.address, node, said.append)(Interruption("r")) == node
+        assert said == [
+            f"Ray did not answer within 0 s: SIGTERM to process {starter}, `ray start`, which drains the node"
+        ]
+        wait_for(lambda: not listens(head.port), 60)
 
 
 # The command.
@@ -607,6 +631,20 @@ def test_cluster_yaml_starts_it_on_workers_alone_after_ray_and_lets_the_session_
     assert "ray start" in before
     assert after.startswith("setsid flock -n ")
     assert after.endswith("< /dev/null &)")
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Have so many processes keep the machine busy, for 20 s at most."""
+    loop = "import os, time; os.nice(5); end = time.time() + 20\nwhile time.time() < end: pass"
+    loops = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(count)]
+    try:
+        time.sleep(2)
+        yield
+    finally:
+        for process in loops:
+            process.kill()
+            process.wait()
 
 
 def start_watch(*argv: str) -> subprocess.Popen[str]:
@@ -727,14 +765,19 @@ def test_the_command_drains_its_node_with_the_deadline(metadata: Metadata) -> No
         assert driver.draining_nodes() == {node: None}
         deadline = int(time.time()) + 120
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(deadline))
-        metadata.action = (200, json.dumps({"action": "terminate", "time": when}))
-        line_with(process, f"Ray drains node {node[:8]}")
+        with busy(16):
+            began = time.monotonic()
+            metadata.action = (200, json.dumps({"action": "terminate", "time": when}))
+            line_with(process, f"Ray drains node {node[:8]}")
+            seconds = time.monotonic() - began
+        print(f"from the notice to the drain under load 16: {seconds:.2f} s")
+        assert seconds < 2
         assert driver.draining_nodes() == {node: float(deadline)}
         # More than one node runs on this machine: without its id none is drained.
         with pytest.raises(ClusterError, match=r"give --node-id"):
-            drain.drain_by_process(cluster.address, None)(Interruption("r"))
+            drain_of(cluster.address, None)(Interruption("r"))
         with pytest.raises(ClusterError, match=r"node cdcdcdcd is not alive"):
-            drain.drain_by_process(cluster.address, "cd" * 28)(Interruption("r"))
+            drain_of(cluster.address, "cd" * 28)(Interruption("r"))
         assert end_watch(process)[1] == ""
         process = None
     finally:
