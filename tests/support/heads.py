@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 import socket
@@ -49,14 +50,19 @@ class StandingHead:
         wait_for(lambda: listens(self.dashboard_port), 60)
 
     def node(self) -> tuple[int, str]:
-        """Its `ray start` process, and its node's id in hex."""
+        """Its `ray start` process, and its node's id in hex. The raylet comes after the dashboard."""
         assert self._process is not None
-        for pid in descendants(self._process.pid):
-            words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
-            for word in words:
-                if words[0].endswith("/raylet") and word.startswith("--node_id="):
-                    return self._process.pid, word.partition("=")[2]
-        raise AssertionError("it has no raylet")
+        starter = self._process.pid
+
+        def raylet_node() -> str | None:
+            for pid in descendants(starter):
+                words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+                if words[0].endswith("/raylet"):
+                    ids = [w.partition("=")[2] for w in words if re.match("--node[-_]id=", w)]
+                    return ids[0] if ids else None
+            return None
+
+        return starter, wait_for(raylet_node, 60)
 
     def end(self) -> None:
         """Gently: `ray start --block` ends its cluster, and no other, on SIGTERM."""

@@ -7,6 +7,7 @@ start of a Python that imports Ray takes longer than a notice may leave. The pro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -57,17 +58,15 @@ class DrainProcess:
         if self._alive:
             self._read_line(0.0)  # a pipe that is full would stop it
         elif time.monotonic() - self._started >= RESTART_SECONDS:
-            try:
+            with contextlib.suppress(OSError):  # the order says so, if it stays so
                 self._start()
-            except OSError as error:
-                self._last = str(error)
 
     def __call__(self, notice: Interruption) -> str:
         """Give the order, by SIGTERM to `ray start --block` if no answer comes. Raises ClusterError."""
         order = json.dumps([notice.reason, int((notice.deadline or 0) * 1000)])
         try:
             return self._give(order.encode() + b"\n")
-        except (OSError, TimeoutError) as error:
+        except OSError as error:
             self.close()
             why = str(error) or f"Ray did not answer within {DRAIN_SECONDS:.0f} s"
             try:
@@ -104,17 +103,15 @@ class DrainProcess:
         process, deadline = self._process, time.monotonic() + DRAIN_SECONDS
         assert process is not None
         assert process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has just ended, and says why
             process.stdin.write(order)
             process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has just ended, and says why
         while (line := self._read_line(deadline - time.monotonic())) is not None:
             if line.startswith(DRAINED):
                 return line.removeprefix(DRAINED)
             if line.startswith(REFUSED):
                 raise ClusterError(line.removeprefix(REFUSED))
-        raise ClusterError(self._last or f"the process ended with {process.wait()}")
+        raise ConnectionAbortedError(self._last or f"the process ended with {process.wait()}")
 
     def _read_line(self, seconds: float) -> str | None:
         """Return the next line of the process, "" if a `seconds` of 0 brought none, None at its end. Raises TimeoutError."""
