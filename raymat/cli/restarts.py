@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from raymat.analysis.goodput.ledger import Ledger, make_ledger
+from raymat.analysis.goodput.table import goodput_table
 from raymat.analysis.restart_phases import Restart, restarts
 from raymat.config.command_line import parse_options
 from raymat.config.options import Url
@@ -19,17 +21,18 @@ _PHASES = ("detect", "start", "restore", "batch", "step", "total")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """List the restarts of a run, oldest first: steps lost, and seconds by phase.
+    """List the restarts of a run, oldest first: steps lost, and seconds by phase; then where the time of all workers went.
 
     Detect: from the last sign of life of a failed worker (one every 2 s) until the failure was noticed. Start: until
     the new workers ran. Restore: until the checkpoint was restored. Batch: until the first batch came. Step: until the
-    first step was done. Exit code: 0, or 2 if there is no such run.
+    first step was done. Goodput is the share of the time, from the first launch to the newest event, that was training
+    which counts. Exit code: 0, or 2 if there is no such run.
     """
 
     url: Url
     """The run: STORAGE/NAME, any fsspec URL."""
     json: bool = False
-    """Print JSON instead of a table; times in seconds."""
+    """Print the restarts as JSON instead of tables; times in seconds."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,11 +43,11 @@ def main(argv: Sequence[str]) -> int:
     if not events:
         raise StorageError(f"there is no run with events at {store.url}")
     found = restarts(events)
-    print(_json(found) if options.json else _text(found))
+    print(_json(found) if options.json else _text(found, make_ledger(events)))
     return 0
 
 
-def _text(found: Sequence[Restart]) -> str:
+def _text(found: Sequence[Restart], ledger: Ledger) -> str:
     rows: list[tuple[str, ...]] = [("attempt", "workers", "resumed", "lost", *_PHASES, "why")]
     for r in found:
         phases = (getattr(r, phase) for phase in _PHASES)
@@ -52,7 +55,9 @@ def _text(found: Sequence[Restart]) -> str:
         lost = "-" if r.lost is None else str(r.lost)
         rows.append((str(r.attempt), str(r.world), str(r.resumed), lost, *seconds, r.why[:80]))
     total = count(len(found), "restart")
-    return "\n".join([columns(rows), total]) if found else total
+    listed = "\n".join([columns(rows), total]) if found else total
+    goodput = goodput_table(ledger)
+    return f"{listed}\n\n{goodput}" if goodput else listed
 
 
 def _json(found: Sequence[Restart]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,8 @@ def test_the_command_prints_a_table_and_json(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:4] == ["attempt", "workers", "resumed", "lost"]
     assert lines[1].split()[:4] == ["2", "1", "50", "0"]
-    assert lines[-1] == "1 restart"
+    assert lines[2:5] == ["1 restart", "", "time of all workers  hours  share"]
+    assert re.fullmatch(r"goodput \d+\.\d% of 0\.00 hours", lines[-1])
     assert main([store.url, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert (found["resumed"], found["why"]) == (50, "node 1f is drained")

@@ -151,6 +151,7 @@ def _report_launch(run: OpenedRun, lease: Lease) -> None:
         lease=lease.name,
         resumed=run.resumed,
         config=to_dict(run.config),
+        heard=lease.heard,
     )
     EventLog.for_driver(run.store).emit(launch)
 

@@ -38,6 +38,9 @@ class RunLaunched(Event):
     lease: Annotated[str, "name of the lease that the driver holds"]
     resumed: Annotated[bool, "whether the run existed before"]
     config: Annotated[dict[str, Any], "the run's configuration"]
+    heard: Annotated[
+        float | None, "Unix seconds at which a driver before that died was last heard of"
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -321,6 +321,7 @@ def test_after_a_release_the_next_one_holds_at_once(store: Store) -> None:
         with Lease.acquire(store, say=no_line) as lease:  # at the usual pace
             assert term_of(lease.name)[0] == number
             assert [entry.name for entry in entries(store)] == [lease.name]
+            assert lease.heard is None
     assert time.monotonic() - began < 5
 
 
@@ -366,9 +367,11 @@ def test_a_holder_that_was_killed_on_this_machine_is_replaced_at_once(local: Sto
         dead.signal(signal.SIGKILL)
         # Its parent, this process, does not ask for its exit code: it is a zombie then.
         os.waitid(os.P_PID, dead.process.pid, os.WEXITED | os.WNOWAIT)
+        (left,) = local.list("lease")
         began = time.monotonic()
         with Lease.acquire(local, pace=Pace(watch=0.5), say=no_line) as lease:
             assert time.monotonic() - began < 5
+            assert lease.heard == left.modified
             lease.wait_until_alone()  # Ray may take seconds to end a dead driver's workers
             assert time.monotonic() - began >= 1
             assert term_of(lease.name) > term_of(dead.name)

@@ -34,6 +34,8 @@ class Acquired:
     own: OwnEntry
     unreleased: bool
     """Whether the holder before did not release it: workers of its may still train."""
+    heard: float | None
+    """When that holder was last heard of, in Unix seconds by the storage's clock; None if unknown, or if it released."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class LeaseAcquisition:
             self._wait_for_holder(live)
             if self._own is not None and not live:
                 if self._promote(self._own, others):
-                    return Acquired(self._own, unreleased=self._clear(others))
+                    self._clear(others)
+                    return _acquired(self._own, others)
                 continue
             if self._own is not None and any(c.term < self._own.entry.term for c in candidates):
                 self.withdraw()
@@ -149,16 +152,22 @@ class LeaseAcquisition:
         self.withdraw()
         return False
 
-    def _clear(self, dead: list[Seen]) -> bool:
-        """Remove the objects of those that were succeeded; whether one of them may have held the lease to its end."""
+    def _clear(self, dead: list[Seen]) -> None:
+        """Remove the objects of those that were succeeded."""
         if dead:
             remove_entries(self._store, [seen.entry for seen in dead])
-        return any(seen.entry.state in ("holder", "unreadable") for seen in dead)
 
     def _say_once(self, key: str, line: str) -> None:
         if key not in self._said:
             self._said.add(key)
             self._say(line)
+
+
+def _acquired(own: OwnEntry, dead: list[Seen]) -> Acquired:
+    """Return what the new holder should know of those that are `dead`, of which one may have held the lease to its end."""
+    unreleased = [seen for seen in dead if seen.entry.state in ("holder", "unreadable")]
+    heard = max((seen.modified for seen in unreleased), default=0.0)
+    return Acquired(own, bool(unreleased), heard or None)
 
 
 def _remedy(holder: Entry) -> str:

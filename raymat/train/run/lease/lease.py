@@ -103,9 +103,13 @@ class Lease:
         RunGoneError: the run's folder is gone for longer than the time to live.
     """
 
-    def __init__(self, renewal: Renewal, pace: Pace, alone_at: float) -> None:
-        """`alone_at`: when no worker of another driver trains any more (monotonic)."""
+    def __init__(
+        self, renewal: Renewal, pace: Pace, alone_at: float, heard: float | None = None
+    ) -> None:
+        """`alone_at`: when no worker of another driver trains any more (monotonic). `heard`: as in `Acquired`."""
         self._renewal, self._pace, self._alone_at = renewal, pace, alone_at
+        self.heard = heard
+        """When a holder before that did not release the run was last heard of (Unix seconds); None: unknown, or none."""
         self._asked: Notice | None = None
         self._lost: LeaseLostError | RunGoneError | None = None
         self._on_leave: Callable[[Notice], None] | None = None
@@ -142,7 +146,7 @@ class Lease:
         own = OwnEntry(
             impatient(store, pace), acquired.own.entry, pace.ttl, proved=acquired.own.proved
         )
-        return cls(Renewal(store, own, pace.ttl, say), pace, alone_at)
+        return cls(Renewal(store, own, pace.ttl, say), pace, alone_at, acquired.heard)
 
     @property
     def name(self) -> str:

@@ -1,0 +1,139 @@
+"""What a run's events tell of each of its attempts: when it started, trained, saved, and how its training ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Event = Mapping[str, Any]
+
+
+@dataclass
+class AttemptRecord:
+    """One attempt. Times are Unix seconds; None where no event tells, since the attempt did not come so far."""
+
+    number: int
+    world: int
+    started: float
+    restored: float | None = None
+    """When its workers had read the checkpoint that they went on from."""
+    resumed: int = 0
+    """The step that they went on from."""
+    batch: float | None = None
+    """When its first batch had come."""
+    trained: float | None = None
+    """When its first step was done."""
+    silent: float | None = None
+    """When its workers were last heard of, or had left or ended: training was over by then."""
+    over: float | None = None
+    """When that was noticed."""
+    complete: bool = False
+    last: float = 0.0
+    """Time of its newest event."""
+    steps: list[tuple[float, int]] = field(default_factory=list)
+    """What is known of its progress: (time, completed steps)."""
+    saved: dict[int, float] = field(default_factory=dict)
+    """By step: when training went on after its state had been copied for a checkpoint."""
+    stalls: list[tuple[float, float]] = field(default_factory=list)
+    """(time, seconds) for which training stood still to copy its state."""
+    validations: list[tuple[float, float]] = field(default_factory=list)
+    """(time of the end, seconds) for which training stood still for validations."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A driver took the run."""
+
+    at: float
+    slots: int
+    """Workers that it may have at most."""
+    heard: float | None
+    """When the driver before it was last heard of, if that had not released the run."""
+
+
+def records(events: Iterable[Event]) -> tuple[list[Launch], list[AttemptRecord]]:
+    """Sort a run's events, oldest first, into launches and attempts.
+
+    Events of other kinds, of kinds that this version does not know, or without a time are passed over.
+    """
+    launches: list[Launch] = []
+    attempts: dict[int, AttemptRecord] = {}
+    for event in events:
+        kind, at, number = event.get("kind"), event.get("time"), event.get("attempt")
+        if at is None:
+            continue
+        if kind == "launch":
+            launches.append(Launch(at, _slots(event), event.get("heard")))
+        elif kind == "start" and number is not None:
+            attempts[number] = AttemptRecord(number, int(event["world"]), at, last=at)
+        elif number in attempts:
+            record = attempts[number]
+            if event.get("writer") != "driver":
+                record.last = max(record.last, at)
+            note = _NOTES.get(str(kind))
+            if note is not None:
+                note(record, event)
+    return launches, [attempts[number] for number in sorted(attempts)]
+
+
+def _slots(event: Event) -> int:
+    """Return the workers that a launch asked for: `--workers N` or `MIN:MAX`."""
+    most = str(event.get("config", {}).get("workers", 1)).rpartition(":")[2]
+    return int(most) if most.isdigit() else 1
+
+
+def _restore(record: AttemptRecord, event: Event) -> None:
+    record.restored, record.resumed = event["time"], int(event["step"])
+
+
+def _first_step(record: AttemptRecord, event: Event) -> None:
+    record.trained = event["time"]
+    record.batch = event["time"] - event["seconds"] + event["batch"]
+    record.steps.append((event["time"], int(event["step"])))
+
+
+def _commit(record: AttemptRecord, event: Event) -> None:
+    copied = event["time"] - event["seconds"]
+    record.saved.setdefault(int(event["step"]), copied + event["stall"])
+    record.steps.append((copied, int(event["step"])))
+    record.stalls.append((copied, event["stall"]))
+
+
+def _validation(record: AttemptRecord, event: Event) -> None:
+    in_loop = event["place"] == "loop"
+    record.validations.append((event["time"], event["seconds" if in_loop else "waited"]))
+    if in_loop:  # beside training the step is that of the checkpoint, not of now
+        record.steps.append((event["time"], int(event["step"])))
+
+
+def _leave(record: AttemptRecord, event: Event) -> None:
+    record.silent = record.over = event["time"]
+    record.steps.append((event["time"], int(event["step"])))
+
+
+def _end(record: AttemptRecord, event: Event) -> None:
+    if event.get("outcome") == "complete":
+        record.silent = record.over = event["time"]
+        record.complete = True
+
+
+def _failure(record: AttemptRecord, event: Event) -> None:
+    signs = event.get("last", {}).values()
+    silent = max((sign["silent"] for sign in signs), default=0.0)
+    record.over = event["time"]
+    record.silent = event["time"] - silent
+    step = max((sign["step"] for sign in signs), default=None)
+    if step is not None:
+        record.steps.append((record.silent, int(step)))
+
+
+_NOTES = {
+    "restore": _restore,
+    "first_step": _first_step,
+    "commit": _commit,
+    "validation": _validation,
+    "leave": _leave,
+    "end": _end,
+    "failure": _failure,
+}

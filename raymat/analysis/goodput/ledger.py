@@ -1,0 +1,212 @@
+"""The ledger of a run's time: from its first launch to its end, every second of every worker slot has exactly one cause.
+
+It is made of the run's events alone, so that the whole past of any run can be read from its storage at any time. A slot is
+room for one worker; a run has as many as it may have workers. Time passes through these causes:
+
+    launch ── start-up ── start ── restore ── start-up ── first step ── training ... ── last sign ── detection ─┐
+       ^                    ^                                                                                   │
+       │                    └──────────── start-up ───────────── failure noticed, or workers left ──────────────┘
+       └── undriven ── a driver died
+
+Of the training time, stalls of saves and validations are told apart. What was trained after the state that a later attempt
+went on from is lost: it was done again.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from raymat.analysis.goodput.attempts import AttemptRecord, Event, Launch, records
+
+Cause = Literal[
+    "training",
+    "lost",
+    "save stall",
+    "validation",
+    "restore",
+    "start-up",
+    "detection",
+    "capacity",
+    "undriven",
+    "ending",
+]
+"""training: of steps that count. lost: of steps that were done again. capacity: a slot without a machine. ending: from
+the last step until the driver let go."""
+
+CAUSES: tuple[Cause, ...] = get_args(Cause)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of time in which `slots` worker slots had one cause. Times in Unix seconds."""
+
+    begin: float
+    end: float
+    cause: Cause
+    slots: int
+    attempt: int
+    """The attempt that it belongs to; 0 before the first."""
+
+    @property
+    def slot_seconds(self) -> float:
+        """Its length, times its slots."""
+        return (self.end - self.begin) * self.slots
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The spans of a run, by their beginning. Spans of one moment together have all slots of the run."""
+
+    spans: tuple[Span, ...]
+
+    @property
+    def by_cause(self) -> dict[Cause, float]:
+        """Slot-seconds of every cause that took any."""
+        total: Counter[Cause] = Counter()
+        for span in self.spans:
+            total[span.cause] += span.slot_seconds  # type: ignore[assignment]
+        return {cause: total[cause] for cause in CAUSES if total[cause]}
+
+    @property
+    def slot_seconds(self) -> float:
+        """Sum of all spans."""
+        return sum(span.slot_seconds for span in self.spans)
+
+    @property
+    def goodput(self) -> float:
+        """Share of the time that was training which counts; 1 for a run without any time."""
+        total = self.slot_seconds
+        return self.by_cause.get("training", 0.0) / total if total else 1.0
+
+
+def make_ledger(events: Iterable[Event], until: float | None = None) -> Ledger:
+    """Account for a run's time, from its events, oldest first.
+
+    Args:
+        until: Unix seconds at which the account ends; None: with the newest event. A run that trains right now has all of
+            its training counted as kept.
+    """
+    events = list(events)
+    launches, attempts = records(events)
+    times = [event["time"] for event in events if event.get("time") is not None]
+    if not times or not (launches or attempts):
+        return Ledger(())
+    end = max(times) if until is None else until
+    marks = sorted(_marks(launches, attempts), key=lambda mark: (mark.at, mark.attempt))
+    world = {attempt.number: attempt.world for attempt in attempts}
+    spans = (
+        part
+        for span in _between(marks, end)
+        for part in _fill_slots(span, world, _slots_at(launches, attempts, span.begin))
+    )
+    return Ledger(tuple(spans))
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """From `at` on the run's time has this cause."""
+
+    at: float
+    cause: Cause
+    attempt: int
+
+
+def _marks(launches: Sequence[Launch], attempts: Sequence[AttemptRecord]) -> Iterator[_Mark]:
+    """Yield where the cause changes, attempt by attempt. `kept`: the lowest step that a later attempt went on from."""
+    for launch in launches:
+        before = max((a.number for a in attempts if a.started < launch.at), default=0)
+        yield _Mark(launch.at, "start-up", before)
+    kept: int | None = None
+    following = [*(attempt.started for attempt in attempts[1:]), None]
+    for attempt, next_start in zip(reversed(attempts), reversed(following), strict=True):
+        successor = next((launch for launch in launches if launch.at > attempt.started), None)
+        if successor is not None and next_start is not None and successor.at > next_start:
+            successor = None
+        yield from _marks_of(attempt, kept, successor)
+        kept = attempt.resumed if kept is None else min(kept, attempt.resumed)
+
+
+def _marks_of(
+    attempt: AttemptRecord, kept: int | None, successor: Launch | None
+) -> Iterator[_Mark]:
+    """Yield the marks of one attempt; `successor`: the launch that followed before another attempt did, if one did."""
+    number = attempt.number
+    yield _Mark(attempt.started, "restore", number)
+    if attempt.restored is not None:
+        yield _Mark(attempt.restored, "start-up", number)
+    silent, over = attempt.silent, attempt.over
+    if silent is None and successor is not None:  # its driver died, and nobody wrote an end
+        silent = min(max(attempt.last, successor.heard or 0.0), successor.at)
+        yield _Mark(silent, "undriven", number)
+    if attempt.trained is not None:
+        lost_from = _lost_from(attempt, kept)
+        for at, cause in _training(attempt, silent):
+            yield _Mark(at, cause if lost_from is None or at < lost_from else "lost", number)
+        if lost_from is not None and (silent is None or lost_from < silent):
+            yield _Mark(max(lost_from, attempt.trained), "lost", number)
+    if attempt.silent is not None and over is not None:
+        yield _Mark(attempt.silent, "detection", number)
+        yield _Mark(over, "ending" if attempt.complete else "start-up", number)
+
+
+def _training(attempt: AttemptRecord, silent: float | None) -> Iterator[tuple[float, Cause]]:
+    """Yield the changes between training, stalls and validations, from the first step until training is over."""
+    assert attempt.trained is not None
+    begin, end = attempt.trained, float("inf") if silent is None else silent
+    yield begin, "training"
+    stood: list[tuple[float, float, Cause]] = [
+        *((at, at + seconds, "save stall") for at, seconds in attempt.stalls),
+        *((at - seconds, at, "validation") for at, seconds in attempt.validations),
+    ]
+    for first, last, cause in sorted(stood):
+        first, last = max(first, begin), min(last, end)
+        if first < last:
+            yield first, cause
+            yield last, "training"
+            begin = last
+
+
+def _lost_from(attempt: AttemptRecord, kept: int | None) -> float | None:
+    """Return when what the attempt trained began to be lost; None if all of it counts. `kept`: the last step that does."""
+    if kept is None or attempt.trained is None:
+        return None
+    if kept <= attempt.resumed:
+        return attempt.trained
+    if kept in attempt.saved:
+        return attempt.saved[kept]
+    known = sorted(attempt.steps, key=lambda point: point[1])
+    place = bisect.bisect_left([step for _, step in known], kept)
+    if place == len(known):
+        return None
+    if place == 0:
+        return attempt.trained
+    (before, low), (after, high) = known[place - 1], known[place]
+    return before + (after - before) * (kept - low) / max(1, high - low)
+
+
+def _between(marks: Sequence[_Mark], end: float) -> Iterator[Span]:
+    """Yield the spans between marks, with one slot each, and from the last mark to `end`."""
+    for mark, until in zip(marks, [*(m.at for m in marks[1:]), end], strict=True):
+        until = min(until, end)
+        if mark.at < until:
+            yield Span(mark.at, until, mark.cause, 1, mark.attempt)
+
+
+def _fill_slots(span: Span, world: dict[int, int], slots: int) -> Iterator[Span]:
+    """Give a span all slots of the run: those of workers that the attempt did not have are without a machine."""
+    driven = span.cause != "undriven"
+    present = min(slots, world.get(span.attempt, slots)) if driven else slots
+    yield replace(span, slots=present)
+    if present < slots:
+        yield replace(span, slots=slots - present, cause="capacity")
+
+
+def _slots_at(launches: Sequence[Launch], attempts: Sequence[AttemptRecord], at: float) -> int:
+    """Return how many slots the run had: as many as its newest launch asked for, and at least its workers."""
+    asked = [launch.slots for launch in launches if launch.at <= at][-1:]
+    worlds = [attempt.world for attempt in attempts if attempt.started <= at][-1:]
+    return max([*asked, *worlds, 1])

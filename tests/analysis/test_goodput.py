@@ -1,0 +1,228 @@
+"""The ledger of a run's time gives every second of every slot one cause."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from raymat.analysis.goodput.ledger import Ledger, make_ledger
+
+Events = list[dict[str, Any]]
+
+
+def event(at: float, attempt: int, kind: str, **fields: Any) -> dict[str, Any]:
+    writer = "driver" if kind in ("launch", "failure") else "rank-00000"
+    return {"time": at, "attempt": attempt, "writer": writer, "kind": kind, **fields}
+
+
+def commit(at: float, attempt: int, step: int, stall: float = 0.0) -> dict[str, Any]:
+    """A state copied at `at` and committed 0.5 s later."""
+    return event(at + 0.5, attempt, "commit", step=step, seconds=0.5, stall=stall)
+
+
+def launch(at: float, workers: str = "1", attempt: int = 0, **fields: Any) -> dict[str, Any]:
+    return event(at, attempt, "launch", config={"workers": workers}, **fields)
+
+
+def started(at: float, attempt: int, world: int = 1) -> dict[str, Any]:
+    return event(at, attempt, "start", world=world)
+
+
+def first_step(at: float, attempt: int, step: int) -> dict[str, Any]:
+    return event(at, attempt, "first_step", step=step, seconds=2.0, batch=1.0)
+
+
+def ended(at: float, attempt: int) -> dict[str, Any]:
+    return event(at, attempt, "end", outcome="complete")
+
+
+def failed(at: float, attempt: int, silent: float, step: int) -> dict[str, Any]:
+    return event(at, attempt, "failure", ranks={}, last={"0": {"silent": silent, "step": step}})
+
+
+def causes(ledger: Ledger) -> dict[str, float]:
+    return {cause: round(seconds, 6) for cause, seconds in ledger.by_cause.items()}
+
+
+UNDISTURBED = [
+    launch(100),
+    started(103, 1),
+    first_step(105, 1, 1),
+    commit(120, 1, 15, stall=0.25),
+    event(141, 1, "validation", step=30, seconds=6.0, place="loop", waited=0.0),
+    ended(150, 1),
+    event(151, 1, "merged"),
+]
+
+
+def test_an_undisturbed_run_has_start_up_training_stalls_validations_and_an_end() -> None:
+    found = make_ledger(UNDISTURBED)
+    assert causes(found) == {
+        "training": 150 - 105 - 0.25 - 6,
+        "save stall": 0.25,
+        "validation": 6.0,
+        "restore": 2.0,
+        "start-up": 3.0,
+        "ending": 1.0,
+    }
+    assert found.slot_seconds == 51.0
+    assert found.goodput == pytest.approx(38.75 / 51)
+
+
+def test_steps_after_the_checkpoint_that_was_gone_on_from_are_lost() -> None:
+    found = make_ledger(
+        [
+            launch(0),
+            started(2, 1),
+            first_step(4, 1, 1),
+            commit(13, 1, 10),
+            failed(20, 1, silent=1.5, step=15),
+            started(23, 2),
+            event(24, 2, "restore", step=10),
+            first_step(26, 2, 11),
+            ended(40, 2),
+        ]
+    )
+    assert causes(found) == {
+        "training": (13 - 4) + (40 - 26),
+        "lost": 18.5 - 13,
+        "restore": 2.0 + 1.0,
+        "start-up": 2.0 + 3.0 + 2.0,
+        "detection": 1.5,
+    }
+
+
+def test_a_later_attempt_that_goes_further_back_loses_what_the_ones_between_kept() -> None:
+    found = make_ledger(
+        [
+            launch(0),
+            started(0, 1),
+            first_step(0, 1, 0),
+            commit(10, 1, 10),
+            event(20, 1, "leave", step=20, reason="", committed=20),
+            started(20, 2),
+            event(20, 2, "restore", step=20),
+            first_step(20, 2, 21),
+            event(30, 2, "leave", step=30, reason="", committed=30),
+            started(30, 3),
+            event(30, 3, "restore", step=10),
+            first_step(30, 3, 11),
+            ended(60, 3),
+        ]
+    )
+    assert causes(found) == {"training": 10.0 + 30.0, "lost": 10.0 + 10.0}
+
+
+def test_a_driver_that_died_leaves_its_run_undriven_from_its_last_sign() -> None:
+    died = [launch(0), started(0, 1), first_step(0, 1, 0), commit(10, 1, 10)]
+    after = [started(105, 2), event(105, 2, "restore", step=10), first_step(105, 2, 11), ended(115, 2)]  # fmt: skip
+    heard = causes(make_ledger([*died, launch(100, attempt=1, heard=14.0), *after]))
+    assert heard == {"training": 20.0, "lost": 4.0, "undriven": 86.0, "start-up": 5.0}
+    unheard = causes(make_ledger([*died, launch(100, attempt=1), *after]))
+    assert unheard == {"training": 20.0, "lost": 0.5, "undriven": 89.5, "start-up": 5.0}
+
+
+def test_slots_without_a_machine_wait_for_capacity() -> None:
+    found = make_ledger(
+        [launch(0, "1:4"), started(10, 1, world=3), first_step(12, 1, 1), ended(52, 1)]
+    )
+    assert causes(found) == {
+        "training": 3 * 40.0,
+        "restore": 3 * 2.0,
+        "start-up": 4 * 10.0,
+        "capacity": 42.0,
+    }
+    assert found.slot_seconds == 4 * 52.0
+
+
+def test_a_run_that_trains_now_is_accounted_for_until_now() -> None:
+    running = [launch(0), started(1, 1), first_step(2, 1, 1)]
+    assert causes(make_ledger(running, until=12.0)) == {
+        "training": 10.0,
+        "restore": 1.0,
+        "start-up": 1.0,
+    }
+
+
+def test_a_log_without_drivers_or_attempts_has_an_empty_ledger() -> None:
+    assert make_ledger([]).spans == make_ledger([{"kind": "odd"}]).spans == ()
+    assert make_ledger([]).goodput == 1.0
+
+
+class History:
+    """A run's history whose true account is known: it trains 10 steps a second on up to 4 workers, and is disturbed."""
+
+    def __init__(self, seed: int) -> None:
+        self.draws = random.Random(seed)
+        self.now, self.attempt, self.step = 1000.0, 0, 0
+        self.events: Events = []
+        self.truth: Counter[str] = Counter()
+        self.pending: list[tuple[int, list[tuple[str, float]]]] = []
+        """Stretches of training that may still be lost, by the step that they lead from."""
+
+    def spend(self, cause: str, seconds: float, slots: int = 4) -> None:
+        self.truth[cause] += seconds * slots
+        self.truth["capacity"] += seconds * (4 - slots)
+        self.now += seconds
+
+    def play(self, disturbances: int) -> None:
+        self.events.append(launch(self.now, "2:4"))
+        self.spend("start-up", self.draws.uniform(5, 20))
+        for left in range(disturbances, -1, -1):
+            self.live(last=left == 0)
+
+    def live(self, last: bool) -> None:
+        draws, self.attempt = self.draws, self.attempt + 1
+        number, world = self.attempt, draws.randint(2, 4)
+        self.events.append(started(self.now, number, world))
+        self.spend("restore", draws.uniform(0.5, 3), world)
+        if self.step:
+            self.events.append(event(self.now, number, "restore", step=self.step))
+            self.spend("start-up", draws.uniform(1, 4), world)
+        self.events.append(first_step(self.now, number, self.step + 1))
+        done = self.step
+        for _ in range(draws.randint(1, 8)):
+            steps = draws.randint(10, 200)
+            self.spend("training", steps / 10, world)
+            done += steps
+            stall = draws.uniform(0, 0.05)
+            self.events.append(event(self.now + 0.4, number, "commit", step=done, seconds=0.4, stall=stall))  # fmt: skip
+            self.spend("save stall", stall, world)
+            self.step = done
+        how = "complete" if last else draws.choice(("failure", "leave", "died"))
+        if how == "complete":
+            self.events.append(ended(self.now, number))
+            return
+        lost = draws.randint(10, 100)
+        if how == "leave":
+            self.spend("training", lost / 10, world)
+            self.step = done + lost
+            self.events.append(event(self.now, number, "leave", step=self.step, reason="", committed=self.step))  # fmt: skip
+            self.spend("start-up", draws.uniform(2, 9), world)
+            return
+        self.spend("lost", lost / 10, world)
+        if how == "failure":
+            silent = draws.uniform(0.1, 6)
+            self.spend("detection", silent, world)
+            self.events.append(failed(self.now, number, silent, done + lost))
+            self.spend("start-up", draws.uniform(2, 9), world)
+            return
+        heard = self.now
+        self.spend("undriven", draws.uniform(20, 4000))
+        self.events.append(launch(self.now, "2:4", attempt=number, heard=heard))
+        self.spend("start-up", draws.uniform(5, 20), world)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_account_of_a_random_history_is_its_truth(seed: int) -> None:
+    history = History(seed)
+    history.play(disturbances=12)
+    events = sorted(history.events, key=lambda e: e["time"])
+    found = make_ledger(events, until=history.now)
+    wall = 4 * (history.now - 1000.0)
+    assert found.slot_seconds == pytest.approx(wall, rel=1e-9)
+    true = {cause: seconds for cause, seconds in history.truth.items() if seconds}
+    assert found.by_cause == pytest.approx(true, abs=1e-6 * wall)
