@@ -15,12 +15,14 @@ import yaml
 
 from raymat.analysis.preflight.findings import Report
 from raymat.analysis.preflight.run_checks import examine
+from raymat.analysis.preflight.sample_sheet import sample_sheet
 from raymat.analysis.preflight.subject import Subject
 from raymat.config.flags import read_options
-from raymat.config.options import OptionGroup, at_least
+from raymat.config.options import OptionGroup, Spelling, at_least
 from raymat.config.run import RunConfig, build, to_dict
 from raymat.config.sections import Stage
 from raymat.console import ProgressBar
+from raymat.storage.output_files import check_output, write_output
 
 _NAME = "unnamed"
 """Of a run that no option names."""
@@ -41,6 +43,8 @@ class Options(OptionGroup):
     """Pairs, and backgrounds, of each of train/ and valid/ to look at without --all."""
     json: bool = False
     """Print the findings as JSON."""
+    contact_sheet: Annotated[str | None, Spelling("FILE.png")] = None
+    """Write a picture of the first 8 training examples as the network will see them, any fsspec URL."""
     print_config: bool = False
     """Print the run's whole configuration as YAML, which --config reads, and look at nothing."""
 
@@ -57,8 +61,12 @@ def main(argv: Sequence[str]) -> int:
     if options.print_config:
         print(to_yaml(config, leave_out=() if "name" in named else ("name",)), end="")
         return 0
-    report = _examine(config, options, stores=bool({"storage", "name"} & named.keys()))
+    check_output("--contact-sheet", options.contact_sheet, ".png")
+    subject, report = _examine(config, options, stores=bool({"storage", "name"} & named.keys()))
     print(json.dumps(report.to_dict(), indent=2) if options.json else "\n".join(_lines(report)))
+    if options.contact_sheet is not None and subject.trainable:
+        sheet = sample_sheet(subject)
+        write_output("--contact-sheet", options.contact_sheet, sheet)
     return report.code
 
 
@@ -70,12 +78,11 @@ def to_yaml(config: RunConfig, leave_out: Sequence[str] = ()) -> str:
     return f"# raymat {stage} --config FILE\n" + yaml.safe_dump(told, sort_keys=False)
 
 
-def _examine(config: RunConfig, options: Options, stores: bool) -> Report:
+def _examine(config: RunConfig, options: Options, stores: bool) -> tuple[Subject, Report]:
     sample = None if options.all else options.sample
     with ProgressBar("check", noun="files") as progress:
         subject = Subject(config=config, listing=None, source=None, sample=sample, stores=stores)
-        _, report = examine(subject, progress)
-    return report
+        return examine(subject, progress)
 
 
 def _lines(report: Report) -> list[str]:

@@ -12,8 +12,9 @@ from raymat.data.matte_statistics import LIKELY, MatteStatistics, judge
 
 SHRUNK: Scale = 2
 """Scale at which foregrounds are compared with their mattes."""
-_COMMON = {"empty": 0.1, "full": 0.1, "faint": 0.1, "hard": 0.1}
-"""Share of the mattes up to which it is a fact and no warning: frames without a person, or with one who fills them."""
+_FRAMES, _FRAMES_SHARE = {"empty", "full", "faint", "hard"}, 0.1
+"""What frames without a person look like, or with one who fills them, and the share of the mattes up to which that is a fact
+and no warning."""
 
 
 def looks_of(fgr: OpenImage, pha: OpenImage) -> tuple[str, ...]:
@@ -43,7 +44,7 @@ class MatteTally:
         """Yield a finding for each thing that mattes look like, the most frequent first."""
         for look, count in self.counts.most_common():
             more = ["..."] if count > EXAMPLES else []
-            rare = count <= _COMMON.get(look, 0) * self.total
+            rare = look in _FRAMES and count <= max(1, self.total * _FRAMES_SHARE) < self.total
             yield Finding(
                 "note" if rare else "warning",
                 f"{count:,} of {self.total:,} mattes {LIKELY[look]}",

@@ -81,14 +81,11 @@ def _small(image: OpenImage, resolution: int) -> Iterator[Finding]:
         )
 
 
-def places(subject: Subject) -> list[Place]:
-    """Return what is looked at, by the subject's sample."""
-    counts = counts_of(subject.source)
-    return [
-        Place(kind, valid, index)
-        for number, ((kind, valid), count) in enumerate(counts.items())
-        for index in subject.chosen(count, number)
-    ]
+def places(subject: Subject) -> Iterator[Place]:
+    """Yield what is looked at, by the subject's sample."""
+    for number, ((kind, valid), count) in enumerate(counts_of(subject.source).items()):
+        for index in subject.chosen(count, number):
+            yield Place(kind, valid, index)
 
 
 def counts_of(source: Source | None) -> dict[tuple[Kind, bool], int]:
@@ -148,7 +145,7 @@ def _table(
                 name,
                 f"{count:,}",
                 f"{seen.total():,}",
-                *(f"{w}x{h}" for w, h in spread or ((0, 0),) * 3),
+                *([f"{w}x{h}" for w, h in spread] or ["-"] * 3),
                 ", ".join(kind for kind, _ in counted.most_common()),
             )
         )

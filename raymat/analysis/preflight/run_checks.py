@@ -11,8 +11,9 @@ from raymat.analysis.preflight.initial_weights import check_weights
 from raymat.analysis.preflight.picture_files import check_pictures, files_of, places
 from raymat.analysis.preflight.storage_room import check_storage
 from raymat.analysis.preflight.subject import Check, Subject
+from raymat.analysis.run_pictures import open_source
 from raymat.console import ProgressBar
-from raymat.data.dataset.source import FolderSource
+from raymat.data.dataset.source import FolderSource, Source
 from raymat.errors import DataError, StorageError
 from raymat.storage.retry import RetryPolicy
 
@@ -30,10 +31,15 @@ def examine(subject: Subject, progress: ProgressBar) -> tuple[Subject, Report]:
     Raises:
         DataError: the dataset's URL cannot be opened at all.
     """
-    listing, findings = find_pictures(subject.config)
-    source = None if listing is None else FolderSource(listing, RetryPolicy())
+    config = subject.config
+    listing, findings = find_pictures(config)
+    source: Source | None = None
+    if listing is not None:
+        source = FolderSource(listing, RetryPolicy())
+    elif config.data.synthetic is not None:
+        source = open_source(config.data, config.data.seed, config.data.resolution, None, ())
     subject = dataclasses.replace(subject, listing=listing, source=source, progress=progress.add)
-    if source is not None:
+    if listing is not None:
         progress.begin(files_of(places(subject)))
     folders = Section("folders")
     folders.add(findings)

@@ -30,6 +30,11 @@ class Subject:
     progress: Callable[[int], None] = lambda files: None
     """Called with the number of files that were looked at since the last call."""
 
+    @property
+    def trainable(self) -> bool:
+        """Whether there is anything to train on."""
+        return self.source is not None and min(self.source.pairs, self.source.backgrounds) > 0
+
     def chosen(self, count: int, purpose: int) -> list[int] | range:
         """Choose which of `count` to look at, by the run's seed: all, or a sample in random order.
 

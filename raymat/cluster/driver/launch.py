@@ -14,6 +14,7 @@ import ray
 import ray.train
 from ray.exceptions import RayError
 
+from raymat.analysis.preflight.first_look import first_look
 from raymat.checkpoint.catalog import scan
 from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.controller.failure_policy import raymat_error
@@ -74,6 +75,8 @@ def fit(config: RunConfig) -> RunResult:
         _report_rights(run.store)
         if run.complete:
             return _result(run, run.status, already_complete=True)
+        for line in first_look(run.config, run.source.open()):
+            say(line)
         check_room(run.config, can_grow=watch.grows)
         check_store(run.config, ray.cluster_resources())
         _report_launch(run, lease)
