@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from raymat.analysis.preflight.storage_room import checkpoint_bytes
+from raymat.analysis.run_pictures import RunPictures
 from raymat.config.flags import parse_run
 from raymat.config.run import build as build_config
 from raymat.config.run import to_dict
@@ -296,6 +297,38 @@ def test_a_checkpoint_is_as_large_as_was_said(tmp_path: Path, options: dict[str,
     (first, *_) = sorted((tmp_path / "run/checkpoints").iterdir())
     real = sum(path.stat().st_size for path in first.iterdir())
     assert 1 <= real / checkpoint_bytes(config) < 1.02
+
+
+# The picture.
+
+
+def test_the_contact_sheet_shows_the_examples_that_the_run_begins_with(
+    check: Any, dataset: Dataset, tmp_path: Path
+) -> None:
+    path = tmp_path / "sheet.png"
+    assert check("--contact-sheet", str(path))[0] == 0
+    sheet = cv2.imread(str(path))
+    assert sheet.shape == (18 + 8 * 256, 4 * 256, 3)
+    words = [*dataset.words, "--name", "x"]
+    pictures = RunPictures.of(parse_run("base", words))
+    first = next(pictures.train(8, torch.device("cpu")))
+    for column, shown in ((0, first.src), (2, first.pha)):
+        cell = sheet[18 : 18 + 256, 256 * column : 256 * (column + 1)]
+        true = shown[0].numpy().transpose(1, 2, 0)[..., ::-1] * 255
+        side = max(true.shape[:2])
+        top, left = ((side - n) // 2 for n in true.shape[:2])
+        padded = np.full((side, side, 3), 128.0)
+        padded[top : top + true.shape[0], left : left + true.shape[1]] = true
+        true = cv2.resize(padded, (256, 256), interpolation=cv2.INTER_AREA)
+        assert np.abs(cell - true).mean() < 2
+
+
+def test_a_contact_sheet_is_a_png(check: Any, raymat: Command) -> None:
+    code, _, err = raymat("check", "--synthetic", "3", "--contact-sheet", "sheet.jpg")
+    assert (code, err) == (
+        2,
+        ["raymat: error: --contact-sheet must end in .png, got 'sheet.jpg'"],
+    )
 
 
 # The configuration, and the forms of the output.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 
@@ -15,13 +16,14 @@ from raymat.data.dataset.listing import FileRow, Files
 from raymat.data.feed import in_order
 from raymat.errors import DataError
 
-_SHOWN_PURPOSE = 100
+_PURPOSE = 100
+_TRAIN_EACH = 4
 
 
 def check_duplicates(subject: Subject) -> Iterator[Finding]:
-    """Compare the contents of all files that have the size in bytes of one of the other split.
+    """Compare the contents of all files that have the size in bytes of one of the other split; nothing else is read.
 
-    Nothing else is read. Of a sample, as many sizes are looked at as its pictures are.
+    Of a sample at most so many files of valid/, and `_TRAIN_EACH` times as many of train/.
     """
     listing = subject.listing
     if listing is None:
@@ -46,10 +48,13 @@ def _compare(
     subject: Subject, what: str, folder: Folder, splits: tuple[Files, Files]
 ) -> Iterator[Finding]:
     train, valid = splits
-    shared = np.intersect1d(train.sizes, valid.sizes)
-    sizes = shared[np.sort(np.array(subject.chosen(len(shared), _SHOWN_PURPOSE), dtype=np.int64))]
-    known = {d: row.path for row, d in _digests(folder, valid, sizes)}
-    for row, digest in _digests(folder, train, sizes) if known else ():
+    ours = _of_sizes(valid, train.sizes)
+    chosen = ours[subject.chosen(len(ours), _PURPOSE)]
+    theirs = _of_sizes(train, valid.sizes[chosen])
+    known = {digest: row.path for row, digest in _digests(folder, valid, chosen)}
+    wider = dataclasses.replace(subject, sample=subject.sample and subject.sample * _TRAIN_EACH)
+    read = theirs[wider.chosen(len(theirs), _PURPOSE)]
+    for row, digest in _digests(folder, train, read):
         if digest in known:
             yield Finding(
                 "error",
@@ -58,15 +63,19 @@ def _compare(
                 f"as {known[digest]}",
                 "validation would measure what was learnt by heart: remove one of them",
             )
-    if len(sizes) < len(shared):
-        share = f"{len(sizes):,} of {len(shared):,} sizes"
-        yield Finding("note", f"{what}: compared where sizes are equal, of {share} (--all: of all)")
+    if len(chosen) < len(ours) or len(read) < len(theirs):
+        yield Finding("note", f"{what}: a sample of those with equal sizes (--all: all of them)")
+
+
+def _of_sizes(files: Files, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return which files have one of these sizes in bytes."""
+    return np.flatnonzero(np.isin(files.sizes, sizes))
 
 
 def _digests(
-    folder: Folder, files: Files, sizes: NDArray[np.int64]
+    folder: Folder, files: Files, chosen: NDArray[np.int64]
 ) -> Iterator[tuple[FileRow, bytes]]:
-    """Yield the digest of each file with one of these sizes in bytes that can be read."""
+    """Yield the digest of each chosen file that can be read."""
 
     def digest(index: int) -> tuple[FileRow, bytes] | None:
         row = files.row(index)
@@ -76,5 +85,4 @@ def _digests(
             return None
         return row, hashlib.blake2b(content, digest_size=16).digest()
 
-    chosen = map(int, np.flatnonzero(np.isin(files.sizes, sizes)))
-    yield from filter(None, in_order(digest, chosen, threads()))
+    yield from filter(None, in_order(digest, map(int, chosen), threads()))

@@ -13,6 +13,7 @@ from raymat.analysis.preflight.matte_looks import MatteTally
 from raymat.analysis.preflight.picture_files import Seen, Size, look, places, spread_of
 from raymat.analysis.preflight.subject import Subject
 from raymat.config.run import RunConfig
+from raymat.console import count
 from raymat.data.dataset.source import Source
 from raymat.errors import DataError
 
@@ -35,7 +36,10 @@ def first_look(config: RunConfig, source: Source, seconds: float = SECONDS) -> I
     reader = threading.Thread(target=_read, args=(subject, deadline, seen), daemon=True)
     reader.start()
     reader.join(seconds)
-    yield from _lines(list(seen))
+    if seen:
+        yield from _lines(list(seen))
+    else:
+        yield f"a first look at the pictures: none could be read in {seconds:g} s"
 
 
 def _read(subject: Subject, deadline: float, seen: list[Seen]) -> None:
@@ -67,5 +71,6 @@ def _lines(seen: list[Seen]) -> Iterator[str]:
     extent = f", {spread[0]} pixels" if len(set(spread)) == 1 else extent
     result = "nothing wrong" if not wrong else "raymat check with --all looks at all"
     pairs = sum(one.place.kind == "pairs" for one in seen)
-    yield f"a first look at {pairs} pairs and {len(seen) - pairs} backgrounds{extent}: {result}"
+    looked = f"{count(pairs, 'pair')} and {count(len(seen) - pairs, 'background')}"
+    yield f"a first look at {looked}{extent}: {result}"
     yield from (f"{found.first.severity}: {found.line}" for found in wrong)
