@@ -40,7 +40,7 @@ PLACES = frozenset(
     {"url", "path", "folder", "file", "host", "hosts", "hostname", "node", "ip", "storage"}
     # Options that say where something lies; what lies there is in the digest of the listing and in
     # the weights.
-    | {"config.name", "config.dataset", "config.backgrounds", "config.init"}
+    | {"arithmetic", "config.name", "config.dataset", "config.backgrounds", "config.init"}
 )  # fmt: skip
 ENDINGS = ("_time", "_seconds", "_at", "_per_second", "_url", "_path", "_host", "_hosts")
 

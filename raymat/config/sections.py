@@ -30,6 +30,7 @@ Precision = Literal["fp16", "bf16", "fp32", "fp64"]
 Device = Literal["auto", "cpu", "cuda"]
 RefineMode = Literal["full", "sampling", "thresholding"]
 Mode = Literal["min", "max"]
+SameBits = Literal["say", "strict"]
 ValidationPlace = Literal["loop", "beside", "auto"]
 ScheduleKind = Literal["constant", "cosine", "step", "plateau"]
 
@@ -271,6 +272,9 @@ class WorkersConfig(OptionGroup):
     """Device to train on."""
     threads: Annotated[int, FIXED, at_least(1)] = 1
     """CPU threads for each worker's arithmetic. Fixed for a run: another number rounds differently."""
+    same_bits: Annotated[SameBits, FREE] = "say"
+    """What to do where a checkpoint is resumed on another processor or card, or with other versions, than made it: say so, or
+    (strict) refuse to go on."""
     max_failures: Annotated[int, FREE, NOT_NEGATIVE] = 100
     """Restarts after worker failures (not preempted nodes) before the run gives up."""
     stuck_after: Annotated[Duration, FREE] = Duration(300.0)

@@ -8,6 +8,7 @@ from dataclasses import fields, make_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from raymat.train.observability.attempt_events import (
+    ArithmeticChanged,
     AttemptEnded,
     AttemptStarted,
     DatasetGrown,
@@ -67,7 +68,9 @@ EXAMPLES: tuple[Event, ...] = (
         stage="base",
         total_steps=800,
         device="cpu",
+        arithmetic=[{"vectors": "AVX512", "torch": "2.13.0"}],
     ),
+    ArithmeticChanged(step=120, difference="another processor (vectors AVX512 -> AVX2)"),
     AttemptEnded(
         outcome="complete",
         reason="the run's length",

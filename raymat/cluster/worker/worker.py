@@ -186,7 +186,7 @@ def train_worker(config: dict[str, Any]) -> None:
     folder = cache_folder(run.config.checkpoint.nearby, store, tempfile.gettempdir())
     trainer.run(
         run,
-        Worker(world, worker_device(run.config), folder),
+        Worker(world, worker_device(run.config), folder, os.environ),
         feed=RayFeed(shard, spec.board, plan, world),
         store=store,
         host=RayHost(world.rank, spec.board, lease),

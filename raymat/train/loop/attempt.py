@@ -30,6 +30,7 @@ from raymat.train.observability.deletions import EVENTS_FORMAT
 from raymat.train.observability.event import Event
 from raymat.train.observability.events import EventLog, claim_attempt
 from raymat.train.optim.mixed_precision import precision_on
+from raymat.train.run.arithmetic import Arithmetic, arithmetic_here
 from raymat.train.run.notice import LeavingError
 from raymat.train.run.schedule import Schedule
 
@@ -49,6 +50,8 @@ class Attempt:
     """Names this attempt in all that it saves; equal on all workers."""
     events: EventLog
     heartbeat: Heartbeat
+    arithmetic: Arithmetic
+    """What the last bits of this attempt's results depend on."""
 
     @property
     def number(self) -> int:
@@ -58,7 +61,8 @@ class Attempt:
     @property
     def contract(self) -> ResumeContract:
         """What a checkpoint must have been made under for this attempt to resume it."""
-        return ResumeContract(self.config, self.run.listing_digest, self.run.order.lineage)
+        run = self.run
+        return ResumeContract(self.config, run.listing_digest, run.order.lineage, self.arithmetic)
 
     def emit(self, event: Event) -> None:
         """Write an event that all workers know of: once, by rank 0."""
@@ -87,6 +91,8 @@ def begin_attempt(run: TrainableRun, worker: Worker, store: Store, host: Host) -
         torch.cuda.set_device(device)
     group = Group(worker.world, device)
     me = Participant(rank=worker.world.rank, pid=os.getpid(), host=socket.gethostname())
+    facts = arithmetic_here(device, precision, worker.environment)
+    arithmetic = Arithmetic.of(group.gather(facts))
     start = AttemptStarted(
         world=worker.world.size,
         ranks=group.gather(me),
@@ -94,6 +100,7 @@ def begin_attempt(run: TrainableRun, worker: Worker, store: Store, host: Host) -
         total_steps=schedule.total_steps,
         device=device.type,
         format=EVENTS_FORMAT,
+        arithmetic=arithmetic.store(),
     )
     origin, events = _claim_number(run.run_id, store, group, host, start)
     return Attempt(
@@ -108,6 +115,7 @@ def begin_attempt(run: TrainableRun, worker: Worker, store: Store, host: Host) -
         origin=origin,
         events=events,
         heartbeat=Heartbeat(),
+        arithmetic=arithmetic,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -42,6 +43,8 @@ class Worker:
     device: torch.device
     cache_folder: str | None = None
     """A folder on this machine for copies of its newest shards; None: keep none."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """The process's environment variables: some of them change bits."""
 
 
 class Host:

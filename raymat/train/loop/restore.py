@@ -23,6 +23,7 @@ from raymat.storage.store import Store
 from raymat.train.loop.attempt import Attempt
 from raymat.train.loop.state import RunState, install, require_place
 from raymat.train.loop.train_step import TrainStep
+from raymat.train.run.arithmetic import Arithmetic
 
 OnSkip = Callable[[CheckpointId, str], None]
 
@@ -36,6 +37,8 @@ class Restored:
     nearby_bytes: int = 0
     """Of the checkpoint's files: read from the workers' own disks."""
     storage_bytes: int = 0
+    arithmetic: Arithmetic | None = None
+    """What the checkpoint's last bits depend on; None: it does not say."""
 
 
 def restore(
@@ -77,7 +80,8 @@ def restore(
         require_place(state, attempt.schedule)
         if cache is not None:
             cache.forget_all_but(contents.files)
-        return Restored(contents.checkpoint, state, near, contents.bytes - near)
+        before = Arithmetic.read(snapshot.extra.get("arithmetic"))
+        return Restored(contents.checkpoint, state, near, contents.bytes - near, before)
 
 
 def _require_finite(snapshot: Snapshot, checkpoint: CheckpointId) -> None:

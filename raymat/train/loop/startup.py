@@ -17,6 +17,7 @@ from raymat.train.loop.reporter import Reporter
 from raymat.train.loop.restore import Restored, restore
 from raymat.train.loop.state import RunState
 from raymat.train.loop.train_step import TrainStep
+from raymat.train.observability.attempt_events import ArithmeticChanged
 from raymat.train.observability.checkpoint_events import CheckpointRestored, CheckpointSkipped
 from raymat.train.observability.training_events import AverageStarted, WeightsInitialized
 from raymat.train.optim.forward import ForwardPass
@@ -95,7 +96,18 @@ def _restore(
         if step.ema is not None and not step.ema.updates:  # --ema-decay is new in this run
             summary = f"the average of the weights begins with those of step {at}"
             attempt.emit(AverageStarted(step=at, summary=summary))
+    _tell_of_other_bits(attempt, restored)
     return restored, frozenset(damaged)
+
+
+def _tell_of_other_bits(attempt: Attempt, restored: Restored) -> None:
+    """Say what differs from the checkpoint's makers, and between the workers unless it did before."""
+    now, before, at = attempt.arithmetic, restored.arithmetic, restored.state.step
+    difference = None if before is None else now.difference(before)
+    if difference is not None:
+        attempt.emit(ArithmeticChanged(step=at, difference=difference))
+    if now.mixture is not None and (before is None or difference is not None):
+        attempt.emit(ArithmeticChanged(step=at, difference=now.mixture, mixed=True))
 
 
 def _initialise(attempt: Attempt, step: TrainStep) -> None:

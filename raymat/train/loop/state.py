@@ -29,9 +29,10 @@ from raymat.config.fixed_options import DATASET, refuse_changes
 from raymat.config.run import RunConfig, from_dict, to_dict
 from raymat.data.lineage import NO_LINEAGE, Lineage
 from raymat.data.sample_order import Cursor
-from raymat.errors import CheckpointError, DataError
+from raymat.errors import CheckpointError, ConfigError, DataError
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.optim.lr_schedule import RateState
+from raymat.train.run.arithmetic import Arithmetic
 from raymat.train.run.schedule import Schedule
 from raymat.train.validation.criteria import (
     Validation,
@@ -106,12 +107,15 @@ class ResumeContract:
     """Of the dataset."""
     lineage: Lineage = NO_LINEAGE
     """The run's earlier datasets, and where it had ended before."""
+    arithmetic: Arithmetic | None = None
+    """What the last bits of the weights depend on."""
 
     def refuse(self, extra: Mapping[str, Any]) -> None:
         """Raise unless the checkpoint with this `extra` was made under the same contract.
 
         Raises:
-            ConfigError: an option differs. DataError: the dataset differs. CheckpointError: `extra` is not a state's.
+            ConfigError: an option differs, or, with --same-bits strict, what bits depend on. DataError: the dataset differs.
+            CheckpointError: `extra` is not a state's.
         """
         require_format(extra)
         # The dataset may have moved; what counts is that its listings are the same.
@@ -123,6 +127,13 @@ class ResumeContract:
             raise DataError(
                 f"the dataset is not the one that the run was begun with (its listing was {_told(was)}, "
                 f"is {_told(now)}): restore it, or use another --name; more data needs --grow-dataset"
+            )
+        before = Arithmetic.read(extra.get("arithmetic"))
+        difference = before and self.arithmetic and self.arithmetic.difference(before)
+        if difference and self.config.workers.same_bits == "strict":
+            raise ConfigError(
+                f"--same-bits strict: step {extra['step']} would be resumed on {difference}; resume it on machines and "
+                "with versions as before, or with --same-bits say to let bits differ from here on"
             )
 
 
@@ -159,6 +170,8 @@ def capture(
             "python": platform.python_version(),
         },
     }
+    if contract.arithmetic is not None:
+        extra["arithmetic"] = contract.arithmetic.store()
     if step.ema is not None:
         tensors |= {EMA + name: tensor for name, tensor in step.ema.tensors().items()}
         extra["ema"] = step.ema.state_dict()

@@ -82,6 +82,26 @@ class AttemptStarted(Event):
     format: Annotated[
         int, "of the events: from 2 on `delete` names what is deleted, before it is"
     ] = 1
+    arithmetic: Annotated[
+        list[dict[str, str]] | None,
+        "what the bits of results depend on: of each worker, one entry if all are alike",
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArithmeticChanged(Event):
+    """An attempt computes otherwise than what made the checkpoint that it resumes, or its workers than each other."""
+
+    kind = "arithmetic"
+    step: Step
+    difference: Annotated[str, "what differs, in words"]
+    mixed: Annotated[bool, "whether it is between the workers of this attempt"] = False
+
+    @property
+    def line(self) -> str:
+        if self.mixed:
+            return f"the workers have {self.difference}; bits depend on which rank a machine has"
+        return f"resumed after step {self.step} on {self.difference}; bits may differ from here on"
 
 
 @dataclass(frozen=True, kw_only=True)
