@@ -27,6 +27,7 @@ from raymat.checkpoint.retention import RetentionPolicy, plan
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.storage.store import Store
 from raymat.train.observability.events import read_events
+from raymat.train.observability.logger import MEASURED
 from raymat.train.observability.metrics_log import read_metrics
 from tests.support.injector import Journal, Kill
 from tests.support.paths import ROOT
@@ -314,12 +315,15 @@ def _without_names(extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def rows_to(step: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows up to `step`, without the time."""
-    return [{k: v for k, v in row.items() if k != "time"} for row in rows if row["step"] <= step]
+    """The rows up to `step`, without what differs from one time to the next."""
+    return [
+        {k: v for k, v in row.items() if k not in MEASURED} for row in rows if row["step"] <= step
+    ]
 
 
 def read_board(store: Store) -> dict[tuple[int, str], bytes]:
-    """Everything that TensorBoard would show, by step and tag; nothing may be there twice."""
+    """Everything that TensorBoard would show, by step and tag; nothing may be there twice. Of what is MEASURED, only that it
+    is there."""
     found: dict[tuple[int, str], bytes] = {}
     for file in store.list("tensorboard"):
         for record in _records(store.read(file.path)):
@@ -327,7 +331,8 @@ def read_board(store: Store) -> dict[tuple[int, str], bytes]:
             for value in event.summary.value:
                 key = (event.step, value.tag)
                 assert key not in found, f"{key} is on the board twice"
-                found[key] = value.SerializeToString()
+                measured = value.tag.startswith("speed/")
+                found[key] = b"" if measured else value.SerializeToString()
     return found
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from raymat.checkpoint.manifest import CheckpointId
@@ -15,7 +18,7 @@ from raymat.train.loop.state import RunState
 from raymat.train.observability.fault_reports import ReplacementReport
 from raymat.train.observability.image_grids import training_grids
 from raymat.train.observability.logger_setup import make_background_merge, make_loggers
-from raymat.train.observability.progress import Progress
+from raymat.train.observability.progress import Pace, Progress, StartClock, StepClock
 from raymat.train.observability.training_events import FirstStepDone
 from raymat.train.observability.validation_events import ValidationDone
 from raymat.train.validation.result import StoredResult
@@ -39,8 +42,7 @@ class Reporter:
         self.loss: float | None = None
         """The newest logged training loss; None where it was not finite."""
         self._commit: tuple[int, float] | None = None
-        self._pace = _Pace()
-        self._start = _StartClock()
+        self._pace, self._clock, self._start = Pace(), StepClock(), StartClock()
 
     def resumed(self, step: int, checkpoint: CheckpointId | None) -> None:
         """Tell the loggers that the run goes on after `step`. Called by all workers; raises on all of them.
@@ -59,15 +61,31 @@ class Reporter:
 
         self._attempt.group.on_all(resume)
 
+    def batch_awaited(self) -> None:
+        """Note that the feed is asked for a batch."""
+        self._clock.batch_awaited()
+
     def batch_arrived(self) -> None:
         """Note that the feed gave a batch."""
+        self._clock.batch_arrived()
         self._start.batch_arrived()
 
-    def step_ended(self, step: int) -> None:
-        """Write how long the attempt took to its first step: what a restart costs ends here."""
+    def step_ended(self, step: int, examples: int) -> None:
+        """Note the end of a step of `examples`; write how long the attempt took to its first: a restart's cost ends here."""
+        self._clock.step_ended(examples)
         times = self._start.step_ended()
         if times is not None:
             self._attempt.emit(FirstStepDone(step=step, **times))
+
+    def measurements(self) -> dict[str, float]:
+        """Return the MEASURED columns of a training row but its time, since the row before. Called by all workers."""
+        columns, waited = self._clock.read()
+        world, device = self._attempt.group.world, self._attempt.device
+        own = [0.0] * (2 * world.size)
+        own[world.rank], own[world.size + world.rank] = waited, float(device_memory(device))
+        of_all = self._attempt.group.sums(own)
+        waits, memory = of_all[: world.size], of_all[world.size :]
+        return columns | {"data_wait": max(waits), "memory": int(max(memory))}
 
     def row(self, kind: str, step: int, loss: float | None, **fields: Any) -> None:
         """Log a row of completed step `step`."""
@@ -159,40 +177,11 @@ class Reporter:
         return found | {name: value for name, value in values.items() if value is not None}
 
 
-class _StartClock:
-    """Measures how long an attempt takes to its first batch and to the end of its first step."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._batch: float | None = None
-        self._done = False
-
-    def batch_arrived(self) -> None:
-        """Note the time of the first batch."""
-        if self._batch is None:
-            self._batch = time.monotonic() - self._began
-
-    def step_ended(self) -> dict[str, float] | None:
-        """Return the seconds to the end of the first step and to its batch; None after any later step."""
-        if self._done or self._batch is None:
-            return None
-        self._done = True
-        return {"seconds": time.monotonic() - self._began, "batch": self._batch}
-
-
-class _Pace:
-    """Examples per second between calls, over at least a second."""
-
-    def __init__(self) -> None:
-        self._rate = 0.0
-        self._since: tuple[float, int] | None = None
-
-    def measure(self, examples: int) -> float:
-        """Return the pace when `examples` have been consumed; 0 before there is one."""
-        now = time.monotonic()
-        if self._since is None:
-            self._since = (now, examples)
-        seconds, count = now - self._since[0], examples - self._since[1]
-        if seconds >= 1 and count:
-            self._rate, self._since = count / seconds, (now, examples)
-        return self._rate
+def device_memory(device: torch.device) -> int:
+    """Return bytes: on a GPU the most that was allocated since the last call, on the CPU this process's resident memory."""
+    if device.type == "cuda":
+        peak = int(torch.cuda.max_memory_allocated(device))
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

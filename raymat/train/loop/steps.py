@@ -49,6 +49,7 @@ class TrainingSteps:
         batches = self._feed.train(self.state.step, end)
         while True:
             self._attempt.record_activity("waiting for a batch", self.state.step)
+            self._reporter.batch_awaited()
             batch = next(batches, None)
             if batch is None:
                 return
@@ -80,7 +81,7 @@ class TrainingSteps:
         state.step, state.cursor = done, Cursor(schedule.examples(done))
         attempt.record_activity("training", done)
         self._require_finite(self._nonfinite.push(done, numbers, result.health))
-        self._reporter.step_ended(done)
+        self._reporter.step_ended(done, len(numbers))
         self._preemption.step_ended()
         if result.pictures is not None:
             self._reporter.images(done, result.pictures)
@@ -113,4 +114,6 @@ class TrainingSteps:
         total, count, *summed = sums
         digest = digest_text(summed)
         loss = finite(total / count)
-        self._reporter.row("train", self.state.step, loss, digest=digest, lr=rate)
+        # After the sums, which wait for the device: the step's time is known only now.
+        measured = self._reporter.measurements()
+        self._reporter.row("train", self.state.step, loss, digest=digest, lr=rate, **measured)

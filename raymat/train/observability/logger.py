@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 Row = dict[str, Any]
 """One row, which JSON can hold: kind (train or valid), step, examples, epoch, loss (None if not finite), digest, time (Unix
-seconds). Training rows also have lr (by part of the network), validation rows count and metrics (by name, None if not finite)."""
+seconds). Training rows also have lr (by part of the network) and the MEASURED columns, validation rows count and metrics (by
+name, None if not finite)."""
+
+MEASURED = ("time", "step_seconds", "data_wait", "examples_per_second", "memory")
+"""Columns that say when and how fast a step was, and so differ between a killed run and an undisturbed one: step_seconds (mean
+since the training row before, without validations and saves), data_wait (share of it that the worker which waited longest
+waited for its batches, 0 to 1), examples_per_second (of all workers together), memory (bytes, the largest of any worker: the
+most that was allocated on its GPU since the row before, or the process's resident memory on the CPU)."""
 
 
 class Logger(Protocol):

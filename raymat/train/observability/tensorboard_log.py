@@ -19,7 +19,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from raymat.storage.store import Store
-from raymat.train.observability.logger import Row, Spans
+from raymat.train.observability.logger import MEASURED, Row, Spans
 from raymat.train.observability.merging.curves_merge import (
     clear_replayed,
     event_file_path,
@@ -28,7 +28,8 @@ from raymat.train.observability.merging.curves_merge import (
 
 
 class TensorBoardLog:
-    """A logger that writes `loss`, `epoch`, `lr/PART`, `valid_loss`, `valid_METRIC` and the image grids."""
+    """A logger that writes `loss`, `epoch`, `lr/PART`, `speed/COLUMN` for what is MEASURED, `valid_loss`, `valid_METRIC` and
+    the image grids."""
 
     def __init__(self, store: Store, attempt: int) -> None:
         self._store = store
@@ -47,6 +48,7 @@ class TensorBoardLog:
         else:
             scalars["epoch"] = row["epoch"]
             scalars |= {f"lr/{part}": rate for part, rate in row["lr"].items()}
+            scalars |= {f"speed/{name}": row.get(name) for name in MEASURED if name != "time"}
         values = [
             Summary.Value(tag=tag, simple_value=value)
             for tag, value in scalars.items()

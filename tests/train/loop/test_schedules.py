@@ -21,6 +21,7 @@ from raymat.train.loop.state import RunState
 from raymat.train.loop.trainer import Outcome
 from raymat.train.observability.event import Event
 from raymat.train.observability.events import read_events
+from raymat.train.observability.logger import MEASURED
 from raymat.train.observability.metrics_log import read_metrics
 from raymat.train.optim.lr_schedule import RateState, fix_cosine_end, rates
 from raymat.train.validation.criteria import (
@@ -317,9 +318,9 @@ def eventful(folder: Path, name: str, **options: Any) -> RunConfig:
 
 
 def lines(config: RunConfig) -> list[tuple[Any, ...]]:
-    """All that a run's rows say, but the time."""
+    """All that a run's rows say, but what differs from one time to the next."""
     found = read_metrics(runs.store_of(config))
-    return [tuple(v for k, v in sorted(row.items()) if k != "time") for row in found]
+    return [tuple(v for k, v in sorted(row.items()) if k not in MEASURED) for row in found]
 
 
 def ends(config: RunConfig) -> list[tuple[str, str]]:

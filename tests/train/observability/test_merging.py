@@ -40,7 +40,11 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def row(step: int, loss: float, kind: str = "train") -> dict[str, Any]:
     place = {"kind": kind, "step": step, "examples": 4 * step, "epoch": step / 10, "time": 1e9}
-    rates = {"lr": {"aspp": 5e-4}} if kind == "train" else {"metrics": {}}
+    rates = (
+        {"lr": {"aspp": 5e-4}, "step_seconds": 0.25, "data_wait": 0.5, "memory": 2**30}
+        if kind == "train"
+        else {"metrics": {}}
+    )
     return place | {"loss": loss, "digest": "00"} | rates
 
 
