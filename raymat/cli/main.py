@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from raymat.config.flags import parse_run
-from raymat.config.run import RunConfig
-from raymat.config.sections import Stage
+from raymat.config.hints import closest
 from raymat.errors import ConfigError, RayLostError, RaymatError, StoppedError
 from raymat.storage.urls import redact_urls
 from raymat.version import __version__
 
-__all__ = ["COMMANDS", "fail", "job_main", "main", "parse_run"]
+if TYPE_CHECKING:
+    from raymat.config.sections import Stage
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
@@ -78,8 +77,10 @@ def _discard_output() -> None:
 
 
 def _train(stage: Stage, argv: Sequence[str]) -> int:
-    config: RunConfig = parse_run(stage, argv)
-    # Imported late: Ray takes a second to import, and --help and wrong flags do not need it.
+    # Imported late: the overview needs none of this, and --help and wrong flags do not need Ray.
+    from raymat.config.flags import parse_run
+
+    config = parse_run(stage, argv)
     from raymat.cluster.driver.launch import timed_fit
 
     print(timed_fit(config))
@@ -106,7 +107,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "demo": Command(
         "train both stages on made pictures, with a kill and a resume",
-        _later("raymat.cluster.demo:main"),
+        _later("raymat.cli.demo:main"),
     ),
     "diff": Command(
         "compare two runs or checkpoints, tensor by tensor", _later("raymat.cli.diff:main")
@@ -147,9 +148,9 @@ def _dispatch(words: list[str]) -> int:
         return 0
     command = COMMANDS.get(words[0])
     if command is None:
-        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-        raise ConfigError(f"unknown command {words[0]!r}: {hint}")
+        texts = {name: command.help for name, command in COMMANDS.items()}
+        hint = closest(words[0], COMMANDS, f"there are {', '.join(COMMANDS)}", texts)
+        raise ConfigError(f"unknown command {words[0]!r}{hint}")
     return command.run(words[1:])
 
 

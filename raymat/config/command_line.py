@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import inspect
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from shutil import get_terminal_size
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin
 
 import tyro
 
+from raymat.config.hints import closest
 from raymat.config.options import Option, options_of
 from raymat.config.values import Duration, Range
 from raymat.errors import ConfigError
@@ -30,6 +30,16 @@ _METAVARS = {int: "N", float: "X", str: "TEXT", Range: "N|MIN:MAX", Duration: "T
 Options = Mapping[str, Option]
 Groups = Mapping[str, Options]
 """Options by name, by the heading under which `--help` lists them; those of "" have none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShortHelp:
+    """What `--help` shows where there are too many options to read; `--help-all` then shows all."""
+
+    first: Sequence[str]
+    """Names of the options that it shows."""
+    examples: str
+    """Command lines, one a line, each indented."""
 
 
 def parse_options(kind: type[T], argv: Sequence[str], prog: str) -> T:
@@ -52,19 +62,29 @@ def parse_options(kind: type[T], argv: Sequence[str], prog: str) -> T:
 
 
 def named_options(
-    argv: Sequence[str], prog: str, description: str, groups: Groups, switches: Mapping[str, bool]
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    groups: Groups,
+    switches: Mapping[str, bool],
+    short: ShortHelp | None = None,
 ) -> dict[str, Any]:
-    """Return the options that a command line names, by name; `--help` prints and exits.
+    """Return the options that a command line names, by name; `--help` prints and exits, and `--help-all` if there is a `short`.
 
     Options in `switches` have no `--no-` form; where they are not named, the value there is returned.
 
     Raises:
         ConfigError: an unknown flag, with the closest that exists, or a value that cannot be used.
     """
-    given, rest = _read(argv, prog, description, _dictionary(groups, switches), {"": switches})
     options = {name: option for group in groups.values() for name, option in group.items()}
+    if short and "--help-all" in argv:
+        argv = ["--help"]
+    elif short and {"-h", "--help"} & {*argv}:
+        argv, groups = ["--help"], {"": {name: options[name] for name in short.first}}
+        description += f"\n\n{short.examples}\n\n--help-all shows all {len(options)} options."
+    given, rest = _read(argv, prog, description, _dictionary(groups, switches), {"": switches})
     named = {name: value for group in given.values() for name, value in group.items()}
-    _refuse_flags(rest, options, switches)
+    _refuse_flags(rest, options, switches, "--help-all" if short else "--help")
     lists = [name for name, option in options.items() if get_origin(option.kind) is tuple]
     if rest and not lists:
         raise ConfigError(f"unrecognized arguments: {redact_text(' '.join(rest))} ({prog} --help)")
@@ -75,15 +95,9 @@ def named_options(
     return {n: options[n].read(v) if isinstance(v, str) else v for n, v in named.items()}
 
 
-def closest(name: str, known: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: what was meant, or where to look."""
-    near = difflib.get_close_matches(name, sorted(known), n=1)
-    return f": did you mean {near[0]}?" if near else ": --help lists what there is"
-
-
 def _read(argv: Sequence[str], prog: str, text: str, kind: Any, default: Any) -> tuple[Any, Any]:
     """Return what tyro reads into a `kind`, and the words that it leaves."""
-    # tyro joins the lines of a text, but for those that begin with a space.
+    # tyro joins the lines of a text, but for those that begin with a space: of examples, which stay as they are.
     lines = textwrap.TextWrapper(get_terminal_size()[0], initial_indent=" ", subsequent_indent=" ")
     try:
         with on_parse_error(_refuse_lone_flag):
@@ -91,7 +105,10 @@ def _read(argv: Sequence[str], prog: str, text: str, kind: Any, default: Any) ->
                 kind,
                 args=argv,
                 prog=prog,
-                description="\n\n".join(map(lines.fill, text.split("\n\n"))),
+                description="\n\n".join(
+                    part if part.startswith(" ") else lines.fill(part)
+                    for part in text.split("\n\n")
+                ),
                 default=default,
                 config=(tyro.conf.OmitArgPrefixes,),
                 return_unknown_args=True,
@@ -107,14 +124,17 @@ def _refuse_lone_flag(event: Any) -> None:
     raise ConfigError(f"argument {flags}: expected one argument ({event.prog} --help)")
 
 
-def _refuse_flags(words: list[str], options: Options, switches: Collection[str]) -> None:
-    known = {"--help"} | {option.flag for option in options.values()}
+def _refuse_flags(
+    words: list[str], options: Options, switches: Collection[str], helps: str
+) -> None:
+    known = {"--help", helps} | {option.flag for option in options.values()}
     pairs = [o for name, o in options.items() if o.kind is bool and name not in switches]
     known |= {"--no" + option.flag[1:] for option in pairs}
     for word in words:
         if word.startswith("-"):
             flag = word.partition("=")[0].replace("_", "-")
-            raise ConfigError(f"unknown flag {flag}{closest(flag, known)}")
+            hint = closest(flag, known, f"{helps} lists what there is")
+            raise ConfigError(f"unknown flag {flag}{hint}")
 
 
 def _dictionary(groups: Groups, switches: Collection[str]) -> Any:

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from raymat.config.command_line import Groups, closest, named_options
+from raymat.config.command_line import Groups, ShortHelp, named_options
+from raymat.config.hints import closest
 from raymat.config.options import options_of
 from raymat.config.run import SECTIONS, STAGE_DEFAULTS, RunConfig, all_options, build, overlay
 from raymat.config.sections import Stage
@@ -21,6 +22,23 @@ from raymat.errors import ConfigError, StorageError, one_line
 from raymat.storage.faults import backend_errors, reason
 from raymat.storage.input_files import read_file
 from raymat.storage.urls import redact
+
+FIRST = (
+    *("dataset", "backgrounds", "synthetic", "name", "storage"),
+    *("init", "epochs", "batch_size", "workers", "config"),
+)
+"""Options that `--help` shows."""
+EXAMPLES: dict[Stage, str] = {
+    "base": """\
+  raymat base --name try --synthetic 200 --steps 100 \\
+      --resolution 128 --crop 64:128 --backbone mobilenetv2
+  raymat base --name portraits --dataset data --backgrounds walls""",
+    "refine": """\
+  raymat refine --name sharp --init runs/try --synthetic 200 --steps 100 \\
+      --resolution 128 --crop 64:128 --backbone mobilenetv2
+  raymat refine --name sharp --init runs/portraits --dataset data \\
+      --backgrounds walls""",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +50,7 @@ class _Files:
 
 
 def parse_run(stage: Stage, argv: Sequence[str]) -> RunConfig:
-    """Read a run's configuration from a command line; `--help` prints and exits.
+    """Read a run's configuration from a command line; `--help` and `--help-all` print and exit.
 
     Raises:
         ConfigError: an unknown flag or key, or a value that cannot be used.
@@ -54,7 +72,8 @@ def read_options(
     known = _groups(stage)
     groups = {**known, "": {**own, **known[""]}}
     switches = {name: False for name, option in own.items() if option.kind is bool}
-    flags = named_options(argv, prog, description, groups, switches)
+    short = ShortHelp(FIRST, EXAMPLES[stage]) if also is None else None
+    flags = named_options(argv, prog, description, groups, switches, short)
     others = {name: flags.pop(name) for name in own if name in flags}
     source = flags.pop("config", None)
     options = read_yaml(source) if source is not None else {}

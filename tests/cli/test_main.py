@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import types
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from raymat.cli import main
-from raymat.config.flags import parse_run
+from raymat.config.flags import EXAMPLES, parse_run
 from raymat.config.run import RunConfig, to_dict
 from raymat.config.values import Range
 from raymat.errors import ConfigError, StorageError
@@ -89,7 +90,11 @@ def test_a_switch_is_set_and_unset() -> None:
         (["--batch-sizes", "4"], "unknown flag --batch-sizes: did you mean --batch-size?"),
         (["--worker=2"], "unknown flag --worker: did you mean --workers?"),
         (["--no-scaled-decoding"], "unknown flag --no-scaled-decoding: did you mean --no-scaled-decode?"),
-        (["--zzz"], "unknown flag --zzz: --help lists what there is"),
+        (["--zzz"], "unknown flag --zzz: --help-all lists what there is"),
+        (["--bach-size", "4"], "unknown flag --bach-size: did you mean --batch-size?"),
+        (["--epoch", "4"], "unknown flag --epoch: did you mean --epoch-examples or --epochs?"),
+        (["--lr", "4"], "unknown flag --lr: did you mean --lr-aspp, --lr-backbone, --lr-decoder or --lr-refiner?"),
+        (["--gpus", "4"], "unknown flag --gpus: --help-all lists what there is"),
         (["--no-backbone"], "unknown flag --no-backbone: did you mean --backbone?"),
         (["--batch-size", "many"], "--batch-size: expected a whole number, got 'many'"),
         (["--epochs", "nan"], "--epochs: expected a number, got 'nan'"),
@@ -115,13 +120,61 @@ def test_help_shows_every_flag_with_its_meaning_and_the_stages_default(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse_run("refine", ["--help"])
+        parse_run("refine", ["--help-all"])
     shown = capsys.readouterr().out
     assert caught.value.code == 0
     for flag in ("--config", "--dataset", "--crop N|MIN:MAX", "--no-scaled-decode", "--workers"):
         assert flag in shown
     assert "GLOBAL batch in examples" in shown
     assert "(default: 2048)" in shown
+
+
+@pytest.mark.parametrize("stage", ["base", "refine"])
+def test_help_is_short_with_ten_options_and_two_examples_that_can_be_pasted(
+    stage: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_run(stage, ["--name", "x", "-h"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert len(re.findall(r"^[^\w\n]+--[a-z-]+ [A-Z]", shown, re.MULTILINE)) == 10
+    assert len(shown.splitlines()) < 45
+    assert all(f"  {line.strip()}" in shown for line in EXAMPLES[stage].splitlines())
+    examples = re.findall(rf"^ +raymat {stage} ((?:.*\\\n)*.*)$", EXAMPLES[stage], re.MULTILINE)
+    assert len(examples) == 2
+    for example in examples:
+        config = parse_run(stage, shlex.split(example.replace("\\\n", " ")))
+        assert (config.stage, config.storage) == (stage, "./runs")
+        if config.model.init:  # what the examples of base have made
+            assert f"--name {config.model.init.removeprefix('runs/')} " in EXAMPLES["base"]
+
+
+def test_the_overview_loads_no_parser_and_no_torch() -> None:
+    """40 ms of CPU time, where tyro, yaml and torch take a second."""
+    script = """
+import sys
+from raymat.cli.main import main
+main(["--help"])
+assert not {"tyro", "yaml", "torch", "ray", "numpy"} & {*sys.modules}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_demos_help_needs_no_ray() -> None:
+    script = """
+import sys
+sys.modules["ray"] = None
+from raymat.cli.main import main
+main(["demo", "--help"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "a worker" in done.stdout
 
 
 # YAML.
@@ -173,7 +226,7 @@ def test_alternatives_in_one_layer_are_still_refused(yaml_file: Any) -> None:
     ("text", "words"),
     [
         ("keep: 2\nbatchsize: 4\n", ":2: unknown key 'batchsize': did you mean batch_size?"),
-        ("zzz: 4\n", ":1: unknown key 'zzz': --help lists what there is"),
+        ("zzz: 4\n", ":1: unknown key 'zzz': --help-all lists what there is"),
         ("config: other.yaml\n", ":1: unknown key 'config'"),
         ("keep: 2\nkeep: 3\n", ":2: 'keep' is given twice"),
         ("keep: two\n", ":1: --keep: expected a whole number, got 'two'"),
@@ -271,7 +324,12 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("argv", "words"),
-    [(["dif"], "did you mean diff?"), (["train"], "there are base, refine")],
+    [
+        (["dif"], "did you mean diff?"),
+        (["train"], "did you mean base, refine or demo?"),
+        (["trian"], "did you mean base, refine or demo?"),
+        (["zzz"], "there are base, refine"),
+    ],
 )
 def test_an_unknown_command_is_one_line(
     argv: Sequence[str], words: str, capsys: pytest.CaptureFixture[str]

@@ -17,10 +17,12 @@ from raymat.config.command_line import parse_options
 from raymat.config.options import Spelling
 from raymat.errors import ConfigError
 
+HELPS = [*((c, "--help") for c in COMMANDS), ("base", "--help-all"), ("refine", "--help-all")]
 
-def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+
+def help_of(command: str, capsys: pytest.CaptureFixture[str], flag: str = "--help") -> str:
     with pytest.raises(SystemExit) as caught:
-        main([command, "--help"])
+        main([command, flag])
     assert caught.value.code == 0
     return capsys.readouterr().out
 
@@ -34,27 +36,31 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
     assert "Exit code: 0" in shown
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_gives_each_default_once(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = " ".join(help_of(command, capsys).split())
+@pytest.mark.parametrize(("command", "flag"), HELPS)
+def test_help_gives_each_default_once(
+    command: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = " ".join(help_of(command, capsys, flag).split())
     assert "None" not in words
     assert "SUPPRESS" not in words
     for entry in re.split(r" (?=--[a-z])", words):
         assert not ("(default: " in entry and "Default: " in entry), entry
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for line in help_of(command, capsys).splitlines():
+@pytest.mark.parametrize(("command", "flag"), HELPS)
+def test_help_explains_every_option(
+    command: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for line in help_of(command, capsys, flag).splitlines():
         assert not re.fullmatch(r"[│ ] -\S+( \S+)?   +\(.*\) *│?", line)
 
 
-@pytest.mark.parametrize("command", ["base", "export"])
+@pytest.mark.parametrize(("command", "flag"), HELPS)
 def test_help_keeps_to_80_columns(
-    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: str, flag: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    shown = help_of(command, capsys)
+    shown = help_of(command, capsys, flag)
     assert " -h, --help " in shown
     assert max(map(len, shown.splitlines())) <= 80
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from raymat.checkpoint.manifest import CheckpointId
@@ -18,7 +15,7 @@ from raymat.train.loop.state import RunState
 from raymat.train.observability.fault_reports import ReplacementReport
 from raymat.train.observability.image_grids import training_grids
 from raymat.train.observability.logger_setup import make_background_merge, make_loggers
-from raymat.train.observability.progress import Pace, Progress, StartClock, StepClock
+from raymat.train.observability.progress import Pace, Progress, StartClock
 from raymat.train.observability.training_events import FirstStepDone
 from raymat.train.observability.validation_events import ValidationDone
 from raymat.train.validation.result import StoredResult
@@ -42,7 +39,7 @@ class Reporter:
         self.loss: float | None = None
         """The newest logged training loss; None where it was not finite."""
         self._commit: tuple[int, float] | None = None
-        self._pace, self._clock, self._start = Pace(), StepClock(), StartClock()
+        self._pace, self._start = Pace(), StartClock()
 
     def resumed(self, step: int, checkpoint: CheckpointId | None) -> None:
         """Tell the loggers that the run goes on after `step`. Called by all workers; raises on all of them.
@@ -61,31 +58,15 @@ class Reporter:
 
         self._attempt.group.on_all(resume)
 
-    def batch_awaited(self) -> None:
-        """Note that the feed is asked for a batch."""
-        self._clock.batch_awaited()
-
     def batch_arrived(self) -> None:
         """Note that the feed gave a batch."""
-        self._clock.batch_arrived()
         self._start.batch_arrived()
 
-    def step_ended(self, step: int, examples: int) -> None:
-        """Note the end of a step of `examples`; write how long the attempt took to its first: a restart's cost ends here."""
-        self._clock.step_ended(examples)
+    def step_ended(self, step: int) -> None:
+        """Write how long the attempt took to its first step: what a restart costs ends here."""
         times = self._start.step_ended()
         if times is not None:
             self._attempt.emit(FirstStepDone(step=step, **times))
-
-    def measurements(self) -> dict[str, float]:
-        """Return the MEASURED columns of a training row but its time, since the row before. Called by all workers."""
-        columns, waited = self._clock.read()
-        world, device = self._attempt.group.world, self._attempt.device
-        own = [0.0] * (2 * world.size)
-        own[world.rank], own[world.size + world.rank] = waited, float(device_memory(device))
-        of_all = self._attempt.group.sums(own)
-        waits, memory = of_all[: world.size], of_all[world.size :]
-        return columns | {"data_wait": max(waits), "memory": int(max(memory))}
 
     def row(self, kind: str, step: int, loss: float | None, **fields: Any) -> None:
         """Log a row of completed step `step`."""
@@ -175,13 +156,3 @@ class Reporter:
             newest = state.validations[-1].metrics
             values |= {f"valid_{name}": value for name, value in newest.items()}
         return found | {name: value for name, value in values.items() if value is not None}
-
-
-def device_memory(device: torch.device) -> int:
-    """Return bytes: on a GPU the most that was allocated since the last call, on the CPU this process's resident memory."""
-    if device.type == "cuda":
-        peak = int(torch.cuda.max_memory_allocated(device))
-        torch.cuda.reset_peak_memory_stats(device)
-        return peak
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")

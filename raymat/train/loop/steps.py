@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
+
+import torch
 
 from raymat.data.batch import MicroBatch
 from raymat.data.feed import Feed
@@ -14,6 +18,7 @@ from raymat.train.loop.preemption import PreemptionHandler
 from raymat.train.loop.reporter import Reporter
 from raymat.train.loop.startup import StartingPoint
 from raymat.train.loop.train_step import StepResult
+from raymat.train.observability.progress import StepClock
 from raymat.train.observability.training_events import StepSkipped
 from raymat.train.optim.lr_schedule import rates
 from raymat.train.optim.step_health import BadStep, NonfiniteStepCounter
@@ -35,6 +40,7 @@ class TrainingSteps:
         self._attempt, self._feed, self._reporter = attempt, feed, reporter
         self._preemption, self._saver = preemption, saver
         self.step, self.state = start.step, start.state
+        self._clock = StepClock()
         self._nonfinite = NonfiniteStepCounter(
             attempt.config.optim.max_bad_steps, attempt.device, start.state.bad_steps
         )
@@ -49,10 +55,11 @@ class TrainingSteps:
         batches = self._feed.train(self.state.step, end)
         while True:
             self._attempt.record_activity("waiting for a batch", self.state.step)
-            self._reporter.batch_awaited()
+            self._clock.batch_awaited()
             batch = next(batches, None)
             if batch is None:
                 return
+            self._clock.batch_arrived()
             self._reporter.batch_arrived()
             yield batch
 
@@ -81,7 +88,8 @@ class TrainingSteps:
         state.step, state.cursor = done, Cursor(schedule.examples(done))
         attempt.record_activity("training", done)
         self._require_finite(self._nonfinite.push(done, numbers, result.health))
-        self._reporter.step_ended(done, len(numbers))
+        self._clock.step_ended(len(numbers))
+        self._reporter.step_ended(done)
         self._preemption.step_ended()
         if result.pictures is not None:
             self._reporter.images(done, result.pictures)
@@ -115,5 +123,25 @@ class TrainingSteps:
         digest = digest_text(summed)
         loss = finite(total / count)
         # After the sums, which wait for the device: the step's time is known only now.
-        measured = self._reporter.measurements()
+        measured = self._measurements()
         self._reporter.row("train", self.state.step, loss, digest=digest, lr=rate, **measured)
+
+    def _measurements(self) -> dict[str, float]:
+        """Return the MEASURED columns of a row but its time, since the row before: of all workers."""
+        columns, waited = self._clock.read()
+        world, group = self._attempt.group.world, self._attempt.group
+        own = [0.0] * (2 * world.size)
+        own[world.rank], own[world.size + world.rank] = waited, device_memory(self._attempt.device)
+        of_all = group.sums(own)
+        waits, memory = of_all[: world.size], of_all[world.size :]
+        return columns | {"data_wait": max(waits), "memory": int(max(memory))}
+
+
+def device_memory(device: torch.device) -> float:
+    """Return bytes: on a GPU the most that was allocated since the last call, on the CPU this process's resident memory."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return float(peak)
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))

@@ -11,8 +11,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -21,7 +19,6 @@ import torch
 from raymat.analysis.contact_sheet import png, prediction, source_and_truth
 from raymat.cluster.driver.launch import fit
 from raymat.cluster.ray_internals import apply_settings
-from raymat.config.command_line import parse_options
 from raymat.config.run import RunConfig, build, from_dict
 from raymat.data.batch_maker import make_valid_batch
 from raymat.storage.store import Store
@@ -65,17 +62,8 @@ BOTH = {
 }
 
 
-@dataclass(frozen=True)
-class Options:
-    """Train both stages on made pictures in ./demo, which is made anew; kill a worker and resume.
-
-    Exit code: 0, or 2 if a stage could not be trained.
-    """
-
-
-def main(argv: Sequence[str] = ()) -> int:
+def run_demo() -> int:
     """Run the demo in ./demo, which it makes anew; return the exit code."""
-    parse_options(Options, argv, "raymat demo")
     started = time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)
     apply_settings()
