@@ -24,6 +24,14 @@ class Replacement:
     reason: str
 
 
+@dataclass(frozen=True)
+class Doubt:
+    """What a matte is likely to be, a key of `matte_statistics.LIKELY`, and its file."""
+
+    kind: str
+    path: str
+
+
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
     """Share of one worker in a step or a validation batch. n may be 0; h and w are the step's even then.
@@ -38,6 +46,8 @@ class MicroBatch:
         train: False for validation.
         chunks: how many of the examples go through the network together, in their order; as many chunks for all workers.
             Empty: all at once.
+        looked: how many of the mattes were looked at.
+        doubts: what they are likely to be, where that is no matte.
     """
 
     step: int
@@ -48,6 +58,8 @@ class MicroBatch:
     replaced: tuple[Replacement, ...]
     train: bool
     chunks: tuple[int, ...] = ()
+    looked: int = 0
+    doubts: tuple[Doubt, ...] = ()
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -82,6 +94,8 @@ class MicroBatch:
             "examples": np.array(numbers, dtype="<i8").tobytes(),
             "replaced": json.dumps([asdict(r) for r in self.replaced]),
             "chunks": json.dumps(self.chunks),
+            "looked": self.looked,
+            "doubts": json.dumps([asdict(d) for d in self.doubts]),
             "fgr": _flat(self.fgr),
             "pha": _flat(self.pha),
             "bgr": _flat(self.bgr),
@@ -101,6 +115,8 @@ class MicroBatch:
             replaced=tuple(Replacement(**r) for r in json.loads(columns["replaced"])),
             train=bool(columns["train"]),
             chunks=tuple(json.loads(columns["chunks"])),
+            looked=int(columns["looked"]),
+            doubts=tuple(Doubt(**d) for d in json.loads(columns["doubts"])),
         )
 
 

@@ -17,10 +17,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from raymat.data.batch import Geometry, MicroBatch, Replacement
+from raymat.data.batch import Doubt, Geometry, MicroBatch, Replacement
 from raymat.data.dataset.image_folder import UnreadableImage
 from raymat.data.dataset.source import Source
 from raymat.data.decode import OpenImage, Pixels, Scale, use_one_thread
+from raymat.data.matte_statistics import judge
 from raymat.data.rng import Draws, Stream
 from raymat.data.sample_order import Example, SampleOrder
 from raymat.data.warp import (
@@ -116,6 +117,8 @@ class _BatchMaker:
         self._crop = crop
         self._train = train
         self._replaced: list[Replacement] = []
+        self._looked = 0
+        self._doubts: list[Doubt] = []
 
     def make(self, step: int, examples: Sequence[Example]) -> MicroBatch:
         use_one_thread()
@@ -128,7 +131,8 @@ class _BatchMaker:
                 Example(example.number, *self._fill_slot(slot, example, layers, first))
                 for slot, (example, first) in enumerate(zip(examples, openers, strict=True))
             )
-        return MicroBatch(step, used, fgr, pha, bgr, tuple(self._replaced), self._train)
+        batch = MicroBatch(step, used, fgr, pha, bgr, tuple(self._replaced), self._train)
+        return replace(batch, looked=self._looked, doubts=tuple(self._doubts))
 
     def _pairs(self, outs: tuple[Pixels, ...]) -> _Layer:
         source, seed, train = self._source, self._order.seed, self._train
@@ -203,8 +207,18 @@ class _BatchMaker:
         warp = layer.draw(number)
         matrix = crop_map(warp, images[0].size, geometry.resolution, self._crop)
         scale: Scale = decode_scale(matrix) if geometry.scaled_decode else 1
-        for image, out in zip(images, layer.outs, strict=True):
-            warp_into(out[slot], image.decode(scale), matrix, scale)
+        decoded = [image.decode(scale) for image in images]
+        for pixels, out in zip(decoded, layer.outs, strict=True):
+            warp_into(out[slot], pixels, matrix, scale)
+        self._judge(images[-1], decoded)
+
+    def _judge(self, matte: OpenImage, pair: Sequence[Pixels]) -> None:
+        """Note what a matte is likely to be, by its statistics and its foreground, if it was opened for them."""
+        found = matte.statistics
+        if found is not None:
+            self._looked += 1
+            kinds = judge(found.beside(*pair))
+            self._doubts += [Doubt(kind, matte.path) for kind in kinds]
 
     def _replacement_words(self, example: Example, lane: int) -> Iterator[int]:
         """Yield random words that choose replacements; pair and background have separate ones."""

@@ -18,6 +18,7 @@ import functools
 import io
 import struct
 import zlib
+from dataclasses import replace
 from functools import partial
 from typing import Literal, Protocol, TypeAlias, get_args
 
@@ -31,6 +32,7 @@ from raymat.data.colour_profile import profile_of, to_srgb
 from raymat.data.dataset.image_folder import UnreadableImage
 from raymat.data.file_blocks import lacks_end, with_end, without_texts
 from raymat.data.matte import NoMatteError, matte_of, stretched
+from raymat.data.matte_statistics import MatteStatistics
 from raymat.data.orientation import UPRIGHT, orientation_of
 from raymat.errors import first_line
 
@@ -77,6 +79,11 @@ class OpenImage(Protocol):
         """Origin, for messages."""
         ...
 
+    @property
+    def statistics(self) -> MatteStatistics | None:
+        """Numbers of the alpha that was decoded, if it was opened for them."""
+        ...
+
     def decode(self, scale: Scale = 1) -> Pixels:
         """Decode to RGB (h, w, 3), or grey (h, w) for an alpha, shrunk by `scale`.
 
@@ -87,7 +94,7 @@ class OpenImage(Protocol):
 
 
 class EncodedImage:
-    """Encoded `OpenImage` over a file's bytes; `grey` asks for one channel instead of RGB.
+    """Encoded `OpenImage` over a file's bytes; `grey` asks for one channel instead of RGB, `look` for its statistics.
 
     `decoding`: the version of how pictures are read, as in `DECODING`.
 
@@ -97,7 +104,12 @@ class EncodedImage:
     """
 
     def __init__(
-        self, data: bytes, path: str, grey: bool = False, decoding: int = DECODING
+        self,
+        data: bytes,
+        path: str,
+        grey: bool = False,
+        decoding: int = DECODING,
+        look: bool = False,
     ) -> None:
         self._data = with_end(data) if decoding >= 2 and lacks_end(data) else data
         self._decoding = decoding
@@ -105,8 +117,11 @@ class EncodedImage:
         self._profile = profile_of(data) if decoding >= 2 and not grey else b""
         self._path = path
         self._grey = grey
+        self._look = look
+        self.statistics: MatteStatistics | None = None
         self._is_jpeg = data[:3] == b"\xff\xd8\xff"
         self._finds_matte = grey and decoding >= 2
+        self._depth = 8
         self._hides_matte = False
         """Whether the matte may be elsewhere than in the brightness."""
         self._size, self._is_cmyk = self._read_header()
@@ -124,9 +139,15 @@ class EncodedImage:
         stored = self._stored_scale(scale)
         if self._is_jpeg and not self._is_cmyk:
             pixels = self._decode_jpeg(stored)
+            if self._look:
+                found = MatteStatistics.of(pixels)
+                self.statistics = found if stored == 1 else replace(found, edge=None)
         else:
             with_pillow = self._is_cmyk or self._hides_matte
-            pixels = shrink(self._decode_pillow() if with_pillow else self._decode_opencv(), stored)
+            whole = self._decode_pillow() if with_pillow else self._decode_opencv()
+            if self._look:
+                self.statistics = MatteStatistics.of(whole, depth=self._depth)
+            pixels = shrink(whole, stored)
         left = SCALES[(scale // stored).bit_length() - 1]
         return to_srgb(shrink(self._orientation.apply(pixels), left), self._profile)
 
@@ -155,6 +176,7 @@ class EncodedImage:
             with self._open_pillow() as image:
                 plain = image.mode == "L" and not image.has_transparency_data
                 self._hides_matte = self._finds_matte and not plain
+                self._depth = 16 if image.mode.startswith("I") else 8
                 return image.size, False
         except UnidentifiedImageError as error:
             reason = "is not an image (JPEG, PNG or WebP)" if self._data else "is empty"
@@ -245,6 +267,10 @@ class RawImage:
     @property
     def path(self) -> str:
         return self._path
+
+    @property
+    def statistics(self) -> MatteStatistics | None:
+        return None
 
     def decode(self, scale: Scale = 1) -> Pixels:
         return shrink(self._pixels, scale)

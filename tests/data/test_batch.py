@@ -15,17 +15,17 @@ import pyarrow as pa
 import pytest
 
 from raymat.config.values import Range
-from raymat.data.batch import Geometry, MicroBatch, Replacement
+from raymat.data.batch import Doubt, Geometry, MicroBatch, Replacement
 from raymat.data.batch_maker import _candidates, make_train_batch, make_valid_batch
 from raymat.data.dataset.discovery import build_listing
-from raymat.data.dataset.source import FolderSource, Source
+from raymat.data.dataset.source import LOOKED_AT, FolderSource, Source
 from raymat.data.decode import OpenImage
 from raymat.data.sample_order import Example, SampleOrder
 from raymat.data.warp import crop_map, draw_background_warp, draw_pair_warp, warp_into
 from raymat.distributed.world import World
 from raymat.errors import DataError
 from raymat.storage.retry import RetryPolicy
-from tests.support.datakit import MemorySource, encode, write, write_dataset
+from tests.support.datakit import MemorySource, disc, encode, write, write_dataset
 
 GEOMETRY = Geometry("base", resolution=64, scaled_decode=False)
 
@@ -62,7 +62,7 @@ def whole(source: Source, order: SampleOrder, step: int = 0) -> MicroBatch:
 
 def same(a: MicroBatch, b: MicroBatch) -> bool:
     pixels = all(np.array_equal(getattr(a, n), getattr(b, n)) for n in ("fgr", "pha", "bgr"))
-    rest = ("step", "examples", "replaced", "train")
+    rest = ("step", "examples", "replaced", "train", "looked", "doubts")
     return pixels and all(getattr(a, n) == getattr(b, n) for n in rest)
 
 
@@ -328,6 +328,50 @@ def test_an_error_of_the_storage_ends_the_batch_when_fetching_ahead() -> None:
         whole(source, order)
 
 
+# Mattes that are likely to be something else.
+
+
+def test_a_batch_names_the_mattes_that_are_likely_something_else(tmp_path: Path) -> None:
+    urls = write_dataset(str(tmp_path), pairs=6, backgrounds=5, valid=3)
+    for i in (0, 2):
+        write(f"{urls[0]}/train/pha/clip0/{i:04}.png", encode(255 - disc(i), "PNG"))
+    write(f"{urls[0]}/train/pha/clip1/0003.JPG", encode(disc(3) * 0, "JPEG"))
+    source = FolderSource(build_listing(*urls))
+    order = make_order(source, batch_size=6, total_examples=60)
+    batch = whole(source, order)
+    named = {(doubt.kind, doubt.path.removeprefix(f"{urls[0]}/")) for doubt in batch.doubts}
+    assert named == {
+        ("inverted", "train/pha/clip0/0000.png"),
+        ("inverted", "train/pha/clip0/0002.png"),
+        ("empty", "train/pha/clip1/0003.JPG"),
+    }
+    assert (batch.looked, batch.replaced) == (6, ())
+    scaled = make_train_batch(
+        source, order, dataclasses.replace(GEOMETRY, resolution=32, scaled_decode=True), 0, range(6)
+    )
+    assert {(d.kind, d.path) for d in scaled.doubts} == {(d.kind, d.path) for d in batch.doubts}
+
+
+def test_a_premultiplied_foreground_is_seen_beside_its_matte(tmp_path: Path) -> None:
+    urls = write_dataset(str(tmp_path), pairs=6, backgrounds=5, valid=3)
+    foreground = np.full((64, 96, 3), 200) * disc(0)[..., None] // 255
+    path = f"{urls[0]}/train/fgr/clip0/0000.jpg"
+    write(path, encode(foreground.astype(np.uint8), "JPEG", quality=98))
+    source = FolderSource(build_listing(*urls))
+    batch = whole(source, make_order(source, batch_size=6, total_examples=60))
+    assert batch.doubts == (Doubt("premultiplied", f"{urls[0]}/train/pha/clip0/0000.png"),)
+
+
+def test_a_process_looks_at_its_first_mattes_and_later_at_one_in_eight(
+    source: FolderSource,
+) -> None:
+    order = make_order(source, total_examples=8 * LOOKED_AT)
+    looked = [whole(source, order, step).looked for step in range(LOOKED_AT // 2)]
+    assert looked[: LOOKED_AT // 4] == [4] * (LOOKED_AT // 4)
+    assert sum(looked[LOOKED_AT // 4 :]) == LOOKED_AT // 8
+    assert make_valid_batch(source, order, GEOMETRY, 0, range(2)).looked == 0
+
+
 # Rows of a table.
 
 
@@ -344,7 +388,8 @@ def through_arrow(batch: MicroBatch) -> tuple[MicroBatch, pa.Schema]:
 def test_a_batch_survives_its_columns(source: FolderSource) -> None:
     batch = whole(source, make_order(source))
     replaced = (Replacement(3, "s3://b/ü.jpg", 'is "odd"'),)
-    batch = MicroBatch(5, batch.examples, batch.fgr, batch.pha, batch.bgr, replaced, True)
+    batch = dataclasses.replace(batch, replaced=replaced, doubts=(Doubt("inverted", "ü.png"),))
+    assert batch.looked == 4
     assert same(MicroBatch.from_columns(batch.to_columns()), batch)
     back, schema = through_arrow(batch)
     assert same(back, batch)

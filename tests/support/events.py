@@ -38,6 +38,7 @@ from raymat.train.observability.training_events import (
     AverageStarted,
     FirstStepDone,
     ImageReplaced,
+    MattesDoubted,
     RatesLowered,
     StepSkipped,
     WeightsInitialized,
@@ -92,6 +93,7 @@ EXAMPLES: tuple[Event, ...] = (
     FirstStepDone(step=121, seconds=2.5, batch=1.5),
     StepSkipped(step=125, examples=[1000, 1007], loss="nan", gradient_norm="inf"),
     RatesLowered(step=400, reductions=1, lr={"backbone": 5e-5, "aspp": 0.00025}),
+    MattesDoubted(likely="inverted", count=61, looked=80, path="train/pha/a.png"),
     ImageReplaced(path="train/fgr/a.png", reason="truncated", example=12),
     CheckpointRestored(
         attempt=3, checkpoint=CHECKPOINT, step=120, seconds=0.4, nearby_bytes=0, storage_bytes=463008

@@ -18,6 +18,8 @@ from raymat.errors import DataError, NewerFormatError
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.urls import redact
 
+LOOKED_AT, LOOKED_AT_LATER = 256, 8
+"""Mattes that each process looks at first; afterwards it looks at one of so many."""
 FIRST_VALID_SYNTHETIC = 2**40  # validation pictures differ from all training pictures
 
 
@@ -74,6 +76,8 @@ class FolderSource:
         self.valid_pairs = listing.counts["valid_pairs"]
         self.valid_backgrounds = listing.counts["valid_backgrounds"]
         self.fetch_ahead = 4 if self._dataset.remote or self._backgrounds.remote else 0
+        self._mattes = 0
+        """Mattes opened so far, to train on."""
 
     def _split(self, valid: bool) -> Split:
         return self._listing.valid if valid else self._listing.train
@@ -81,7 +85,8 @@ class FolderSource:
     def open_pair(self, index: int, valid: bool = False) -> tuple[OpenImage, OpenImage]:
         row = self._split(valid).pair(index)
         fgr = self._open(self._dataset, FileRow(row.fgr, row.fgr_size))
-        pha = self._open(self._dataset, FileRow(row.pha, row.pha_size), grey=True)
+        look = not valid and self._looks()
+        pha = self._open(self._dataset, FileRow(row.pha, row.pha_size), grey=True, look=look)
         if fgr.size != pha.size:
             raise UnreadableImage(
                 fgr.path,
@@ -96,9 +101,16 @@ class FolderSource:
     def name_of(self, index: int, valid: bool = False) -> str:
         return self._split(valid).pair(index).name
 
-    def _open(self, folder: Folder, row: FileRow, grey: bool = False) -> EncodedImage:
+    def _looks(self) -> bool:
+        """Whether to look at the next matte's numbers: at the first ones, then at few, so that it costs next to nothing."""
+        self._mattes += 1
+        return self._mattes <= LOOKED_AT or self._mattes % LOOKED_AT_LATER == 0
+
+    def _open(
+        self, folder: Folder, row: FileRow, grey: bool = False, look: bool = False
+    ) -> EncodedImage:
         data = folder.read(row.path, row.size)
-        return EncodedImage(data, folder.shown(row.path), grey, self._decoding)
+        return EncodedImage(data, folder.shown(row.path), grey, self._decoding, look)
 
 
 class SyntheticSource:

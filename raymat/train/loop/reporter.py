@@ -12,7 +12,7 @@ from raymat.checkpoint.manifest import CheckpointId
 from raymat.train.loop.attempt import Attempt
 from raymat.train.loop.interfaces import Host
 from raymat.train.loop.state import RunState
-from raymat.train.observability.fault_reports import ReplacementReport
+from raymat.train.observability.fault_reports import MatteReport, ReplacementReport
 from raymat.train.observability.image_grids import training_grids
 from raymat.train.observability.logger_setup import make_background_merge, make_loggers
 from raymat.train.observability.progress import Pace, Progress, StartClock
@@ -36,6 +36,7 @@ class Reporter:
         )
         self._merge = make_background_merge(attempt.store, attempt.number, attempt.group)
         self.replaced = ReplacementReport(attempt.events)
+        self.mattes = MatteReport(attempt.events, attempt.group.world)
         self.loss: float | None = None
         """The newest logged training loss; None where it was not finite."""
         self._commit: tuple[int, float] | None = None

@@ -74,6 +74,7 @@ class TrainingSteps:
         if batch.step != state.step:
             raise TrainingError(f"the feed gave step {batch.step}, expected {state.step}")
         self._reporter.replaced.add(batch.replaced)
+        self._reporter.mattes.add(batch)
         numbers = attempt.run.order.step_numbers(batch.step)
         rate = rates(attempt.config, state.cursor.next_example, state.rates)
         done = batch.step + 1
@@ -118,9 +119,12 @@ class TrainingSteps:
 
     def _log_row(self, batch: MicroBatch, result: StepResult, rate: dict[str, float]) -> None:
         lanes = digest_lanes(batch.examples).tolist()
-        sums = self._attempt.group.sums([result.loss_sum, float(result.count), *lanes])
-        total, count, *summed = sums
-        digest = digest_text(summed)
+        mattes = self._reporter.mattes
+        total, count, *sums = self._attempt.group.sums(
+            [result.loss_sum, float(result.count), *lanes, *mattes.numbers()]
+        )
+        digest = digest_text(sums[: len(lanes)])
+        mattes.say(sums[len(lanes) :])
         loss = finite(total / count)
         # After the sums, which wait for the device: the step's time is known only now.
         measured = self._measurements()

@@ -173,7 +173,11 @@ class Trainer:
         attempt, state, checkpoints = self.attempt, self.state, self.checkpoints
         attempt.record_activity("ending", state.step)
         checkpoints.end(state, already_complete)
-        (replaced,) = attempt.group.sums([float(self.reporter.replaced.count)])
+        mattes = self.reporter.mattes
+        replaced, *sums = attempt.group.sums(
+            [float(self.reporter.replaced.count), *mattes.numbers()]
+        )
+        mattes.say(sums)
         attempt.emit(
             AttemptEnded(
                 outcome="complete",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from raymat.data.matte_statistics import LIKELY
 from raymat.train.observability.event import Event, Reason, Step
 
 
@@ -72,6 +73,23 @@ class RatesLowered(Event):
     def line(self) -> str:
         lowered = ", ".join(f"{part} {rate:.3g}" for part, rate in self.lr.items())
         return f"learning rates lowered after step {self.step}: {lowered}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MattesDoubted(Event):
+    """Some mattes are likely to be something else. Written once for each kind in an attempt; nothing is refused."""
+
+    kind = "mattes"
+    likely: Annotated[
+        str, "inverted, empty, full, faint, shallow, hard, photograph or premultiplied"
+    ]
+    count: Annotated[int, "how many of those that were looked at"]
+    looked: Annotated[int, "how many were looked at so far"]
+    path: Annotated[str, "the first of them"]
+
+    @property
+    def line(self) -> str:
+        return f"{self.count:,} of the first {self.looked:,} mattes {LIKELY[self.likely]} ({self.path})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.config.run import RunConfig
-from raymat.data.batch import MicroBatch, Replacement
+from raymat.data.batch import Doubt, MicroBatch, Replacement
 from raymat.distributed.world import World
 from raymat.errors import ConfigError, DataError, StorageError, TrainingError, WeightsError
 from raymat.train.loop import startup
@@ -386,6 +386,36 @@ def test_a_replaced_file_is_reported_once_and_counted(tmp_path: Path) -> None:
     (event,) = events(config, "replaced")
     assert (event["path"], event["reason"], event["example"]) == ("a/b.png", "truncated", 0)
     assert events(config, "end")[0]["replaced"] == 4
+
+
+@pytest.mark.parametrize("log_loss_interval", [1, 10])
+def test_mattes_that_look_wrong_are_said_once_for_each_kind_with_a_count_and_an_example(
+    tmp_path: Path, log_loss_interval: int
+) -> None:
+    """At the next row, or else at the end."""
+
+    class Doubtful(runs.Feed):
+        def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
+            for batch in super().train(first_step, end_step):
+                found = [Doubt("inverted", f"a/{n}.png") for n in batch.numbers[:2]]
+                found += [Doubt("hard", "a/late.png")] if batch.step == 2 else []
+                more = {"looked": len(batch.numbers), "doubts": tuple(found)}
+                yield MicroBatch(**(vars(batch) | more))
+
+    config = runs.tiny(
+        tmp_path, "doubt", steps=4, valid_examples=0, log_loss_interval=log_loss_interval
+    )
+    runs.train(World(), config, feed=Doubtful(config, World(), {}))
+    said = [
+        (e["likely"], e["count"], e["looked"], e["path"])
+        for e in sorted(events(config, "mattes"), key=lambda e: str(e["likely"]), reverse=True)
+    ]
+    size = config.data.batch_size
+    if log_loss_interval == 1:
+        expected = [("inverted", 2, size, "a/0.png"), ("hard", 1, 3 * size, "a/late.png")]
+    else:
+        expected = [("inverted", 8, 4 * size, "a/0.png"), ("hard", 1, 4 * size, "a/late.png")]
+    assert said == expected
 
 
 def test_a_feed_that_skips_a_step_is_an_error(tmp_path: Path) -> None:

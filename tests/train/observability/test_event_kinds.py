@@ -31,6 +31,8 @@ LINES = {
     "ema": "the average of the weights begins with those of step 120",
     "nonfinite": "step 125 was skipped: loss nan, gradient norm inf",
     "plateau": "learning rates lowered after step 400: backbone 5e-05, aspp 0.00025",
+    "mattes": "61 of the first 80 mattes look inverted: opaque along the sides, transparent in the middle "
+    "(train/pha/a.png)",
     "replaced": "cannot use train/fgr/a.png: truncated; another stands in for it, as for example 12",
     "restore": "resumed from step-000000120-a002 (attempt 3)",
     "skip": "skipped step-000000120-a002: torn: no manifest",
