@@ -362,13 +362,13 @@ def test_a_premultiplied_foreground_is_seen_beside_its_matte(tmp_path: Path) -> 
     assert batch.doubts == (Doubt("premultiplied", f"{urls[0]}/train/pha/clip0/0000.png"),)
 
 
-def test_a_process_looks_at_its_first_mattes_and_later_at_one_in_eight(
+def test_a_process_looks_at_its_first_mattes_and_later_at_one_in_sixteen(
     source: FolderSource,
 ) -> None:
     order = make_order(source, total_examples=8 * LOOKED_AT)
     looked = [whole(source, order, step).looked for step in range(LOOKED_AT // 2)]
     assert looked[: LOOKED_AT // 4] == [4] * (LOOKED_AT // 4)
-    assert sum(looked[LOOKED_AT // 4 :]) == LOOKED_AT // 8
+    assert sum(looked[LOOKED_AT // 4 :]) == LOOKED_AT // 16
     assert make_valid_batch(source, order, GEOMETRY, 0, range(2)).looked == 0
 
 

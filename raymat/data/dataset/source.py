@@ -18,7 +18,7 @@ from raymat.errors import DataError, NewerFormatError
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.urls import redact
 
-LOOKED_AT, LOOKED_AT_LATER = 256, 8
+LOOKED_AT, LOOKED_AT_LATER = 256, 16
 """Mattes that each process looks at first; afterwards it looks at one of so many."""
 FIRST_VALID_SYNTHETIC = 2**40  # validation pictures differ from all training pictures
 
