@@ -1,10 +1,11 @@
 """Decoding of pictures to uint8 pixels, at full size or shrunk by 2, 4 or 8.
 
 A file's format is told from its first bytes, not from its name. JPEGs go through libjpeg-turbo
-(simplejpeg), which shrinks while it decodes; everything else through OpenCV, except CMYK JPEGs
-(Pillow). Pictures are turned upright by their orientation tag (EXIF), except in runs that were begun
-before they were, and their colours become sRGB. 16 bits become 8, palettes become colours.
-The alpha channel of a foreground or background is dropped; where a matte is found is said in matte.py.
+(simplejpeg), which shrinks while it decodes, PNG and WebP through OpenCV, and the rest through Pillow:
+TIFF, BMP, GIF, AVIF, CMYK JPEGs, and mattes that are not plain grey. Pictures are turned upright by their
+orientation tag (EXIF), except in runs that were begun before they were, and their colours become sRGB.
+16 bits become 8, palettes become colours. The alpha channel of a foreground or background is dropped; where
+a matte is found is said in decoding/matte.py.
 
 A picture shrunk by k has ceil(width / k) x ceil(height / k) pixels, and pixel (i, j) of it covers
 the pixels k*i..k*i+k-1, k*j..k*j+k-1 of the full one, whatever the format: foreground and alpha
@@ -13,57 +14,24 @@ stay aligned, and a map from full-size coordinates only has to be divided by k.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
-import struct
-import zlib
+import warnings
 from dataclasses import replace
-from functools import partial
 from typing import Literal, Protocol, TypeAlias, get_args
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from raymat.data.colour_profile import profile_of, to_srgb
 from raymat.data.dataset.image_folder import UnreadableImage
-from raymat.data.file_blocks import lacks_end, with_end, without_texts
-from raymat.data.matte import NoMatteError, matte_of, stretched
+from raymat.data.decoding.colour_profile import to_srgb
+from raymat.data.decoding.decoders import decode_jpeg, decode_opencv, decode_pillow
+from raymat.data.decoding.header import DECODING, BadPicture, check_memory, read_header
 from raymat.data.matte_statistics import MatteStatistics
-from raymat.data.orientation import UPRIGHT, orientation_of
-from raymat.errors import first_line
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Scale = Literal[1, 2, 4, 8]
 SCALES: tuple[Scale, ...] = get_args(Scale)
-DECODING = 2
-"""Version of how pictures are read, kept with each run. 1: no orientation tags, no colour profiles, a matte is its
-file's brightness, and files without an end or with long texts are refused."""
-MAX_SIDE = 32_766  # what OpenCV's warp can address
-MAX_PIXELS = 2**28
-_MAX_PIXELS_BEFORE = 178_956_970
-"""Of a PNG or WebP, before DECODING 2: Pillow's limit."""
-_MOST_PER_BYTE = 1024
-"""Pixels that a byte of a JPEG can hold: a blank one takes a bit for each 64."""
-Image.MAX_IMAGE_PIXELS = None  # the limits above are checked on the header
-
-# Exceptions of Pillow for malformed files.
-_PILLOW_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP")  # its other decoders are not safe for untrusted files
 
 
 class OpenImage(Protocol):
@@ -99,8 +67,7 @@ class EncodedImage:
     `decoding`: the version of how pictures are read, as in `DECODING`.
 
     Raises:
-        UnreadableImage: the bytes are not the beginning of a JPEG, PNG or WebP image, or it is too
-            large.
+        UnreadableImage: the bytes are not the beginning of a picture that is read, or it is too large.
     """
 
     def __init__(
@@ -111,25 +78,16 @@ class EncodedImage:
         decoding: int = DECODING,
         look: bool = False,
     ) -> None:
-        self._data = with_end(data) if decoding >= 2 and lacks_end(data) else data
-        self._decoding = decoding
-        self._orientation = orientation_of(data) if decoding >= 2 else UPRIGHT
-        self._profile = profile_of(data) if decoding >= 2 and not grey else b""
-        self._path = path
-        self._grey = grey
-        self._look = look
+        self._path, self._grey, self._look = path, grey, look
         self.statistics: MatteStatistics | None = None
-        self._is_jpeg = data[:3] == b"\xff\xd8\xff"
-        self._finds_matte = grey and decoding >= 2
-        self._depth = 8
-        self._hides_matte = False
-        """Whether the matte may be elsewhere than in the brightness."""
-        self._size, self._is_cmyk = self._read_header()
-        self._check_size()
+        try:
+            self._header = read_header(data, grey, decoding)
+        except BadPicture as error:
+            raise UnreadableImage(path, str(error)) from error
 
     @property
     def size(self) -> tuple[int, int]:
-        return self._orientation.size(self._size)
+        return self._header.orientation.size(self._header.size)
 
     @property
     def path(self) -> str:
@@ -137,120 +95,44 @@ class EncodedImage:
 
     def decode(self, scale: Scale = 1) -> Pixels:
         stored = self._stored_scale(scale)
-        if self._is_jpeg and not self._is_cmyk:
-            pixels = self._decode_jpeg(stored)
-            if self._look:
-                found = MatteStatistics.of(pixels)
-                self.statistics = found if stored == 1 else replace(found, edge=None)
-        else:
-            with_pillow = self._is_cmyk or self._hides_matte
-            whole = self._decode_pillow() if with_pillow else self._decode_opencv()
-            if self._look:
-                self.statistics = MatteStatistics.of(whole, depth=self._depth)
-            pixels = shrink(whole, stored)
+        try:
+            pixels = self._decode(stored)
+        except BadPicture as error:
+            raise UnreadableImage(self._path, str(error)) from error
         left = SCALES[(scale // stored).bit_length() - 1]
-        return to_srgb(shrink(self._orientation.apply(pixels), left), self._profile)
+        upright = self._header.orientation.apply(pixels)
+        return to_srgb(shrink(upright, left), self._header.profile)
 
     def _stored_scale(self, scale: Scale) -> Scale:
         """Return by how much to shrink before the picture is turned: the squares must begin where the upright picture does."""
-        mirrored = self._orientation.upside_down or self._orientation.mirrored
-        fitting = [s for s in SCALES if s <= scale and not (self._size[0] % s or self._size[1] % s)]
+        header = self._header
+        mirrored = header.orientation.upside_down or header.orientation.mirrored
+        fitting = [
+            s for s in SCALES if s <= scale and not (header.size[0] % s or header.size[1] % s)
+        ]
         return fitting[-1] if mirrored else scale
 
-    def _check_size(self) -> None:
-        """Raise UnreadableImage if the pixels are too many, or more than the bytes can hold: they would be allocated first."""
-        pixels = self._size[0] * self._size[1]
-        most = MAX_PIXELS if self._is_jpeg or self._decoding >= 2 else _MAX_PIXELS_BEFORE
-        if max(self._size) > MAX_SIDE or pixels > most:
-            raise UnreadableImage(self._path, f"is {_by(self._size)} pixels: too large")
-        if self._is_jpeg and self._decoding >= 2 and pixels > _MOST_PER_BYTE * len(self._data):
-            claim = f"claims {_by(self._size)} pixels in {len(self._data)} bytes"
-            raise UnreadableImage(self._path, f"{claim}: truncated or no picture")
+    def _decode(self, scale: Scale) -> Pixels:
+        """Decode the picture as it is stored, shrunk by `scale`. Raises BadPicture."""
+        header, grey = self._header, self._grey
+        channels = 1 if grey else 3
+        if header.by_turbo:
+            check_memory(header, channels, scale, pillow=False)
+            pixels = decode_jpeg(header, grey, scale)
+            self._measure(pixels, whole=scale == 1)
+            return pixels
+        hides_matte = grey and header.decoding >= 2 and not (header.mode == "L" and header.plain)
+        pillow = hides_matte or not header.by_opencv
+        check_memory(header, channels, 1, pillow)
+        pixels = decode_pillow(header, grey) if pillow else decode_opencv(header, grey)
+        self._measure(pixels, whole=True)
+        return shrink(pixels, scale)
 
-    def _read_header(self) -> tuple[tuple[int, int], bool]:
-        """Return (width, height), and whether it is a CMYK JPEG."""
-        try:
-            if self._is_jpeg:
-                height, width, colours, _ = simplejpeg.decode_jpeg_header(self._data)
-                return (int(width), int(height)), colours in ("CMYK", "YCCK")
-            with self._open_pillow() as image:
-                plain = image.mode == "L" and not image.has_transparency_data
-                self._hides_matte = self._finds_matte and not plain
-                self._depth = 16 if image.mode.startswith("I") else 8
-                return image.size, False
-        except UnidentifiedImageError as error:
-            reason = "is not an image (JPEG, PNG or WebP)" if self._data else "is empty"
-            raise UnreadableImage(self._path, reason) from error
-        except _PILLOW_ERRORS as error:
-            raise UnreadableImage(self._path, f"is not an image: {first_line(error)}") from error
-
-    def _open_pillow(self) -> Image.Image:
-        """Open the picture without decoding it; without texts, where they are too large."""
-        try:
-            return Image.open(io.BytesIO(self._data), formats=_PILLOW_FORMATS)
-        except ValueError:
-            if self._decoding < 2 or self._is_jpeg:
-                raise
-            self._data = without_texts(self._data)
-            return Image.open(io.BytesIO(self._data), formats=_PILLOW_FORMATS)
-
-    def _decode_jpeg(self, scale: Scale) -> Pixels:
-        # Strict, by default: libjpeg only warns, and fills with grey, if data is missing or corrupt.
-        # The minimum sizes choose the scale; without them simplejpeg's min_factor reads an uninitialised variable.
-        decode = partial(
-            simplejpeg.decode_jpeg,
-            colorspace="GRAY" if self._grey else "RGB",
-            min_height=-(-self._size[1] // scale),
-            min_width=-(-self._size[0] // scale),
-        )
-        try:
-            try:
-                pixels = decode(self._data)
-            except ValueError as error:
-                if self._decoding < 2 or "Premature end" not in str(error):
-                    raise
-                with contextlib.suppress(ValueError):
-                    return self._shaped(decode(with_end(self._data)), scale)
-                raise
-        except ValueError as error:
-            raise UnreadableImage(self._path, first_line(error)) from error
-        return self._shaped(pixels, scale)
-
-    def _shaped(self, pixels: Pixels, scale: Scale) -> Pixels:
-        return self._checked(pixels[..., 0] if self._grey else pixels, scale)
-
-    def _decode_opencv(self) -> Pixels:
-        colours = cv2.IMREAD_GRAYSCALE if self._grey else cv2.IMREAD_COLOR_RGB
-        flags = colours | cv2.IMREAD_IGNORE_ORIENTATION
-        try:
-            pixels = cv2.imdecode(np.frombuffer(self._data, np.uint8), flags)
-        except cv2.error as error:
-            raise UnreadableImage(self._path, first_line(error)) from error
-        if pixels is None:
-            raise UnreadableImage(self._path, "is truncated or corrupt")
-        found = np.asarray(pixels, np.uint8)
-        return self._checked(stretched(found) if self._finds_matte else found, 1)
-
-    def _decode_pillow(self) -> Pixels:
-        try:
-            with Image.open(io.BytesIO(self._data), formats=_PILLOW_FORMATS) as image:
-                if self._hides_matte:
-                    return self._checked(matte_of(image), 1)
-                return self._checked(np.asarray(image.convert("L" if self._grey else "RGB")), 1)
-        except NoMatteError as error:
-            raise UnreadableImage(self._path, str(error)) from error
-        except _PILLOW_ERRORS as error:
-            raise UnreadableImage(self._path, first_line(error)) from error
-
-    def _checked(self, pixels: Pixels, scale: Scale) -> Pixels:
-        """Return the pixels if they have the header's size; else raise UnreadableImage."""
-        height, width = pixels.shape[:2]
-        expected = (-(-self._size[0] // scale), -(-self._size[1] // scale))
-        if (width, height) != expected:
-            raise UnreadableImage(
-                self._path, f"decoded to {_by((width, height))} pixels, expected {_by(expected)}"
-            )
-        return pixels
+    def _measure(self, pixels: Pixels, whole: bool) -> None:
+        if self._look:
+            depth = 16 if self._header.mode.startswith("I") else 8
+            found = MatteStatistics.of(pixels, depth=depth)
+            self.statistics = found if whole else replace(found, edge=None)
 
 
 class RawImage:
@@ -291,9 +173,9 @@ def shrink(pixels: Pixels, scale: Scale) -> Pixels:
 
 @functools.cache
 def use_one_thread() -> None:
-    """Keep OpenCV to the calling thread, once per process: there is a reading process for every core."""
+    """Keep OpenCV to the calling thread, once per process: there is a reading process for every core.
+
+    Pillow's remarks on files that it reads all the same are dropped: they do not say which file.
+    """
     cv2.setNumThreads(1)
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"
+    warnings.filterwarnings("ignore", module=r"PIL\b")

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import ImageCms
 
-from raymat.data.colour_profile import profile_of
+from raymat.data.decoding.colour_profile import profile_of
 from raymat.data.decode import SCALES, EncodedImage, Pixels, shrink
 from tests.support.datakit import disc, encode, photo
 

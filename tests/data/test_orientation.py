@@ -20,7 +20,7 @@ from raymat.data.dataset.image_folder import UnreadableImage
 from raymat.data.dataset.run_dataset import grow_dataset, list_dataset, source_of
 from raymat.data.dataset.source import FolderSource, SourceSpec
 from raymat.data.decode import SCALES, EncodedImage, Pixels, shrink
-from raymat.data.orientation import UPRIGHT, orientation_of
+from raymat.data.decoding.orientation import UPRIGHT, orientation_of
 from raymat.errors import NewerFormatError
 from raymat.storage.store import Store
 from tests.support import runs
@@ -164,18 +164,18 @@ def test_a_run_goes_on_reading_pictures_as_it_began(tmp_path: Path) -> None:
     turned = taken(photo(1), "JPEG", 6)
     write(f"{tmp_path}/walls/train/00.jpg", turned)
     now = list_dataset(config, store)
-    assert now["decoding"] == 2
+    assert now["decoding"] == 3
     before = {name: value for name, value in now.items() if name != "decoding"}  # as it was stored
     sizes = {
         version: source_of(config, store, listing).open().open_background(0).size
-        for version, listing in ((1, before), (2, now))
+        for version, listing in ((1, before), (3, now))
     }
-    assert sizes == {1: (64, 96), 2: (96, 64)}
+    assert sizes == {1: (64, 96), 3: (96, 64)}
     write(f"{tmp_path}/walls/train/9999.jpg", turned)
     assert grow_dataset(config, store, before).listing["decoding"] == 1
-    assert grow_dataset(config, store, now).listing["decoding"] == 2
-    with pytest.raises(NewerFormatError, match="read as of version 3, this raymat knows 2"):
-        source_of(config, store, now | {"decoding": 3})
+    assert grow_dataset(config, store, now).listing["decoding"] == 3
+    with pytest.raises(NewerFormatError, match="read as of version 4, this raymat knows 3"):
+        source_of(config, store, now | {"decoding": 4})
 
 
 def test_a_run_that_began_before_still_refuses_a_turned_photograph_beside_its_upright_mask(

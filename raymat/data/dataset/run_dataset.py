@@ -12,7 +12,7 @@ from raymat.data.dataset.discovery import build_listing
 from raymat.data.dataset.growth import Added, grow
 from raymat.data.dataset.listing import Listing
 from raymat.data.dataset.source import Source, SourceSpec, load_listing
-from raymat.data.decode import DECODING
+from raymat.data.decoding.header import DECODING
 from raymat.data.lineage import NO_LINEAGE, Lineage
 from raymat.data.sample_order import SampleOrder
 from raymat.errors import ConfigError, DataError, NewerFormatError

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from raymat.data.dataset.image_folder import READ_RETRY, Folder, UnreadableImage
 from raymat.data.dataset.listing import FileRow, Listing, Split
-from raymat.data.decode import DECODING, EncodedImage, OpenImage, Pixels, RawImage
+from raymat.data.decode import EncodedImage, OpenImage, Pixels, RawImage
+from raymat.data.decoding.header import DECODING
 from raymat.data.synthetic.pictures import synthetic_background, synthetic_pair
 from raymat.errors import DataError, NewerFormatError
 from raymat.storage.retry import RetryPolicy

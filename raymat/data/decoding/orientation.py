@@ -13,9 +13,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from raymat.data.file_blocks import EXIF_NAMES, blocks_of
+from raymat.data.decoding.blocks import EXIF_NAMES, blocks_of
 
-_TAG = 0x0112
+ORIENTATION_TAG = 0x0112
 _SHORT = 3
 _HEAD = b"Exif\0\0"
 
@@ -30,6 +30,11 @@ class Orientation(NamedTuple):
     """Whether the rows are mirrored, after the exchange."""
     mirrored: bool = False
     """Whether the columns are mirrored, after the exchange."""
+
+    @classmethod
+    def of_tag(cls, value: int | None) -> Orientation:
+        """Return the orientation that a tag's value names; upright for none and for unknown values."""
+        return _BY_TAG.get(value or 0, UPRIGHT)
 
     def size(self, stored: tuple[int, int]) -> tuple[int, int]:
         """Return the upright width and height of a picture with the `stored` ones."""
@@ -63,7 +68,7 @@ def orientation_of(data: bytes) -> Orientation:
         # A JPEG's APP1 may hold something else.
         if name in EXIF_NAMES and (name != b"\xe1" or content[:6] == _HEAD):
             try:
-                return _BY_TAG.get(_tag(bytes(content).removeprefix(_HEAD)), UPRIGHT)
+                return Orientation.of_tag(_tag(bytes(content).removeprefix(_HEAD)))
             except struct.error:
                 return UPRIGHT
     return UPRIGHT
@@ -78,6 +83,6 @@ def _tag(tiff: bytes) -> int:
     (count,) = struct.unpack_from(f"{order}H", tiff, start)
     for entry in range(count):
         tag, kind, values, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * entry)
-        if tag == _TAG:
+        if tag == ORIENTATION_TAG:
             return int(value) if (kind, values) == (_SHORT, 1) else 0
     return 0

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from raymat.data.file_blocks import ICC_NAMES, blocks_of
+from raymat.data.decoding.blocks import ICC_NAMES, blocks_of
 
 SAME = 2
 """Maximum difference, of 255, between colours before and after for a profile that counts as sRGB."""
+_ROWS = 256
 _JPEG_HEAD = b"ICC_PROFILE\0"
 
 
@@ -25,7 +26,11 @@ def to_srgb(pixels: NDArray[np.uint8], profile: bytes) -> NDArray[np.uint8]:
     transform = _transform(profile) if profile else None
     if transform is None:
         return pixels
-    return _apply(transform, pixels)
+    found = np.empty_like(pixels)
+    for begin in range(0, len(pixels), _ROWS):  # in strips: Pillow's copies take thrice the memory
+        rows = slice(begin, begin + _ROWS)
+        found[rows] = _apply(transform, pixels[rows])
+    return found
 
 
 def profile_of(data: bytes) -> bytes:

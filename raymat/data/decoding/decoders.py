@@ -1,0 +1,121 @@
+"""Decoders of whole pictures to uint8: libjpeg-turbo (simplejpeg), OpenCV and Pillow. All raise BadPicture.
+
+What lacks pixels is refused, and no decoder prints anything: the reason carries the file's name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from raymat.data.decoding.blocks import png_fault, with_end, with_filling
+from raymat.data.decoding.header import PILLOW_ERRORS, BadPicture, Header, by, open_pillow
+from raymat.data.decoding.matte import (
+    NoMatteError,
+    matte_of,
+    refuse_colours,
+    rgb_of,
+    stretched,
+)
+from raymat.errors import first_line
+
+Pixels = NDArray[np.uint8]
+
+
+def decode_jpeg(header: Header, grey: bool, scale: int) -> Pixels:
+    """Decode a JPEG, shrunk by 1, 2, 4 or 8."""
+    if grey and header.decoding >= 3 and header.in_colour:
+        _refuse_colours(header)
+    try:
+        return _decode_turbo(header, grey, scale)
+    except ValueError as error:
+        if header.decoding < 3 or "subsampling" not in str(error):
+            raise BadPicture(first_line(error)) from error
+    return decode_pillow(header, grey)
+
+
+def _refuse_colours(header: Header) -> None:
+    with contextlib.suppress(ValueError):  # what is wrong with the file is said where it is decoded
+        small = _decode_turbo(header, False, 8)
+        try:
+            refuse_colours(small)
+        except NoMatteError as error:
+            raise BadPicture(str(error)) from error
+
+
+def _decode_turbo(header: Header, grey: bool, scale: int) -> Pixels:
+    # Strict, by default: libjpeg only warns, and fills with grey, if data is missing or corrupt.
+    # The minimum sizes choose the scale; without them simplejpeg's min_factor reads an uninitialised variable.
+    decode = partial(
+        simplejpeg.decode_jpeg,
+        colorspace="GRAY" if grey else "RGB",
+        min_height=-(-header.size[1] // scale),
+        min_width=-(-header.size[0] // scale),
+    )
+    try:
+        pixels = decode(header.data)
+    except ValueError as error:
+        if header.decoding < 2 or "Premature end" not in str(error):
+            raise
+        try:
+            pixels = decode(with_end(header.data))
+        except ValueError:
+            raise error from None
+    return _checked(pixels[..., 0] if grey else pixels, header, scale)
+
+
+def decode_opencv(header: Header, grey: bool) -> Pixels:
+    """Decode a PNG or WebP to RGB (h, w, 3) or brightness (h, w)."""
+    colours = cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR_RGB
+    flags = colours | cv2.IMREAD_IGNORE_ORIENTATION
+    fault = png_fault(header.data) if header.form == "PNG" and header.decoding >= 3 else None
+    if fault:
+        raise BadPicture(f"is truncated or corrupt: {fault}")
+    try:
+        pixels: Any = cv2.imdecode(np.frombuffer(header.data, np.uint8), flags)
+    except cv2.error as error:
+        raise BadPicture(first_line(error)) from error
+    if pixels is None:
+        raise BadPicture("is truncated or corrupt")
+    found = np.asarray(pixels, np.uint8)
+    return _checked(stretched(found) if grey and header.decoding >= 2 else found, header, 1)
+
+
+def decode_pillow(header: Header, grey: bool) -> Pixels:
+    """Decode any picture to RGB (h, w, 3) or to the matte in it (h, w)."""
+    pixels = _decode_pillow(header, header.data, grey)
+    if header.frame is not None and header.decoding >= 3:
+        # Pillow fills with grey what lacks of a JPEG, if only its end marker is there.
+        filled = _decode_pillow(header, with_filling(header.data), grey)
+        if not np.array_equal(pixels, filled):
+            raise BadPicture("is truncated")
+    return pixels
+
+
+def _decode_pillow(header: Header, data: bytes, grey: bool) -> Pixels:
+    try:
+        with open_pillow(data, header.decoding) as image:
+            if grey and header.decoding >= 2 and header.frame is None:
+                return _checked(matte_of(image), header, 1)
+            if grey:
+                return _checked(np.asarray(image.convert("L")), header, 1)
+            return _checked(rgb_of(image), header, 1)
+    except NoMatteError as error:
+        raise BadPicture(str(error)) from error
+    except PILLOW_ERRORS as error:
+        raise BadPicture(first_line(error)) from error
+
+
+def _checked(pixels: Pixels, header: Header, scale: int) -> Pixels:
+    """Return the pixels if they have the header's size. Raises BadPicture."""
+    height, width = pixels.shape[:2]
+    expected = (-(-header.size[0] // scale), -(-header.size[1] // scale))
+    if (width, height) != expected:
+        raise BadPicture(f"decoded to {by((width, height))} pixels, expected {by(expected)}")
+    return pixels

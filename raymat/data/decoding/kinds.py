@@ -1,0 +1,42 @@
+"""Kinds of files that are no pictures that can be read, told by their first bytes."""
+
+from __future__ import annotations
+
+READ = "JPEG, PNG, WebP, TIFF, BMP, GIF and AVIF"
+_BY_START = {
+    b"v/1\x01": "an OpenEXR picture",
+    b"\xff\x0a": "a JPEG XL picture",
+    b"\0\0\0\x0cJXL ": "a JPEG XL picture",
+    b"\0\0\0\x0cjP  ": "a JPEG 2000 picture",
+    b"8BPS": "a Photoshop document",
+    b"#?RADIANCE": "a Radiance HDR picture",
+    b"\x1aE\xdf\xa3": "a video (Matroska or WebM)",
+    b"%PDF": "a PDF",
+    b"PK\x03\x04": "a ZIP archive",
+    b"version https://git-lfs": "a Git LFS pointer: the picture itself was not fetched (git lfs pull)",
+    b"<": "HTML, XML or SVG",
+}
+_READ_STARTS = (b"\x89PNG", b"II*\0", b"MM\0*", b"BM", b"GIF8", b"RIFF")
+_BRANDS = {
+    **dict.fromkeys(
+        (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "a HEIC picture"
+    ),
+    **dict.fromkeys((b"crx ",), "a camera's raw picture (CR3)"),
+    **dict.fromkeys(
+        (b"qt  ", b"isom", b"mp41", b"mp42", b"avc1", b"iso2", b"M4V "), "a video (MP4 or MOV)"
+    ),
+}
+
+
+def kind_of(data: bytes) -> str:
+    """Return what bytes that are no readable picture are, as the end of a sentence about their file."""
+    if not data:
+        return "is empty"
+    found = next((name for start, name in _BY_START.items() if data.startswith(start)), None)
+    if data[8:12] == b"avif" or data.startswith(_READ_STARTS):
+        return "is truncated or corrupt"
+    if data[4:8] == b"ftyp":
+        found = _BRANDS.get(data[8:12])
+    return (
+        f"is {found}, not an image that is read ({READ})" if found else f"is not an image ({READ})"
+    )
