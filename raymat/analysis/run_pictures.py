@@ -13,7 +13,7 @@ from raymat.config.run import RunConfig
 from raymat.config.sections import DataConfig
 from raymat.data.composite import Composed
 from raymat.data.dataset.discovery import build_listing
-from raymat.data.dataset.run_dataset import geometry_of, sample_order, source_of
+from raymat.data.dataset.run_dataset import geometry_of, rules_of, sample_order, source_of
 from raymat.data.dataset.source import FolderSource, Source, SourceSpec
 from raymat.data.feed import LocalFeed
 from raymat.model.matting import MattingBase
@@ -40,7 +40,13 @@ def open_source(
         return SourceSpec.synthetic(data.synthetic, seed, resolution, valid_count).open()
     assert data.dataset is not None and data.backgrounds is not None
     train, valid = "train" in splits, "valid" in splits
-    listing = build_listing(data.dataset, data.backgrounds, need_train=train, need_valid=valid)
+    listing = build_listing(
+        data.dataset,
+        data.backgrounds,
+        need_train=train,
+        need_valid=valid,
+        rules=rules_of(data),
+    )
     return FolderSource(listing)
 
 

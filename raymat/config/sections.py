@@ -49,6 +49,12 @@ class DataConfig(OptionGroup):
     """Folder (any fsspec URL) with train/ and valid/, each holding fgr/ and pha/ with the same relative paths below."""
     backgrounds: Annotated[str | None, GROWABLE] = None
     """Folder (any fsspec URL) with train/ and valid/."""
+    pair_suffix: Annotated[
+        str, FIXED, matches(r"[^/\0]*", "must be an ending of names, as _alpha")
+    ] = ""
+    """Ending of the mattes' names that their foregrounds' lack: with _alpha, fgr/a.jpg and pha/a_alpha.png are a pair."""
+    skip_unpaired: Annotated[bool, FIXED] = False
+    """Leave out files without a partner, and say which, instead of refusing the dataset."""
     synthetic: Annotated[int | None, GROWABLE, at_least(1)] = None
     """Make N procedural pairs and backgrounds instead of reading --dataset and --backgrounds."""
     resolution: Annotated[int, FIXED, MULTIPLE_OF_4] = 512

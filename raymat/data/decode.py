@@ -25,9 +25,21 @@ from numpy.typing import NDArray
 
 from raymat.data.dataset.image_folder import UnreadableImage
 from raymat.data.decoding.colour_profile import to_srgb
-from raymat.data.decoding.decoders import decode_jpeg, decode_opencv, decode_pillow
-from raymat.data.decoding.header import DECODING, BadPicture, check_memory, read_header
+from raymat.data.decoding.decoders import decode_jpeg, decode_opencv, decode_pillow, shrink
+from raymat.data.decoding.header import DECODING, BadPicture, check_pixels, read_header
 from raymat.data.matte_statistics import MatteStatistics
+
+__all__ = [
+    "SCALES",
+    "EncodedImage",
+    "OpenImage",
+    "Pixels",
+    "RawImage",
+    "Scale",
+    "UnreadableImage",
+    "shrink",
+    "use_one_thread",
+]
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Scale = Literal[1, 2, 4, 8]
@@ -117,13 +129,13 @@ class EncodedImage:
         header, grey = self._header, self._grey
         channels = 1 if grey else 3
         if header.by_turbo:
-            check_memory(header, channels, scale, pillow=False)
+            check_pixels(header, channels, scale, pillow=False)
             pixels = decode_jpeg(header, grey, scale)
             self._measure(pixels, whole=scale == 1)
             return pixels
         hides_matte = grey and header.decoding >= 2 and not (header.mode == "L" and header.plain)
         pillow = hides_matte or not header.by_opencv
-        check_memory(header, channels, 1, pillow)
+        check_pixels(header, channels, 1, pillow)
         pixels = decode_pillow(header, grey) if pillow else decode_opencv(header, grey)
         self._measure(pixels, whole=True)
         return shrink(pixels, scale)
@@ -156,19 +168,6 @@ class RawImage:
 
     def decode(self, scale: Scale = 1) -> Pixels:
         return shrink(self._pixels, scale)
-
-
-def shrink(pixels: Pixels, scale: Scale) -> Pixels:
-    """Average squares of `scale` x `scale` pixels; the last row and column are repeated to fill the last squares."""
-    if scale == 1:
-        return pixels
-    height, width = pixels.shape[:2]
-    below, right = -height % scale, -width % scale
-    if below or right:
-        padded = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_REPLICATE)
-        pixels = np.asarray(padded, np.uint8)
-    size = ((width + right) // scale, (height + below) // scale)
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 @functools.cache

@@ -288,7 +288,8 @@ def test_what_has_only_the_half_that_is_looked_at_is_enough(
     where = ["--dataset", data, "--backgrounds", walls, "--resolution", "32"]
     assert raymat("evaluate", weights, *where)[0] == 0
     code, _, err = raymat("evaluate", weights, *where, "--split", "train")
-    assert (code, err) == (2, [f"raymat: error: no such folder: {data}/train/fgr"])
+    line = f"raymat: error: no such folder: {data}/train/fgr: {data} has elsewhere/, valid/"
+    assert (code, err) == (2, [line])
 
 
 # What goes wrong.

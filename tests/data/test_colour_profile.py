@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import ImageCms
 
-from raymat.data.decoding.colour_profile import profile_of
 from raymat.data.decode import SCALES, EncodedImage, Pixels, shrink
+from raymat.data.decoding.colour_profile import profile_of
 from tests.support.datakit import disc, encode, photo
 
 # Primaries as they stand in profiles, adapted to D50: rows X, Y, Z, columns red, green, blue.

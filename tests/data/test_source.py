@@ -149,12 +149,14 @@ def test_pictures_of_kinds_that_are_not_read_are_counted_and_said(
     data, walls = write_dataset(root)
     before = build_listing(data, walls).digest
     assert caplog.messages == []
-    for name in ("a.tif", "b.TIF", "c.heic", "notes.txt", ".hidden.tif"):
+    for name in ("a.exr", "b.EXR", "c.heic", "notes.txt", ".hidden.exr"):
         write(f"{data}/train/fgr/{name}", b"x")
     assert build_listing(data, walls).digest == before
     (line,) = caplog.messages
     assert line.startswith("left out below ")
-    assert line.endswith("data/train/fgr, only jpg, jpeg, png and webp are read: 2 .tif, 1 .heic")
+    assert line.endswith(
+        "data/train/fgr, only jpg, jpeg, png, webp, tif, tiff, bmp, gif, avif are read: 2 .exr, 1 .heic"
+    )
 
 
 def test_missing_partners_are_named_ten_of_them_and_how_many_more(root: str) -> None:
@@ -168,7 +170,7 @@ def test_missing_partners_are_named_ten_of_them_and_how_many_more(root: str) -> 
     assert line.startswith("16 files without a partner of the same name in fgr/ or pha/ in ")
     assert "train/fgr/lonely/00.jpg, train/fgr/lonely/01.jpg" in line
     assert "train/pha/alone/" not in line or line.count(".png") == 2
-    assert line.endswith(" and 6 more")
+    assert line.endswith(" and 6 more; --skip-unpaired leaves them out")
     assert line.count("lonely/") + line.count("alone/") == 10
 
 
@@ -205,7 +207,7 @@ def test_a_missing_folder_and_an_empty_one_are_told_apart(root: str) -> None:
         build_listing(f"{root}/nowhere", walls)
     write(f"{root}/empty/train/notes.txt", b"x")
     with pytest.raises(
-        DataError, match=r"^no images \(jpg, jpeg, png, webp\) below .*/empty/train$"
+        DataError, match=r"^no images \(jpg, .*\) below .*/empty/train: 1 \.txt are there$"
     ):
         build_listing(data, f"{root}/empty")
 

@@ -8,41 +8,20 @@ A foreground and its alpha have the same path below these folders, the extension
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from raymat.data.dataset.file_names import ANY_NAMES, NameRules, listed, others, without_junk
 from raymat.data.dataset.image_folder import READ_RETRY, Folder
+from raymat.data.dataset.layout_hints import missing_hint, no_pictures_hint, partner_hint
 from raymat.data.dataset.listing import Files, Listing, Split
 from raymat.errors import DataError
 from raymat.storage.retry import RetryPolicy
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-"""Extensions of images, in lower case; all other files are ignored."""
-
-_OTHER_PICTURES = {
-    *(".tif", ".tiff", ".bmp", ".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".exr", ".hdr"),
-    *(
-        ".tga",
-        ".psd",
-        ".dng",
-        ".cr2",
-        ".cr3",
-        ".nef",
-        ".arw",
-        ".raf",
-        ".mp4",
-        ".mov",
-        ".jfif",
-        ".jpe",
-    ),
-}
-"""Extensions of what a user may take for part of the dataset, and that is not read."""
 
 NAMED_IN_ERRORS = 10
 """Maximum number of files that an error names."""
@@ -55,6 +34,7 @@ def build_listing(
     retry: RetryPolicy = READ_RETRY,
     *,
     need_train: bool = True,
+    rules: NameRules = ANY_NAMES,
 ) -> Listing:
     """List a dataset: one recursive listing for each of its six folders, all at the same time.
 
@@ -63,16 +43,18 @@ def build_listing(
         backgrounds_url: any fsspec URL; has train/ and valid/.
         need_valid: False: a valid/ that is missing or cannot be used counts as empty.
         need_train: the same for train/.
+        rules: which files are pictures, and how they are paired.
 
     Raises:
         DataError: a folder is missing or empty, a file has no partner, is empty or there twice, or
             the storage cannot be listed. The first ten files are named.
     """
     dataset, backgrounds = Folder(dataset_url, retry), Folder(backgrounds_url, retry)
+    lister = _Lister(rules)
     with ThreadPoolExecutor(6) as pool:
         listing = {
             split: [
-                pool.submit(_list_folder, folder, f"{split}{below}")
+                pool.submit(lister.files, folder, f"{split}{below}")
                 for folder, below in ((dataset, "/fgr"), (dataset, "/pha"), (backgrounds, ""))
             ]
             for split in ("train", "valid")
@@ -80,11 +62,11 @@ def build_listing(
 
     def make(split: str) -> Split:
         fgr, pha, bgr = (future.result() for future in listing[split])
-        _check_partners(dataset, fgr, pha)
-        return Split(fgr, pha, bgr)
+        return Split(*lister.paired(dataset, fgr, pha), bgr)
 
     train = make("train") if need_train else _or_empty(make, "train")
     valid = make("valid") if need_valid else _or_empty(make, "valid")
+    lister.report()
     return Listing.of(dataset.url, backgrounds.url, train, valid)
 
 
@@ -92,49 +74,68 @@ def _or_empty(make: Callable[[str], Split], split: str) -> Split:
     try:
         return make(split)
     except DataError:
-        return Split(*(_files(f"{split}{below}", {}) for below in ("/fgr", "/pha", "")))
+        return Split(*(_files(f"{split}{below}", []) for below in ("/fgr", "/pha", "")))
 
 
-def _list_folder(folder: Folder, path: str) -> Files:
-    """List the images below one folder, with the checks that a listing allows."""
-    found = folder.find(path)
-    if found is None:
-        raise DataError(f"no such folder: {folder.shown(path)}")
-    images = {name: size for name, size in found.items() if _split_suffix(name)[1]}
-    _report_others(folder.shown(path), found)
-    if not images:
-        raise DataError(f"no images (jpg, jpeg, png, webp) below {folder.shown(path)}")
-    stems = Counter(_split_suffix(name)[0] for name in images)
-    _refuse(
-        "files with the same name but another extension below",
-        folder.shown(path),
-        (name for name in images if stems[_split_suffix(name)[0]] > 1),
-    )
-    _refuse(
-        "empty files (0 bytes) below",
-        folder.shown(path),
-        (name for name, size in images.items() if size == 0),
-    )
-    return _files(path, images)
+class _Lister:
+    """Lister of folders by the same rules."""
+
+    def __init__(self, rules: NameRules) -> None:
+        self._rules = rules
+        self._passed: list[Counter[str]] = []
+
+    def files(self, folder: Folder, path: str) -> Files:
+        """List the pictures below one folder, with the checks that a listing allows."""
+        rules, where = self._rules, folder.shown(path)
+        found = folder.find(path, rules.is_junk)
+        if found is None:
+            raise DataError(f"no such folder: {where}{missing_hint(folder, path)}")
+        kept, passed = without_junk(found, rules)
+        self._passed.append(passed)
+        names = {name: rules.split(name, path.endswith("/pha")) for name in kept}
+        pictures = {name: kept[name] for name, (_, suffix) in names.items() if suffix}
+        unread = others(kept, rules)
+        if unread:
+            message = "left out below %s, only %s are read: %s"
+            log.warning(message, where, rules.kinds, listed(unread))
+        if not pictures:
+            hint = no_pictures_hint(folder, path, kept)
+            raise DataError(f"no images ({rules.kinds}) below {where}{hint}")
+        stems = Counter(names[name][0] for name in pictures)
+        _refuse(
+            "files with the same name but another extension below",
+            where,
+            (name for name in pictures if stems[names[name][0]] > 1),
+        )
+        empty = (name for name, size in pictures.items() if size == 0)
+        _refuse("empty files (0 bytes) below", where, empty)
+        return _files(path, [(*names[name], size) for name, size in pictures.items()])
+
+    def paired(self, dataset: Folder, fgr: Files, pha: Files) -> tuple[Files, Files]:
+        """Return foregrounds and alphas that have each other; refuse those that have not, or leave them out if told so."""
+        both = {*fgr.stems} & {*pha.stems}
+        lonely = [[i for i, stem in enumerate(f.stems) if stem not in both] for f in (fgr, pha)]
+        if not any(lonely):
+            return fgr, pha
+        names = [f.row(i).path for f, rows in zip((fgr, pha), lonely, strict=True) for i in rows]
+        ours, theirs = ([f.stems[i] for i in r] for f, r in zip((fgr, pha), lonely, strict=True))
+        hint = partner_hint(ours, theirs, some_pair=bool(both))
+        if not self._rules.skip_unpaired or not both:
+            what = "files without a partner of the same name in fgr/ or pha/ in"
+            _refuse(what, dataset.shown(), names, hint)
+        log.warning("left out of %s for want of a partner: %s", dataset.shown(), _some(names))
+        return _only(fgr, both), _only(pha, both)
+
+    def report(self) -> None:
+        """Say once what was passed over."""
+        passed = sum(self._passed, Counter[str]())
+        if passed:
+            log.warning("passed over, as left behind by systems or hidden: %s", listed(passed))
 
 
-def _report_others(where: str, names: Iterable[str]) -> None:
-    """Warn of pictures and videos that are left out, counted by kind."""
-    suffixes = (os.path.splitext(name)[1].lower() for name in names)
-    kinds = Counter(suffix for suffix in suffixes if suffix in _OTHER_PICTURES)
-    if kinds:
-        counted = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-        log.warning("left out below %s, only jpg, jpeg, png and webp are read: %s", where, counted)
-
-
-def _split_suffix(name: str) -> tuple[str, str]:
-    """Split a path into the part without extension and the extension as written, "" if it is not an image's."""
-    stem, suffix = os.path.splitext(name)
-    return (stem, suffix) if suffix.lower() in SUFFIXES else (name, "")
-
-
-def _files(folder: str, images: Mapping[str, int]) -> Files:
-    rows = sorted((*_split_suffix(name), size) for name, size in images.items())
+def _files(folder: str, rows: Iterable[tuple[str, str, int]]) -> Files:
+    """Return files of (name, rest of the name, size) as columns."""
+    rows = sorted(rows)
     suffixes = sorted({suffix for _, suffix, _ in rows})
     place = {suffix: code for code, suffix in enumerate(suffixes)}
     return Files(
@@ -146,18 +147,21 @@ def _files(folder: str, images: Mapping[str, int]) -> Files:
     )
 
 
-def _check_partners(dataset: Folder, fgr: Files, pha: Files) -> None:
-    ours, theirs = set(fgr.stems), set(pha.stems)
-    lonely = [f"{fgr.row(i).path}" for i, stem in enumerate(fgr.stems) if stem not in theirs]
-    lonely += [f"{pha.row(i).path}" for i, stem in enumerate(pha.stems) if stem not in ours]
-    _refuse("files without a partner of the same name in fgr/ or pha/ in", dataset.shown(), lonely)
+def _only(files: Files, stems: set[str]) -> Files:
+    rows = zip(files.stems, files.codes, files.sizes, strict=True)
+    kept = ((s, files.suffixes[code], int(size)) for s, code, size in rows if s in stems)
+    return _files(files.folder, kept)
 
 
-def _refuse(what: str, where: str, names: Iterable[str]) -> None:
+def _refuse(what: str, where: str, names: Iterable[str], hint: str = "") -> None:
     """Raise DataError if there are any `names`, with the first ten of them."""
     names = sorted(names)
     if names:
-        first = ", ".join(names[:NAMED_IN_ERRORS])
-        more = len(names) - NAMED_IN_ERRORS
-        rest = f" and {more:,} more" if more > 0 else ""
-        raise DataError(f"{len(names):,} {what} {where}: {first}{rest}")
+        raise DataError(f"{len(names):,} {what} {where}: {_some(names)}{hint}")
+
+
+def _some(names: Iterable[str]) -> str:
+    """Return the first ten of the names, and how many more there are."""
+    names = sorted(names)
+    more = len(names) - NAMED_IN_ERRORS
+    return ", ".join(names[:NAMED_IN_ERRORS]) + (f" and {more:,} more" if more > 0 else "")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import fsspec
@@ -82,11 +82,37 @@ class Folder:
         """Return the URL of a path in this folder as messages may show it."""
         return redact(f"{self.url}/{path}" if path else self.url)
 
-    def find(self, path: str) -> dict[str, int] | None:
+    def entries(self, path: str = "") -> dict[str, bool] | None:
+        """Return what is directly in `path`: each name, and whether it is a folder; None if there is no such folder.
+
+        Raises:
+            DataError: the storage cannot be listed.
+        """
+        root = f"{self._root}/{path}".rstrip("/")
+
+        def ls() -> dict[str, bool] | None:
+            try:
+                found = self._fs.ls(root, detail=True, refresh=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            here = self._fs._strip_protocol(root).rstrip("/")
+            names = {info["name"].rstrip("/"): info["type"] == "directory" for info in found}
+            if names.pop(here, True) is False:
+                return None  # a file
+            return {name.rpartition("/")[2]: is_folder for name, is_folder in sorted(names.items())}
+
+        try:
+            return self._access.run("list", ls, RetryPolicy())
+        except backend_errors() as error:
+            raise UnreachableError(f"cannot list {self.shown(path)}: {reason(error)}") from error
+
+    def find(
+        self, path: str, is_junk: Callable[[str], bool] = lambda name: name.startswith(".")
+    ) -> dict[str, int] | None:
         """List every file below `path`: its path from there, and its size in bytes (-1: unknown).
 
-        One recursive listing. Files and folders whose name begins with a dot are left out; links
-        are followed.
+        One recursive listing; links are followed. `is_junk`: names of folders that need not be looked into: on a disk each
+        is listed as such, its path with a / behind it.
 
         Returns:
             None if there is no such folder.
@@ -97,7 +123,7 @@ class Folder:
         try:
             if isinstance(self._fs, LocalFileSystem):
                 root = f"{self._root}/{path}"
-                return dict(_walk(root, "", ())) if os.path.isdir(root) else None
+                return dict(_walk(root, "", (), is_junk)) if os.path.isdir(root) else None
             root = f"{self._root}/{path}"
             return self._access.run("list", lambda: self._find_remote(root), RetryPolicy())
         except backend_errors() as error:
@@ -117,8 +143,7 @@ class Folder:
             for name, info in found.items()
             if name.startswith(prefix) and info.get("type") != "directory"
         }
-        seen = {path: size for path, size in sizes.items() if "/." not in f"/{path}"}
-        return seen or ({} if self._fs.exists(root) else None)
+        return sizes or ({} if self._fs.exists(root) else None)
 
     def read(self, path: str, size: int = UNKNOWN_SIZE) -> bytes:
         """Return all bytes of a file, which should have `size` bytes; transient faults are retried.
@@ -188,7 +213,12 @@ class Folder:
         return not self.remote and isinstance(error, OSError) and error.errno == errno.EIO
 
 
-def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int]]:
+def _walk(
+    root: str,
+    prefix: str,
+    above: tuple[tuple[int, int], ...],
+    is_junk: Callable[[str], bool],
+) -> Iterator[tuple[str, int]]:
     """Yield the files below a local folder, following links (fsspec does not), but not to a folder above."""
     status = os.stat(root)
     here = (status.st_dev, status.st_ino)
@@ -196,10 +226,10 @@ def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterato
         return
     with os.scandir(root) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here))
+            if entry.is_dir() and is_junk(entry.name):
+                yield f"{prefix}{entry.name}/", 0
+            elif entry.is_dir():
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here), is_junk)
             else:
                 yield prefix + entry.name, _local_size(entry)
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymat.config.run import RunConfig
+from raymat.config.sections import DataConfig
 from raymat.config.values import Range
 from raymat.data.batch import Geometry
 from raymat.data.dataset.discovery import build_listing
+from raymat.data.dataset.file_names import NameRules
 from raymat.data.dataset.growth import Added, grow
 from raymat.data.dataset.listing import Listing
 from raymat.data.dataset.source import Source, SourceSpec, load_listing
@@ -27,7 +29,11 @@ def list_dataset(config: RunConfig, store: Store) -> dict[str, Any]:
 
 
 def list_pictures(
-    config: RunConfig, *, need_train: bool = True, need_valid: bool | None = None
+    config: RunConfig,
+    *,
+    need_train: bool = True,
+    need_valid: bool | None = None,
+    decoding: int = DECODING,
 ) -> Listing:
     """List the dataset, as `build_listing` does; `need_valid`: default: whether the run validates. Raises DataError."""
     data = config.data
@@ -35,8 +41,17 @@ def list_pictures(
     if need_valid is None:
         need_valid = config.log.valid_examples > 0
     return build_listing(
-        data.dataset, data.backgrounds, need_train=need_train, need_valid=need_valid
+        data.dataset,
+        data.backgrounds,
+        need_train=need_train,
+        need_valid=need_valid,
+        rules=rules_of(data, decoding),
     )
+
+
+def rules_of(data: DataConfig, decoding: int = DECODING) -> NameRules:
+    """Return which files are pictures of the dataset, and how they are paired."""
+    return NameRules(decoding, data.pair_suffix, data.skip_unpaired)
 
 
 def source_of(config: RunConfig, store: Store, listing: dict[str, Any]) -> SourceSpec:
@@ -74,7 +89,7 @@ def mend_listing(config: RunConfig, store: Store, listing: dict[str, Any]) -> bo
         if config.data.dataset is None:
             raise
         try:
-            found = list_pictures(config)
+            found = list_pictures(config, decoding=_decoding(listing))
         except DataError:
             raise error from None
         if found.digest != listing["digest"]:
@@ -158,7 +173,7 @@ def grow_dataset(config: RunConfig, store: Store, listing: dict[str, Any]) -> Gr
         added = tuple(Added(kind, made, count - made) for kind in ("pairs", "backgrounds"))
         return Grown(_made(count), added)
     old = load_listing(f"{store.location}/{listing['file']}", listing["digest"])
-    growth = grow(old, list_pictures(config))
+    growth = grow(old, list_pictures(config, decoding=_decoding(listing)))
     return Grown(_keep(growth.listing, store, _decoding(listing)), growth.added)
 
 

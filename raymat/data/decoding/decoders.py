@@ -5,7 +5,6 @@ What lacks pixels is refused, and no decoder prints anything: the reason carries
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 from typing import Any
 
@@ -37,16 +36,18 @@ def decode_jpeg(header: Header, grey: bool, scale: int) -> Pixels:
     except ValueError as error:
         if header.decoding < 3 or "subsampling" not in str(error):
             raise BadPicture(first_line(error)) from error
-    return decode_pillow(header, grey)
+    return shrink(decode_pillow(header, grey), scale)
 
 
 def _refuse_colours(header: Header) -> None:
-    with contextlib.suppress(ValueError):  # what is wrong with the file is said where it is decoded
+    try:
         small = _decode_turbo(header, False, 8)
-        try:
-            refuse_colours(small)
-        except NoMatteError as error:
-            raise BadPicture(str(error)) from error
+    except ValueError:
+        return  # what is wrong with the file is said where it is decoded
+    try:
+        refuse_colours(small)
+    except NoMatteError as error:
+        raise BadPicture(str(error)) from error
 
 
 def _decode_turbo(header: Header, grey: bool, scale: int) -> Pixels:
@@ -89,12 +90,12 @@ def decode_opencv(header: Header, grey: bool) -> Pixels:
 
 def decode_pillow(header: Header, grey: bool) -> Pixels:
     """Decode any picture to RGB (h, w, 3) or to the matte in it (h, w)."""
-    pixels = _decode_pillow(header, header.data, grey)
-    if header.frame is not None and header.decoding >= 3:
-        # Pillow fills with grey what lacks of a JPEG, if only its end marker is there.
-        filled = _decode_pillow(header, with_filling(header.data), grey)
-        if not np.array_equal(pixels, filled):
-            raise BadPicture("is truncated")
+    if header.frame is None or header.decoding < 3:
+        return _decode_pillow(header, header.data, grey)
+    # With an end marker Pillow fills with grey what lacks of a JPEG.
+    pixels = _decode_pillow(header, with_end(header.data), grey)
+    if not np.array_equal(pixels, _decode_pillow(header, with_filling(header.data), grey)):
+        raise BadPicture("is truncated")
     return pixels
 
 
@@ -110,6 +111,19 @@ def _decode_pillow(header: Header, data: bytes, grey: bool) -> Pixels:
         raise BadPicture(str(error)) from error
     except PILLOW_ERRORS as error:
         raise BadPicture(first_line(error)) from error
+
+
+def shrink(pixels: Pixels, scale: int) -> Pixels:
+    """Average squares of `scale` x `scale` pixels; the last row and column are repeated to fill the last squares."""
+    if scale == 1:
+        return pixels
+    height, width = pixels.shape[:2]
+    below, right = -height % scale, -width % scale
+    if below or right:
+        padded = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_REPLICATE)
+        pixels = np.asarray(padded, np.uint8)
+    size = ((width + right) // scale, (height + below) // scale)
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _checked(pixels: Pixels, header: Header, scale: int) -> Pixels:

@@ -32,7 +32,7 @@ DECODING = 3
 """The newest version. 1: no orientation tags, no colour profiles, a matte is its file's brightness, and files without an end
 or with long texts are refused. 2: JPEG, PNG and WebP alone, JPEGs with 1x4 chroma sampling are refused, and a colour JPEG is
 a matte by its brightness."""
-MEMORY = 3 * 2**29
+MEMORY = 7 * 2**28
 """Maximum bytes that decoding a picture takes, beside its file: 256 million pixels of a PNG."""
 MAX_SIDE = 32_766  # what OpenCV's warp can address
 _MAX_PIXELS = 2**28
@@ -45,6 +45,8 @@ _MOST_DEFLATED = 1032
 """Bytes that a byte of a PNG can hold."""
 _PILLOW_BYTES, _OPENCV_BYTES = 17, 2
 """Memory for a pixel while Pillow decodes it, and for a channel of it while OpenCV does, as measured."""
+_ANY_BYTES = 2**25
+"""Memory besides."""
 Image.MAX_IMAGE_PIXELS = None  # the limits above are checked on the header
 
 # Exceptions of Pillow for malformed files.
@@ -99,6 +101,8 @@ class Header:
     orientation: Orientation = UPRIGHT
     profile: bytes = b""
     """The colour profile, empty for none."""
+    mended: bool = False
+    """Whether it had no end marker, so that its pixels may be cut off too."""
 
     @property
     def by_opencv(self) -> bool:
@@ -120,6 +124,7 @@ class Header:
         pixels = self.size[0] * self.size[1]
         turned = self.orientation != UPRIGHT or bool(self.profile)
         more = channels * pixels // scale**2 if turned else 0
+        more += _ANY_BYTES
         if self.frame is not None and not pillow:
             return channels * pixels // scale**2 + self.frame.coefficients + more
         return pixels * (_PILLOW_BYTES if pillow else _OPENCV_BYTES * channels) + more
@@ -130,11 +135,9 @@ def read_header(data: bytes, grey: bool, decoding: int) -> Header:
     mended = decoding >= 2 and lacks_end(data)
     if mended:
         data = with_end(data)
-    if mended and decoding >= 3 and not png_is_whole(data):
-        raise BadPicture("is truncated")
     header = _jpeg(data, decoding) if data[:3] == b"\xff\xd8\xff" else _other(data, decoding)
     if decoding >= 2:
-        header = _with_tags(header, data, grey)
+        header = replace(_with_tags(header, data, grey), mended=mended)
     _check_size(header)
     return header
 
@@ -213,14 +216,16 @@ def _check_size(header: Header) -> None:
         _refuse_claim(header, pixels > _MOST_PER_BYTE * len(header.data))
 
 
-def check_memory(header: Header, channels: int, scale: int, pillow: bool) -> None:
-    """Raise BadPicture if decoding would take more than `MEMORY`, or if a PNG's bytes cannot hold its pixels."""
+def check_pixels(header: Header, channels: int, scale: int, pillow: bool) -> None:
+    """Raise BadPicture if decoding would take more than `MEMORY`, or if a PNG's bytes do not hold its pixels."""
     if header.decoding < 3:
         return
     needed = header.memory(channels, scale, pillow)
     if needed > MEMORY:
-        sizes = f"about {needed / 2**30:.1f} GiB, at most {MEMORY / 2**30:.1f} GiB is used"
+        sizes = f"about {needed / 2**30:.1f} GiB, at most {MEMORY / 2**30:.2f} GiB is used"
         raise BadPicture(f"is {by(header.size)} pixels: decoding it would take {sizes}")
+    if header.mended and not png_is_whole(header.data):
+        raise BadPicture("is truncated")
     if header.form == "PNG":
         _refuse_claim(header, png_bytes(header.data) > _MOST_DEFLATED * len(header.data))
 
