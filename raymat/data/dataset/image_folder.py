@@ -89,20 +89,8 @@ class Folder:
             DataError: the storage cannot be listed.
         """
         root = f"{self._root}/{path}".rstrip("/")
-
-        def ls() -> dict[str, bool] | None:
-            try:
-                found = self._fs.ls(root, detail=True, refresh=True)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-            here = self._fs._strip_protocol(root).rstrip("/")
-            names = {info["name"].rstrip("/"): info["type"] == "directory" for info in found}
-            if names.pop(here, True) is False:
-                return None  # a file
-            return {name.rpartition("/")[2]: is_folder for name, is_folder in sorted(names.items())}
-
         try:
-            return self._access.run("list", ls, RetryPolicy())
+            return self._access.run("list", lambda: _entries(self._fs, root), RetryPolicy())
         except backend_errors() as error:
             raise UnreachableError(f"cannot list {self.shown(path)}: {reason(error)}") from error
 
@@ -211,6 +199,19 @@ class Folder:
     def _is_bad_disk(self, error: BaseException) -> bool:
         """Return whether it is a local disk's input/output error, which stays; a bucket's EIO is a passing fault."""
         return not self.remote and isinstance(error, OSError) and error.errno == errno.EIO
+
+
+def _entries(filesystem: fsspec.AbstractFileSystem, root: str) -> dict[str, bool] | None:
+    """Return the names in a folder, and whether each is one; None if there is no such folder."""
+    try:
+        found = filesystem.ls(root, detail=True, refresh=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    here = filesystem._strip_protocol(root).rstrip("/")
+    names = {info["name"].rstrip("/"): info["type"] == "directory" for info in found}
+    if not names.pop(here, True):
+        return None  # a file
+    return {name.rpartition("/")[2]: is_folder for name, is_folder in sorted(names.items())}
 
 
 def _walk(
