@@ -116,6 +116,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "measure networks on a dataset: SAD, MSE, Grad, Conn", _later("raymat.cli.evaluate:main")
     ),
+    "events": Command("tell what happened to a run, in words", _later("raymat.cli.history:main")),
     "restarts": Command(
         "list a run's restarts, with the steps and seconds they cost",
         _later("raymat.cli.restarts:main"),
