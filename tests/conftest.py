@@ -37,6 +37,7 @@ atexit.register(shutil.rmtree, os.environ["RAY_TMPDIR"], ignore_errors=True)
 TESTS = Path(__file__).parent
 LONGEST_FIRST = (
     "cluster/driver/test_bad_input.py",
+    "cluster/driver/test_wrong_starts.py",
     "cluster/test_ray_internals.py",
     "checkpoint/test_s3_faults.py",
     "train/loop/test_trainer.py",

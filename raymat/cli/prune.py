@@ -97,7 +97,7 @@ def _plan(store: Store, options: Options, alone: bool) -> Pruning:
 def _alone(store: Store) -> Iterator[LeaseError | StorageError | None]:
     """Hold the run's lease in the block, so that nobody trains meanwhile. Gives why not, if it cannot be had."""
     try:
-        lease = Lease.acquire(store, say=print)
+        lease = Lease.acquire(store, take_over=None, say=print)
     except (LeaseError, StorageError) as error:  # storage that is full takes no object of the lease
         yield error
         return

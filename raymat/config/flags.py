@@ -19,7 +19,7 @@ from raymat.config.options import options_of
 from raymat.config.run import SECTIONS, STAGE_DEFAULTS, RunConfig, all_options, build, overlay
 from raymat.config.sections import Stage
 from raymat.errors import ConfigError, StorageError, one_line
-from raymat.storage.faults import backend_errors, reason
+from raymat.storage.faults import backend_errors, classify, reason
 from raymat.storage.input_files import read_file
 from raymat.storage.urls import redact
 
@@ -123,8 +123,11 @@ def _read(source: str) -> str:
         return read_file(source).decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"--config {redact(source)}: no such file") from None
-    except backend_errors(ValueError, StorageError) as error:
+    except (ValueError, StorageError) as error:
         raise ConfigError(f"--config {redact(source)}: cannot be read: {reason(error)}") from error
+    except backend_errors() as error:
+        why = classify(error).advice
+        raise ConfigError(f"--config {redact(source)}: cannot be read: {why}") from error
 
 
 def _entries(source: str, text: str) -> Iterator[tuple[str, str, yaml.Node]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raymat.errors import StorageError, WeightsError, one_line
-from raymat.storage.faults import backend_errors, reason
+from raymat.storage.faults import backend_errors, classify
 from raymat.storage.input_files import read_file as fetch
 from raymat.storage.urls import redact
 
@@ -106,8 +106,11 @@ def _fetch(url: str) -> bytes:
         raise WeightsError(
             f"no such weights file: {redact(url)}; give a .pth file, or a run or checkpoint of raymat"
         ) from error
-    except backend_errors(StorageError) as error:
-        raise WeightsError(f"cannot read weights from {redact(url)}: {reason(error)}") from error
+    except StorageError as error:
+        raise WeightsError(f"cannot read weights from {redact(url)}: {error.line}") from error
+    except backend_errors() as error:
+        why = classify(error).advice
+        raise WeightsError(f"cannot read weights from {redact(url)}: {why}") from error
 
 
 def _is_safetensors(data: bytes) -> bool:

@@ -7,6 +7,7 @@ stays with the calls that still use it.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -15,14 +16,17 @@ from typing import Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
-from raymat.storage.faults import classify
+from raymat.storage.faults import SettingsError, classify
 from raymat.storage.filesystems import open_filesystem
 from raymat.storage.retry import RetryPolicy
+from raymat.storage.urls import takes_keys
 
 T = TypeVar("T")
 
 RENEW_SECONDS = 5.0
 """A file system younger than this was opened with the newest keys there are: it is kept."""
+STRANGER_SECONDS = 3.0
+"""A storage that has never answered is asked no longer: its name or the way to it is wrong rather than disturbed."""
 
 
 class Access:
@@ -70,12 +74,16 @@ class Access:
         Raises:
             The last fault, as the backend raised it.
         """
-        began, anew = 0.0, 0
+        first = time.monotonic()
+        began, anew = first, 0
 
         def timed() -> T:
             nonlocal began
             began = time.monotonic()
-            return call()
+            try:
+                return call()
+            except FileNotFoundError as error:
+                raise self._missing(error) from error.__cause__
 
         def may_retry(error: BaseException) -> bool:
             nonlocal anew
@@ -87,11 +95,21 @@ class Access:
                     return True
             if may_pass is not None:
                 return may_pass(error)
-            return fault.transient or (refused and action in self.allowed)
+            if not self.allowed and fault.kind in ("unreachable", "stranger"):
+                return time.monotonic() - first < STRANGER_SECONDS
+            was_allowed = action in self.allowed and (refused or fault.kind == "settings")
+            return fault.transient or was_allowed
 
         result = retry.run(timed, may_retry, sleep=sleep, uniform=random.Random().uniform)
         self.allowed.add(action)
         return result
+
+    def _missing(self, error: FileNotFoundError) -> OSError:
+        """Return what is missing: the file that was asked for, or one of this machine that should hold keys."""
+        own = error.filename if takes_keys(self.url) else None
+        if isinstance(own, str) and os.path.isabs(own):
+            return SettingsError(f"there is no file {own}")
+        return error
 
     def _renewed_since(self, began: float) -> bool:
         """Open a new file system, unless this one is new; return whether the call that `began` then used an older one."""

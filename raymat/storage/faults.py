@@ -7,14 +7,14 @@ import errno
 import http.client
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from raymat.errors import StorageError, one_line
 from raymat.storage.urls import redact_text
 
 Kind = Literal[
-    "missing", "bucket", "denied", "credentials", "full", "readonly", "clash", "unreachable", "busy",
-    "other",
+    "missing", "bucket", "denied", "credentials", "settings", "full", "readonly", "clash", "unreachable", "stranger",
+    "busy", "other",
 ]  # fmt: skip
 
 
@@ -28,6 +28,10 @@ class MissingBucketError(StorageError):
 
 class DeniedError(StorageError):
     """Refusal of the storage: this account may not do that, or its keys are not accepted."""
+
+
+class SettingsError(OSError):
+    """Error in what the environment or a provider's files say of a storage; nothing was asked of it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,12 @@ class Fault:
             return MissingFileError(f"cannot {action} {url}: it does not exist")
         named = {"bucket": MissingBucketError, "denied": DeniedError}
         kind = named.get(self.kind, StorageError)
-        return kind(f"cannot {action} {url}: {_ADVICE[self.kind].format(self.detail)}")
+        return kind(f"cannot {action} {url}: {self.advice}")
+
+    @property
+    def advice(self) -> str:
+        """What happened and what to do, for the end of a message."""
+        return _ADVICE[self.kind].format(self.detail)
 
     @property
     def refuses_keys(self) -> bool:
@@ -53,19 +62,22 @@ class Fault:
 
 
 _ADVICE: dict[Kind, str] = {
-    "bucket": "there is no bucket or container of that name; create it, or correct the storage URL",
-    "denied": "permission denied ({}); give this account the right to read and write there, or use another storage URL",
+    "bucket": "there is no bucket or container of that name; create it, or correct the URL",
+    "denied": "permission denied ({}); give this account the rights that it needs there, or use another URL",
     "credentials": "no usable credentials ({}); give the machine a role, or set the provider's variables or files",
+    "settings": "the provider's settings cannot be used ({}); correct its variables (AWS_...) or files (~/.aws)",
     "full": "no space left there ({}); free some or keep fewer checkpoints",
-    "readonly": "it is read-only; use another storage URL",
-    "clash": "a file lies where a folder should be, or the other way round ({}); use another name or storage URL",
-    "unreachable": "the storage does not answer ({}); check the network and the endpoint",
+    "readonly": "it is read-only; use another URL",
+    "clash": "a file lies where a folder should be, or the other way round ({}); use another name or URL",
+    "unreachable": "the storage does not answer ({}); check the network and the endpoint, and the proxy if there is one",
+    "stranger": "what answers is no storage of that kind ({}); check the endpoint, and the proxy if there is one",
     "busy": "the storage is overloaded or fails ({}); wait, or look at the provider's state",
     "other": "{}",
 }
 
 _FOREIGN = {
     "botocore.exceptions": ("BotoCoreError", "ClientError"),
+    "botocore.parsers": ("ResponseParserError",),
     "aiohttp": ("ClientError",),
     "gcsfs.retry": ("HttpError",),
     "google.auth.exceptions": ("GoogleAuthError",),
@@ -78,6 +90,32 @@ _CREDENTIALS = (
     "PartialCredentialsError",
     "DefaultCredentialsError",
     "ClientAuthenticationError",
+    "SSOError",
+    "LoginError",
+    "TokenRetrievalError",
+    "RefreshWithMFAUnsupportedError",
+)
+_SETTINGS = (
+    "SettingsError",
+    "BaseEndpointResolverError",
+    "ConfigNotFound",
+    "ConfigParseError",
+    "EndpointProviderError",
+    "InvalidChecksumConfigError",
+    "InvalidConfigError",
+    "InvalidDefaultsMode",
+    "InvalidEndpointConfigurationError",
+    "InvalidIMDSEndpointError",
+    "InvalidIMDSEndpointModeError",
+    "InvalidProxiesConfigError",
+    "InvalidRegionError",
+    "InvalidRetryConfigurationError",
+    "InvalidS3AddressingStyleError",
+    "InvalidS3UsEast1RegionalEndpointConfigError",
+    "InvalidSTSRegionalEndpointsConfigError",
+    "ProfileNotFound",
+    "UnknownRegionError",
+    "UnsupportedS3ConfigurationError",
 )
 _REFRESH = ("CredentialRetrievalError", "RefreshError", "TransportError")
 _UNREACHABLE = (
@@ -85,6 +123,8 @@ _UNREACHABLE = (
     "ConnectTimeoutError",
     "ReadTimeoutError",
     "ConnectionClosedError",
+    "ProxyConnectionError",
+    "SSLError",
     "HTTPClientError",
     "ClientConnectionError",
     "ClientPayloadError",
@@ -137,10 +177,15 @@ def classify(error: BaseException, action: str = "read") -> Fault:
     number = error.errno if isinstance(error, OSError) else None
     if code in _NO_BUCKET:
         return Fault("bucket", False, detail)
+    if "ResponseParserError" in names or _is_web_page(error, action):
+        passes = (status or hidden or 500) >= 500
+        return Fault("stranger", passes, "a web page came, no XML")
     if isinstance(error, FileNotFoundError) or status == 404:
         return Fault("missing" if action == "read" else "other", False, detail)
     if names & {*_CREDENTIALS, *_REFRESH}:
         return Fault("credentials", bool(names & set(_REFRESH)), detail)
+    if names & set(_SETTINGS):
+        return Fault("settings", False, detail)
     # Before permissions: an exceeded quota comes as 403. Some providers give a status without a code.
     if number in _FULL or code in _FULL_CODES or "507" in (code, str(status)):
         return Fault("full", False, detail)
@@ -172,6 +217,26 @@ def reason(error: BaseException) -> str:
     return redact_text(one_line(error))
 
 
+def _is_web_page(error: BaseException, action: str) -> bool:
+    """Return whether a web page came in the place of an object store's answer: a login page, or a proxy's complaint.
+
+    It may also tell of rights, or that a file is missing.
+    """
+    found = [_metadata(error), _metadata(error.__cause__)]
+    told = {401, 403, *((404,) if action == "read" else ())}
+    return any(
+        each.get("HTTPHeaders", {}).get("content-type", "").startswith("text/html")
+        and each.get("HTTPStatusCode") not in told
+        for each in found
+    )
+
+
+def _metadata(error: BaseException | None) -> dict[str, Any]:
+    """Return what botocore keeps of an answer beside its body; empty where there was none."""
+    response = getattr(error, "response", None)
+    return response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+
+
 def _code(error: BaseException) -> str:
     """Return the provider's error code, as S3 and Azure give it; s3fs hides it in the cause."""
     for candidate in (error, error.__cause__):
@@ -186,10 +251,8 @@ def _code(error: BaseException) -> str:
 
 def _status(error: BaseException | None) -> int | None:
     """Return the HTTP status, or None if the exception has none."""
-    response = getattr(error, "response", None)
-    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
     found = (
-        metadata.get("HTTPStatusCode"),
+        _metadata(error).get("HTTPStatusCode"),
         getattr(error, "status_code", None),
         getattr(error, "status", None) or getattr(error, "code", None),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -71,6 +72,7 @@ def _s3_objects(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what s3fs is given beside plain settings; its packages take a second to load, so they are loaded here only."""
     from raymat.storage.s3 import WatchedSession, new_session
 
-    config = _S3_OPTIONS["config_kwargs"] | {"http_session_cls": WatchedSession}
+    # A copy: botocore writes into it what one session was set to.
+    config = copy.deepcopy(_S3_OPTIONS["config_kwargs"]) | {"http_session_cls": WatchedSession}
     own_session = {} if {"session", "profile"} & options.keys() else {"session": new_session()}
     return {"config_kwargs": config | options.get("config_kwargs", {}), **own_session}

@@ -1,16 +1,25 @@
-"""S3 as servers differ in it: silent ones, and those that delete only with an MD5."""
+"""S3 as servers and settings differ in it: silent servers, those that delete only with an MD5, settings that are none."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import hashlib
+import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
-from botocore.exceptions import ClientError, ReadTimeoutError
+from botocore.exceptions import BotoCoreError, ClientError, ReadTimeoutError
+
+from raymat.errors import first_line
+from raymat.storage.faults import SettingsError
+
+# What these say of an error comes with its traceback, and the error is told anyway: to those that listen only.
+for _package in ("botocore", "aiobotocore"):
+    logging.getLogger(_package).addHandler(logging.NullHandler())
 
 _AFTER_BODY = 4
 """Maximum read timeouts from the end of a body to the end of its answer."""
@@ -24,6 +33,11 @@ class WatchedSession(AIOHTTPSession):
     block an upload for ever. RFC 9110, 10.1.1 warns of that wait. The header stays: it lets a refusal arrive before
     the body is sent.
     """
+
+    def __init__(self, verify: Any = True, **options: Any) -> None:
+        if isinstance(verify, str) and not os.path.exists(verify):
+            raise SettingsError(f"the file of certificates {verify} does not exist")
+        super().__init__(verify=verify, **options)
 
     async def send(self, request: Any) -> Any:
         """Raises botocore's ReadTimeoutError, which its retries know, also for such a body."""
@@ -48,12 +62,31 @@ def _left(request: Any) -> int:
     return int(request.headers.get("Content-Length", 0)) - tell() if tell is not None else 0
 
 
+class CheckedSession(AioSession):
+    """Session that tells wrong settings from faults of the storage."""
+
+    async def _create_client(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super()._create_client(*args, **options)
+        except BotoCoreError:
+            raise
+        except (ValueError, OSError) as error:
+            raise SettingsError(_wrong_setting(error)) from error
+
+
+def _wrong_setting(error: BaseException) -> str:
+    text = first_line(error)
+    if text.startswith("Invalid endpoint:"):
+        text += ", expected http://HOST or https://HOST"
+    return text
+
+
 def new_session() -> AioSession:
     """Return a session that reads its keys anew, and whose requests to delete carry an MD5.
 
     botocore sends a CRC instead since 1.36, which MinIO before 2025 and Ceph do not take for the checksum they ask for.
     """
-    session = AioSession()
+    session = CheckedSession()
     session.register("before-call.s3.DeleteObjects", _add_md5)
     return session
 

@@ -10,6 +10,7 @@ import logging
 import posixpath
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -189,6 +190,17 @@ class Store:
             return self._access.run(action, call, self.retry, sleep=self._sleep)
         except backend_errors() as error:
             raise classify(error, action).error(action, self._url(path)) from error
+
+
+def require_writable(store: Store) -> None:
+    """Write a file to the run's folder and remove it. Raises StorageError where that fails."""
+    path = f"events/.probe-{uuid.uuid4().hex}"
+    try:
+        store.write(path, b"")
+    except StorageError as error:
+        # The name of a file that nobody asked for tells nothing.
+        raise type(error)(error.line.replace(f"/{path}", "")) from error
+    store.delete([path])
 
 
 def unfinished_files(store: Store) -> list[FileInfo]:

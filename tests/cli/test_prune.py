@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +196,13 @@ def test_a_run_of_torn_ones_alone_is_emptied_once_nobody_writes_them(
 ) -> None:
     local.commit(10, ranks=1)
     with Lease.acquire(local.store, pace=QUICK):
-        raymat("prune", local.url, "--keep", "1", "--yes")
+        _, said, _ = raymat("prune", local.url, "--keep", "1", "--yes")
         assert local.names() == ["step-000000010-a001"]
+    assert re.fullmatch(
+        rf"what is unfinished stays: {local.url} is being trained by pid \d+ of \S+ on host \S+, since \S+ \S+ UTC: "
+        "wait until it ends, or stop it",
+        said[-2],
+    )  # prune has no --take-over
     assert raymat("prune", local.url, "--keep", "1", "--yes")[0] == 0
     assert local.names() == []
 

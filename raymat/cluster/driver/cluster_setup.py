@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -30,9 +30,9 @@ from raymat.train.optim.mixed_precision import precision_on
 
 
 def resolve_auto(
-    config: RunConfig, begun: RunConfig | None, resources: dict[str, float]
+    config: RunConfig, begun: RunConfig | None, resources: Callable[[], dict[str, float]]
 ) -> RunConfig:
-    """Replace a device and a precision left to `auto`: by those that the run was begun with, or by what the cluster has.
+    """Replace a device and a precision left to `auto`: by those that the run was begun with, or by the cluster's `resources`.
 
     Raises:
         ConfigError: a precision that the device does not have, or nothing to decide by.
@@ -41,12 +41,13 @@ def resolve_auto(
     if device == "auto" and begun is not None:
         device = begun.workers.device
     elif device == "auto":
-        if not resources.get("CPU") and not resources.get("GPU"):
+        have = resources()
+        if not have.get("CPU") and not have.get("GPU"):
             raise ConfigError(
                 "--device auto: the cluster has no worker node yet to tell by; "
                 "say --device cuda or --device cpu"
             )
-        device = "cuda" if resources.get("GPU", 0) > 0 else "cpu"
+        device = "cuda" if have.get("GPU", 0) > 0 else "cpu"
     precision = config.optim.precision or (begun.optim.precision if begun else None)
     precision = precision_on(device, precision)
     if precision == "fp16" and device == "cpu":

@@ -7,7 +7,6 @@ import functools
 import os
 import socket
 import time
-import uuid
 from dataclasses import dataclass
 
 import ray
@@ -22,21 +21,22 @@ from raymat.cluster.driver.cluster_setup import check_room, resolve_auto, runnin
 from raymat.cluster.driver.object_store import check_store, own_store_bytes
 from raymat.cluster.driver.progress_line import ProgressLine
 from raymat.cluster.driver.ray_watch import RayWatch
-from raymat.cluster.driver.say import say
+from raymat.cluster.driver.say import say, waiting_for
 from raymat.cluster.driver.stop_signals import StopSignals
 from raymat.cluster.driver.trainer_setup import build_trainer
 from raymat.cluster.ray_internals import check_ray_version
 from raymat.config.run import RunConfig, to_dict
 from raymat.errors import ClusterError, ConfigError, RayLostError, RaymatError
-from raymat.storage.store import Store
-from raymat.storage.urls import delete_right
+from raymat.storage.store import Store, require_writable
+from raymat.storage.urls import delete_right, redact
 from raymat.train.observability.attempt_events import RunLaunched
 from raymat.train.observability.checkpoint_events import NothingDeleted
 from raymat.train.observability.events import EventLog
 from raymat.train.run.lease.lease import Lease
-from raymat.train.run.open_run import OpenedRun, open_run
+from raymat.train.run.open_run import OpenedRun, Resolve, Survey, open_run, survey_run
 from raymat.train.run.run_file import anchor_run, mend_run_file
 from raymat.train.run.run_status import RunStatus, read_status
+from raymat.train.run.selected_weights import match_init
 
 
 @dataclass(frozen=True)
@@ -64,27 +64,32 @@ def fit(config: RunConfig) -> RunResult:
     check_ray_version()
     config = absolute_paths(config)
     store = _open_storage(config)
-    with (
-        Lease.acquire(store, take_over=config.take_over, say=say) as lease,
-        running_ray(own_store_bytes(config)) as watch,
-    ):
-        resolve = functools.partial(resolve_auto, resources=ray.cluster_resources())
-        run = open_run(config, store, resolve=resolve, tenure=lease)
-        anchor_run(store, run.run_id, lease.name)
-        _report_changes(run)
-        _report_rights(run.store)
-        if run.complete:
-            return _result(run, run.status, already_complete=True)
-        for line in first_look(run.config, run.source.open()):
-            say(line)
-        check_room(run.config, can_grow=watch.grows)
-        check_store(run.config, ray.cluster_resources())
-        _report_launch(run, lease)
-        lease.wait_until_alone()
-        _train(run, lease, watch)
-        mend_run_file(store, lease)
-        status = read_status(store, run.config, run.order, scan(store))
-        return _result(run, status, already_complete=False)
+    resolve = functools.partial(resolve_auto, resources=ray.cluster_resources)
+    with Lease.acquire(store, take_over=config.take_over, say=say) as lease:
+        survey = _survey(config, store, resolve, lease)
+        with running_ray(own_store_bytes(config)) as watch:
+            run = open_run(config, store, resolve=resolve, tenure=lease, survey=survey)
+            return _drive(run, lease, watch)
+
+
+def _drive(run: OpenedRun, lease: Lease, watch: RayWatch) -> RunResult:
+    """Train an opened run to its end, unless nothing is left to do."""
+    store = run.store
+    anchor_run(store, run.run_id, lease.name)
+    _report_changes(run)
+    _report_rights(run.store)
+    if run.complete:
+        return _result(run, run.status, already_complete=True)
+    for line in first_look(run.config, run.source.open()):
+        say(line)
+    check_room(run.config, can_grow=watch.grows)
+    check_store(run.config, ray.cluster_resources())
+    _report_launch(run, lease)
+    lease.wait_until_alone()
+    _train(run, lease, watch)
+    mend_run_file(store, lease)
+    status = read_status(store, run.config, run.order, scan(store))
+    return _result(run, status, already_complete=False)
 
 
 def _train(run: OpenedRun, lease: Lease, watch: RayWatch) -> None:
@@ -126,10 +131,25 @@ def _open_storage(config: RunConfig) -> Store:
         raise ConfigError(
             "--storage memory:// lives in one process, a run has several: use a folder or a bucket"
         )
-    path = f"events/.probe-{uuid.uuid4().hex}"
-    store.write(path, b"")
-    store.delete([path])
+    with waiting_for(f"an answer from {store.url}"):
+        require_writable(store)
     return store
+
+
+def _survey(config: RunConfig, store: Store, resolve: Resolve, lease: Lease) -> Survey:
+    """Find out what is wrong before Ray starts, which takes longer than all this."""
+    if config.data.dataset is None:
+        what = f"{store.url} to be read"
+    else:
+        what = f"{redact(config.data.dataset)} to be listed"
+    with waiting_for(what):
+        survey = survey_run(config, store, resolve=resolve, tenure=lease)
+    if survey.stored is None and config.workers.device != "auto":
+        resolve(config, None)  # raises for a precision that the device does not have
+    if config.model.init is not None and survey.untrained:
+        with waiting_for(f"{redact(config.model.init)} to be read"):
+            match_init(config)
+    return survey
 
 
 def _report_changes(run: OpenedRun) -> None:

@@ -115,7 +115,8 @@ class Folder:
             root = f"{self._root}/{path}"
             return self._access.run("list", lambda: self._find_remote(root), RetryPolicy())
         except backend_errors() as error:
-            raise UnreachableError(f"cannot list {self.shown(path)}: {reason(error)}") from error
+            why = classify(error, "list").advice
+            raise UnreachableError(f"cannot list {self.shown(path)}: {why}") from error
 
     def _find_remote(self, root: str) -> dict[str, int] | None:
         self._fs.invalidate_cache()

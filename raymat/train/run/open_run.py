@@ -1,5 +1,7 @@
 """The opening of a run: what must be known before its first step, found out in one pass with one scan of its checkpoints.
 
+First it is surveyed, which needs no cluster and finds nearly all that can be wrong; then it is recorded and can start.
+
 A new run gets a `run.json` (configuration, versions, when it was made) and the listing of its dataset, both kept in
 storage. A resumed run reads them back, so that it lists nothing, and is refused if its configuration would break the
 promise. An extension (more steps, more data) is written there first: no worker trains by what the run does not say.
@@ -11,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raymat.checkpoint.catalog import scan
+from raymat.checkpoint.catalog import Status, scan
 from raymat.config.fixed_options import DATASET, refuse_changes
-from raymat.config.run import RunConfig, from_dict
+from raymat.config.run import RunConfig, from_dict, to_dict
 from raymat.data.batch import Geometry
 from raymat.data.dataset.run_dataset import geometry_of, mend_listing, sample_order, source_of
 from raymat.data.dataset.source import SourceSpec
@@ -53,30 +55,93 @@ class OpenedRun:
     """Whether nothing is left to do, by a checkpoint that verifies."""
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What there is to know of a run before it is opened: where it stands, what is new in it, its dataset."""
+
+    config: RunConfig
+    """A new run's may leave things to `auto`."""
+    stored: dict[str, Any] | None
+    """Its `run.json` so far."""
+    run: dict[str, Any]
+    """What that will be; a new run's with `config`."""
+    changes: tuple[RunChange, ...]
+    statuses: list[Status]
+    """Its checkpoints, newest first."""
+    source: SourceSpec
+    order: SampleOrder
+
+    @property
+    def untrained(self) -> bool:
+        """Whether there is no checkpoint to go on from: training begins with the weights of --init."""
+        return not any(status.state == "committed" for status in self.statuses)
+
+
 def open_run(
     config: RunConfig,
     store: Store,
     *,
     resolve: Resolve = lambda config, begun: config,
     tenure: Tenure | None = None,
+    survey: Survey | None = None,
 ) -> OpenedRun:
     """Open the run in `store`, or make it.
 
     Args:
         resolve: see `Resolve`.
         tenure: the lease that the caller holds. None: no other process opens the run meanwhile.
+        survey: what `survey_run` has found, under the same lease. None: it is surveyed now.
+
+    Raises:
+        LeaseLostError: another driver has the run. StorageError: the storage cannot be read or written.
+        What `survey_run` raises, if there is no `survey`.
+    """
+    found = survey or survey_run(config, store, resolve=resolve, tenure=tenure)
+    config, run, order = found.config, found.run, found.order
+    if found.stored is None:
+        config = resolve(config, None)
+        run = run | {"config": to_dict(config)}
+    run = _record(store, run, found.stored, tenure)
+    status = read_status(store, config, order, found.statuses)
+    return OpenedRun(
+        store=store,
+        config=config,
+        run_id=run["run_id"],
+        source=found.source,
+        listing_digest=run["listing"]["digest"],
+        order=order,
+        geometry=geometry_of(config),
+        resumed=found.stored is not None,
+        changes=found.changes,
+        status=status,
+        complete=is_complete(store, run["run_id"], status, config, order, found.statuses),
+    )
+
+
+def survey_run(
+    config: RunConfig,
+    store: Store,
+    *,
+    resolve: Resolve = lambda config, begun: config,
+    tenure: Tenure | None = None,
+) -> Survey:
+    """Look at the run in `store`, and at its dataset. Of what is written here nothing says yet that it is the run's.
+
+    Args:
+        resolve: as of `open_run`; not called for a new run.
+        tenure: as of `open_run`.
 
     Raises:
         ConfigError: a resumed run was asked to change what its promise rests on, or the validation set is too small.
-        DataError: the dataset cannot be used. LeaseLostError: another driver has the run.
-        StorageError: the storage cannot be read or written.
+        DataError: the dataset cannot be used. StorageError: the storage cannot be read or written.
     """
     grow = config.data.grow_dataset
     # A request for this start alone, no part of what the run is.
     config = replace(config, data=replace(config.data, grow_dataset=False))
     stored = read_run(store)
     begun = None if stored is None else from_dict(stored["config"])
-    config = resolve(config, begun)
+    if begun is not None:
+        config = resolve(config, begun)
     extends = begun is not None and (grow or config.length != begun.length)
     if begun is not None:
         refuse_changes(begun, config, store.url, but=DATASET if grow else ())
@@ -86,21 +151,7 @@ def open_run(
     run, mended = stored or describe_run(config, store), _mended(config, store, stored)
     run, changes = extend_run(config, store, run, statuses, grow) if extends else (run, [])
     source, order = data_of_run(config, store, run)
-    run = _record(store, run, stored, tenure)
-    status = read_status(store, config, order, statuses)
-    return OpenedRun(
-        store=store,
-        config=config,
-        run_id=run["run_id"],
-        source=source,
-        listing_digest=run["listing"]["digest"],
-        order=order,
-        geometry=geometry_of(config),
-        resumed=begun is not None,
-        changes=(*mended, *changes),
-        status=status,
-        complete=is_complete(store, run["run_id"], status, config, order, statuses),
-    )
+    return Survey(config, stored, run, (*mended, *changes), statuses, source, order)
 
 
 def _mended(config: RunConfig, store: Store, stored: dict[str, Any] | None) -> list[RunChange]:

@@ -119,6 +119,18 @@ def build_network(selected: Selected) -> MattingBase:
     return network.eval()
 
 
+def match_init(config: RunConfig) -> InitReport:
+    """Read the weights of `--init`, and compare them with the run's network.
+
+    Raises:
+        WeightsError: they cannot be used. StorageError: storage cannot be read.
+    """
+    assert config.model.init is not None
+    with torch.device("meta"):
+        own = construct(config.stage, config.model).state_dict()
+    return match(own, read_weights(config.model.init).weights, redact(config.model.init))
+
+
 def whole_network(selected: Selected) -> Selected:
     """Return the selected weights without tensors that are none of the network's.
 

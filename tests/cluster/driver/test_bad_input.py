@@ -142,7 +142,7 @@ def test_weights_of_which_nothing_matches_are_refused(
 def test_resuming_with_another_backbone_is_refused_and_the_difference_shown(
     cluster: None, job: Job, dataset: Path
 ) -> None:
-    begun = resolve_auto(parse_run("base", words(dataset)), None, {"CPU": 1.0})
+    begun = resolve_auto(parse_run("base", words(dataset)), None, dict)
     open_run(begun, Store.open(begun.storage, begun.name))
     line = job("--backbone", "resnet50")
     assert "--backbone was mobilenetv2, is resnet50" in line

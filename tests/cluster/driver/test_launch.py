@@ -49,7 +49,7 @@ def settled(
     begun: RunConfig | None, resources: dict[str, float], **options: Any
 ) -> tuple[Any, Any]:
     config = tiny("base", "/nowhere", "run", **({"device": "auto"} | options))
-    found = resolve_auto(config, begun, resources)
+    found = resolve_auto(config, begun, lambda: resources)
     return found.workers.device, found.optim.precision
 
 

@@ -49,7 +49,9 @@ class _LeaveRequest:
 class LeaseAcquisition:
     """One driver's attempt to get the lease."""
 
-    def __init__(self, store: Store, take_over: bool, pace: Pace, say: Say, owner: Owner) -> None:
+    def __init__(
+        self, store: Store, take_over: bool | None, pace: Pace, say: Say, owner: Owner
+    ) -> None:
         self._store, self._take_over, self._pace, self._say = store, take_over, pace, say
         self._owner = owner
         self._own: OwnEntry | None = None
@@ -107,7 +109,7 @@ class LeaseAcquisition:
             if self._may_ask(holder):
                 self._ask_to_leave(holder)
             elif self._peers.has_renewed(holder):
-                raise LeaseError(f"{self._store.url} is being trained by {_remedy(holder)}")
+                raise LeaseError(f"{self._store.url} is being trained by {self._remedy(holder)}")
             else:
                 age = self._peers.seconds_since_renewal(seen)
                 renewed = "" if age is None else f", renewed {age:.0f} s ago"
@@ -120,7 +122,13 @@ class LeaseAcquisition:
     def _may_ask(self, holder: Entry) -> bool:
         """Whether to ask this one: the first that was asked, and none that may not understand."""
         asked = self._request is None or self._request.holder == holder.name
-        return self._take_over and asked and holder.state == "holder"
+        return bool(self._take_over) and asked and holder.state == "holder"
+
+    def _remedy(self, holder: Entry) -> str:
+        if holder.state == "unreadable":
+            return f"{holder.owner}: wait until it ends, or stop it"
+        ways = "or stop it" if self._take_over is None else "stop it, or say --take-over"
+        return f"{holder.owner}, since {_clock(holder.since)}: wait until it ends, {ways}"
 
     def _ask_to_leave(self, holder: Entry) -> None:
         if self._own is None:
@@ -168,15 +176,6 @@ def _acquired(own: OwnEntry, dead: list[Seen]) -> Acquired:
     unreleased = [seen for seen in dead if seen.entry.state in ("holder", "unreadable")]
     heard = max((seen.modified for seen in unreleased), default=0.0)
     return Acquired(own, bool(unreleased), heard or None)
-
-
-def _remedy(holder: Entry) -> str:
-    if holder.state == "unreadable":
-        return f"{holder.owner}: wait until it ends, or stop it"
-    return (
-        f"{holder.owner}, since {_clock(holder.since)}: "
-        "wait until it ends, stop it, or say --take-over"
-    )
 
 
 def _clock(seconds: float) -> str:

@@ -123,12 +123,13 @@ class Lease:
         cls,
         store: Store,
         *,
-        take_over: bool = False,
+        take_over: bool | None = False,
         pace: Pace = PACE,
         say: Say = log.warning,
         owner: Owner | None = None,
     ) -> Lease:
-        """Become the run's one driver. `take_over`: if there is a live one, ask it to leave and wait until it has.
+        """Become the run's one driver. `take_over`: if there is a live one, ask it to leave and wait until it has; None: not
+        possible here, so that nobody is advised to.
 
         `say` is called, with one line each, for what takes long. Returns after at most the time to live, but for a
         holder's last commit that is waited for.
