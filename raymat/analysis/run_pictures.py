@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from raymat.config.run import RunConfig
-from raymat.config.sections import DataConfig
+from raymat.config.sections import RECIPES, DataConfig
 from raymat.data.composite import Composed
 from raymat.data.dataset.discovery import build_listing
 from raymat.data.dataset.run_dataset import geometry_of, rules_of, sample_order, source_of
@@ -106,6 +106,7 @@ class RunPictures:
             seed=self.config.data.seed,
             resolution=self.config.data.resolution,
             device=device,
+            recipe=self.config.data.recipe or RECIPES[-1],
         )
 
     def _feed(self, total: int) -> LocalFeed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from raymat.config.options import (
@@ -15,6 +15,7 @@ from raymat.config.options import (
     require,
 )
 from raymat.config.sections import (
+    RECIPES,
     CheckpointConfig,
     DataConfig,
     LengthConfig,
@@ -26,7 +27,7 @@ from raymat.config.sections import (
     WorkersConfig,
 )
 from raymat.config.values import Duration, Range
-from raymat.errors import ConfigError
+from raymat.errors import ConfigError, NewerFormatError
 from raymat.storage.urls import root_problem
 
 STAGE_DEFAULTS: dict[Stage, dict[str, Any]] = {
@@ -208,5 +209,27 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def from_dict(flat: dict[str, Any]) -> RunConfig:
-    """Build the configuration that `to_dict` gave; raises ConfigError."""
-    return build(flat["stage"], {name: value for name, value in flat.items() if name != "stage"})
+    """Build the configuration that `to_dict` gave.
+
+    Raises:
+        NewerFormatError: its recipe is not known yet. ConfigError: it is no configuration.
+    """
+    options = {"recipe": RECIPES[0]} | flat  # a run from before there were recipes has the first
+    if options["recipe"] not in (*RECIPES, None):
+        raise NewerFormatError(
+            f"the run's pictures are augmented by recipe {options['recipe']}, this raymat knows {', '.join(RECIPES)}: "
+            "use the one that began it"
+        )
+    return build(options.pop("stage"), options)
+
+
+def with_recipe(config: RunConfig, begun: RunConfig | None) -> RunConfig:
+    """Settle the recipe where `config` leaves it open: that of the configuration a run was `begun` with, or the newest."""
+    recipe = config.data.recipe or (RECIPES[-1] if begun is None else begun.data.recipe)
+    return replace(config, data=replace(config.data, recipe=recipe))
+
+
+def as_begun(config: RunConfig, begun: RunConfig) -> RunConfig:
+    """Settle all that `config` leaves open and a resumed run may not change as the run was `begun`: recipe and precision."""
+    precision = config.optim.precision or begun.optim.precision
+    return with_recipe(replace(config, optim=replace(config.optim, precision=precision)), begun)

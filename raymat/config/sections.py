@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: the checks in the annotations use names of this module.
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from raymat.config.options import (
     ADDABLE,
@@ -33,6 +33,10 @@ Mode = Literal["min", "max"]
 SameBits = Literal["say", "strict"]
 ValidationPlace = Literal["loop", "beside", "auto"]
 ScheduleKind = Literal["constant", "cosine", "step", "plateau"]
+
+Recipe = Literal["1", "2"]
+RECIPES: tuple[Recipe, ...] = get_args(Recipe)
+"""Versions of how pictures are augmented, the newest last. A run keeps the one that it was begun with."""
 
 METRICS = ("loss", "mse", "sad", "grad", "conn")
 """Metrics that a validation can measure."""
@@ -72,6 +76,10 @@ class DataConfig(OptionGroup):
     """Determines every random draw of the run."""
     scaled_decode: Annotated[bool, FIXED] = True
     """Decode JPEGs at 1/2, 1/4 or 1/8 where the warp shrinks by more. Off: closer to the reference's pictures, slower."""
+
+    recipe: Annotated[Recipe | None, FIXED] = None
+    """Version of the augmentation. 2: the captured background is jittered as the reference does; 1: as foregrounds are, which
+    changes it about half as much. Default: 2, or what the run was begun with."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

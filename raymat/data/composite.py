@@ -10,18 +10,21 @@ The steps and their figures are those of BackgroundMattingV2's training (Lin et 
     source and background   noise, to each its own
     background              colour jitter and a small affine warp: the captured background is never quite the one behind
 
-The source sees the background before the last two; the shadow is in the source only.
+The source sees the background before the last two; the shadow is in the source only. The captured background is jittered by
+another arithmetic than the rest, as in that training; runs of recipe 1 jitter all alike. docs/differences.md lists what else
+is not as there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from raymat.config.sections import RECIPES, Recipe
 from raymat.data.photometric import (
     Affine,
     Jitter,
@@ -30,6 +33,7 @@ from raymat.data.photometric import (
     box_blur,
     jitter_,
     noise_,
+    plain_jitter_,
     sharpen,
 )
 from raymat.data.rng import Draws, Stream
@@ -191,6 +195,8 @@ class Augmentation:
     """The example's number in the run, for each of the n examples."""
     resolution: int
     """Side in pixels of the square that radii and kernels are drawn for; they are scaled by max(h, w) / `resolution`."""
+    recipe: Recipe = RECIPES[-1]
+    """The run's: how what was drawn is applied. What is drawn is the same for all."""
 
 
 @torch.no_grad()
@@ -223,7 +229,8 @@ def composite(
             _compose_(example, shadow=None)
         else:
             parameters = draw_photometric(augmentation.seed, augmentation.numbers[i])
-            apply_(example, parameters, max(height, width) / augmentation.resolution)
+            scale = max(height, width) / augmentation.resolution
+            apply_(example, parameters, scale, augmentation.recipe)
     return batch
 
 
@@ -241,7 +248,9 @@ def _fill_(planes: Tensor, image: Tensor) -> None:
     planes.copy_(image).div_(255)
 
 
-def apply_(example: Composed, parameters: Photometric, scale: float) -> None:
+def apply_(
+    example: Composed, parameters: Photometric, scale: float, recipe: Recipe = RECIPES[-1]
+) -> None:
     """Apply `parameters` to one example, (c, h, w) each: `fgr`, `pha` and `bgr` are changed, `src` is made.
 
     `scale` is the example's pixels per pixel of the frame that the parameters were drawn for.
@@ -259,9 +268,15 @@ def apply_(example: Composed, parameters: Photometric, scale: float) -> None:
         noise_(example.src, p.noise.src, generator)
         noise_(example.bgr, p.noise.bgr, generator)
     if p.captured_jitter is not None:
-        jitter_(example.bgr, p.captured_jitter)
+        _CAPTURED_JITTER[recipe](example.bgr, p.captured_jitter)
     if p.captured_affine is not None:
         example.bgr.copy_(affine_warp(example.bgr, p.captured_affine))
+
+
+_CAPTURED_JITTER: dict[Recipe, Callable[[Tensor, Jitter], Tensor]] = {
+    "1": jitter_,
+    "2": plain_jitter_,
+}
 
 
 def _detail_(x: Tensor, blur: int | None, sharper: bool, scale: float) -> None:

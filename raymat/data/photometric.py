@@ -9,8 +9,9 @@ arithmetic depends on TF32, autocast and the library's choice of algorithm, whil
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -125,6 +126,24 @@ def saturation_(x: Tensor, factor: float) -> Tensor:
     return x.mul_(factor).add_(luma, alpha=1 - factor).clamp_(0, 1)
 
 
+def shift_brightness_(x: Tensor, factor: float) -> Tensor:
+    """Add `factor` - 1 to the picture, clamped to 0..1."""
+    return x.add_(factor - 1).clamp_(0, 1)
+
+
+def hsv_saturation_(x: Tensor, factor: float) -> Tensor:
+    """Multiply every pixel's saturation in HSV by `factor`, clamped to 0..1, keeping its hue and value.
+
+    The distances of its components from the largest are multiplied, by no more than makes the smallest component 0.
+    """
+    value = x.amax(0)
+    if factor <= 1:
+        return x.sub_(value).mul_(factor).add_(value).clamp_(0, 1)
+    chroma = (value - x.amin(0)).clamp_min_(torch.finfo(x.dtype).tiny)
+    stretch = torch.div(value, chroma, out=chroma).clamp_max_(factor)
+    return x.sub_(value).mul_(stretch).add_(value).clamp_(0, 1)
+
+
 def hue_(x: Tensor, turns: float) -> Tensor:
     """Shift the hue of every pixel by `turns` (1 = once around), keeping its value and saturation in HSV.
 
@@ -148,18 +167,39 @@ def hue_(x: Tensor, turns: float) -> Tensor:
 
 
 def jitter_(x: Tensor, parameters: Jitter) -> Tensor:
-    """Apply the four adjustments of `parameters`, in its order, to an RGB picture (3, h, w)."""
-    for step in parameters.order:
-        _ADJUST[step](x, getattr(parameters, step))
-    return x
+    """Apply the four adjustments of `parameters`, in its order, to an RGB picture (3, h, w), as torchvision computes them."""
+    return _adjust_(x, parameters, _BLENDED)
 
 
-_ADJUST = {
+def plain_jitter_(x: Tensor, parameters: Jitter) -> Tensor:
+    """Apply the four as kornia 0.4.1 does: brightness is added, contrast multiplies, saturation is HSV's.
+
+    No adjustment looks at more than its pixel. On dark pictures it changes far more than `jitter_`, whose brightness and
+    contrast shrink with the picture.
+    """
+    return _adjust_(x, parameters, _PLAIN)
+
+
+_Adjust: TypeAlias = Mapping[JitterStep, Callable[[Tensor, float], Tensor]]
+
+_BLENDED: _Adjust = {
     "brightness": brightness_,
     "contrast": contrast_,
     "saturation": saturation_,
     "hue": hue_,
 }
+_PLAIN: _Adjust = {
+    "brightness": shift_brightness_,
+    "contrast": brightness_,
+    "saturation": hsv_saturation_,
+    "hue": hue_,
+}
+
+
+def _adjust_(x: Tensor, parameters: Jitter, adjust: _Adjust) -> Tensor:
+    for step in parameters.order:
+        adjust[step](x, getattr(parameters, step))
+    return x
 
 
 def affine_warp(x: Tensor, affine: Affine) -> Tensor:

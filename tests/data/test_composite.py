@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from raymat.config.sections import Recipe
 from raymat.data import composite as module
 from raymat.data.composite import (
     Augmentation,
@@ -94,16 +95,19 @@ def test_these_examples_undergo_every_operation() -> None:
     assert any(p.bgr_sharpen for p in drawn)
 
 
+@pytest.mark.parametrize("recipe", ["1", "2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_example_is_the_same_alone_and_in_any_partition(dtype: torch.dtype) -> None:
+def test_an_example_is_the_same_alone_and_in_any_partition(
+    dtype: torch.dtype, recipe: Recipe
+) -> None:
     pictures = images(24)
-    whole = train(pictures, NUMBERS, dtype=dtype)
+    whole = train(pictures, NUMBERS, dtype=dtype, recipe=recipe)
     for sizes in ([1] * 24, [3] * 8, [5, 0, 7, 12], [23, 1]):
         parts, start = [], 0
         for size in sizes:
             places = list(range(start, start + size))
             numbers = [NUMBERS[i] for i in places]
-            parts.append(train(pick(pictures, places), numbers, dtype=dtype))
+            parts.append(train(pick(pictures, places), numbers, dtype=dtype, recipe=recipe))
             start += size
         joined = Composed(*(torch.cat(xs) for xs in zip(*parts, strict=True)))
         assert same(joined, whole), sizes
@@ -299,10 +303,31 @@ def test_a_shadows_kernel_scales_with_the_crop() -> None:
 
 
 def test_the_background_is_jittered_after_it_was_noised() -> None:
-    dimmed = Jitter(SAME.order, 0.5, 1, 1, 0)
-    quiet = applied(captured_jitter=dimmed)
-    noisy = applied(captured_jitter=dimmed, noise=Noise(0, 0.02, 3))
+    halved = Jitter(SAME.order, 1, 0.5, 1, 0)
+    quiet = applied(captured_jitter=halved)
+    noisy = applied(captured_jitter=halved, noise=Noise(0, 0.02, 3))
     assert (noisy.bgr - quiet.bgr).std().item() == pytest.approx(0.01, rel=0.1)
+
+
+def test_recipes_differ_in_the_captured_background_alone() -> None:
+    pictures = images(24)
+    old, new = (train(pictures, NUMBERS, recipe=recipe) for recipe in ("1", "2"))
+    for name in ("src", "fgr", "pha"):
+        assert torch.equal(getattr(old, name), getattr(new, name))
+    jittered = [draw_photometric(42, n).captured_jitter is not None for n in NUMBERS]
+    assert [not torch.equal(a, b) for a, b in zip(old.bgr, new.bgr, strict=True)] == jittered
+    assert same(train(pictures, NUMBERS), new)
+
+
+def test_each_recipe_has_its_own_arithmetic_for_the_captured_background() -> None:
+    given = example()
+    brighter = Photometric(
+        **{**NOTHING.__dict__, "captured_jitter": Jitter(SAME.order, 1.1, 1, 1, 0)}
+    )
+    for recipe, expected in (("1", 1.1 * given.bgr), ("2", given.bgr + 0.1)):
+        found = example()
+        apply_(found, brighter, 1.0, recipe)  # type: ignore[arg-type]
+        assert torch.allclose(found.bgr, expected, atol=1e-12)
 
 
 def test_lengths_scale_with_the_crop() -> None:

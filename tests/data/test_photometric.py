@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -157,6 +158,103 @@ def test_jitter_applies_its_four_steps_in_its_order() -> None:
     assert not torch.equal(op.jitter_(x.clone(), other), expected)
 
 
+COLOURS = [(0.2, 0.5, 0.7), (0.05, 0.04, 0.06), (0.9, 0.3, 0.85)]
+WORKED: list[tuple[op.JitterStep, float, list[list[float]]]] = [
+    ("brightness", 1.10, [[0.3, 0.6, 0.8], [0.15, 0.14, 0.16], [1, 0.4, 0.95]]),
+    ("brightness", 0.85, [[0.05, 0.35, 0.55], [0, 0, 0], [0.75, 0.15, 0.7]]),
+    ("contrast", 1.15, [[0.23, 0.575, 0.805], [0.0575, 0.046, 0.069], [1, 0.345, 0.9775]]),
+    ("contrast", 0.85, [[0.17, 0.425, 0.595], [0.0425, 0.034, 0.051], [0.765, 0.255, 0.7225]]),
+    ("saturation", 1.15, [[0.125, 0.47, 0.7], [0.0485, 0.037, 0.06], [0.9, 0.21, 0.8425]]),
+    ("saturation", 0.85, [[0.275, 0.53, 0.7], [0.0515, 0.043, 0.06], [0.9, 0.39, 0.8575]]),
+    ("hue", 0.05, [[0.2, 0.35, 0.7], [0.056, 0.04, 0.06], [0.9, 0.3, 0.67]]),
+]
+"""What kornia 0.4.1's ColorJitter makes of the three colours: brightness by the factor's distance from 1."""
+
+
+def only(step: op.JitterStep, value: float) -> op.Jitter:
+    """A jitter that does nothing but one step."""
+    values = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0} | {step: value}
+    return op.Jitter((step,), **values)
+
+
+@pytest.mark.parametrize(("step", "value", "expected"), WORKED)
+def test_the_plain_jitter_is_kornias(
+    step: op.JitterStep, value: float, expected: list[list[float]]
+) -> None:
+    x = torch.tensor([COLOURS], dtype=torch.float64).permute(2, 0, 1)
+    found = pixels(op.plain_jitter_(x, only(step, value)))[0]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def by_colorsys(image: np.ndarray, parameters: op.Jitter) -> np.ndarray:
+    """The plain jitter a pixel at a time, in python's HSV."""
+    found = image.astype(np.float64) / 255
+    for place in np.ndindex(*image.shape[:2]):
+        colour = tuple(found[place])
+        for step in parameters.order:
+            hue, saturation, value = colorsys.rgb_to_hsv(*colour)
+            if step == "brightness":
+                colour = tuple(c + parameters.brightness - 1 for c in colour)
+            elif step == "contrast":
+                colour = tuple(c * parameters.contrast for c in colour)
+            elif step == "saturation":
+                saturation = min(saturation * parameters.saturation, 1)
+                colour = colorsys.hsv_to_rgb(hue, saturation, value)
+            else:
+                colour = colorsys.hsv_to_rgb((hue + parameters.hue) % 1, saturation, value)
+            colour = tuple(min(max(c, 0), 1) for c in colour)
+        found[place] = colour
+    return found
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("brightness", "contrast", "saturation", "hue"),
+        ("hue", "saturation", "brightness", "contrast"),
+        ("saturation", "brightness", "hue", "contrast"),
+    ],
+)
+@pytest.mark.parametrize(
+    "values",
+    [
+        (1.18, 1.18, 1.18, 0.1),
+        (0.82, 0.82, 0.82, -0.1),
+        (0.9, 1.15, 1.18, -0.03),
+        (1, 1, 5, 0.5),
+        (1, 1, 0, 0),
+    ],
+)
+def test_the_plain_jitter_is_that_of_an_independent_hsv(
+    order: tuple[op.JitterStep, ...], values: tuple[float, float, float, float]
+) -> None:
+    corners = [[r, g, b] for r in (0, 128, 255) for g in (0, 128, 255) for b in (0, 128, 255)]
+    image = np.concatenate([picture(12, 27), np.array([corners], dtype=np.uint8)])
+    parameters = op.Jitter(order, *values)
+    found = pixels(op.plain_jitter_(planar(image), parameters))
+    np.testing.assert_allclose(found, by_colorsys(image, parameters), atol=1e-12)
+
+
+@pytest.mark.parametrize("factor", [0.82, 1.18])
+def test_saturation_of_hsv_is_opencvs(factor: float) -> None:
+    image = picture().astype(np.float32) / 255
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    hsv[..., 1] = np.minimum(hsv[..., 1] * factor, 1)
+    found = pixels(op.hsv_saturation_(planar(picture()).float(), factor))
+    np.testing.assert_allclose(found, cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), atol=1e-5)
+
+
+def test_on_a_dark_picture_the_plain_jitter_changes_many_times_as_much() -> None:
+    """Half the range of every figure: brightness and contrast of a blend shrink with the picture, an added one does not."""
+    x = planar(picture()) * 0.1
+    parameters = op.Jitter(("brightness", "contrast", "saturation", "hue"), 1.09, 1.09, 1.09, 0.05)
+    plain, blended = (
+        (jitter(x.clone(), parameters) - x).abs().mean().item()
+        for jitter in (op.plain_jitter_, op.jitter_)
+    )
+    assert plain > 5 * blended
+
+
 def test_a_warp_that_does_nothing_changes_nothing() -> None:
     x = planar(picture())
     assert torch.allclose(op.affine_warp(x, op.Affine(0, (0, 0))), x, atol=1e-12)
@@ -235,7 +333,7 @@ def test_every_value_stays_between_0_and_1() -> None:
     jitter = op.Jitter(("contrast", "saturation", "hue", "brightness"), 1.15, 1.15, 1.15, 0.05)
     results = [op.box_blur(x, radius) for radius in (0.3, 1, 2.7)]
     results += [op.sharpen(x), op.affine_warp(x, op.Affine(4, (0.01, 0)))]
-    results += [op.jitter_(x.clone(), jitter)]
+    results += [op.jitter_(x.clone(), jitter), op.plain_jitter_(x.clone(), jitter)]
     for result in results:
         assert result.min() >= 0
         assert result.max() <= 1

@@ -15,7 +15,7 @@ from raymat.checkpoint.catalog import scan
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.reader import read_checkpoint
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.config.run import RunConfig, build
+from raymat.config.run import RunConfig, build, with_recipe
 from raymat.data.batch import Geometry, MicroBatch
 from raymat.data.dataset.source import SourceSpec
 from raymat.data.feed import LocalFeed
@@ -141,7 +141,7 @@ def train(
     """One worker of a run; rank r dies when it has the batch of step index kill[r]."""
     torch.set_num_threads(1)
     return run(
-        Prepared(config, config.name, listing_digest, order_of(config)),
+        Prepared(with_recipe(config, None), config.name, listing_digest, order_of(config)),
         Worker(world, torch.device("cpu"), nearby),
         feed=feed or Feed(config, world, kill or {}, patient),
         store=store_of(config),
@@ -172,7 +172,7 @@ def job_of(config: RunConfig, checkpoint: CheckpointId) -> Job:
     """What a validation of a checkpoint of `train` is told."""
     geometry = Geometry(config.stage, config.data.resolution)
     settled = dataclasses.replace(config.optim, precision=config.optim.precision or "fp32")
-    config = dataclasses.replace(config, optim=settled)
+    config = with_recipe(dataclasses.replace(config, optim=settled), None)
     source, order, store = source_of(config), order_of(config), store_of(config)
     return Job(checkpoint, config, config.name, source, order, geometry, store)
 

@@ -15,7 +15,7 @@ import torch
 from raymat.analysis.preflight.findings import Finding
 from raymat.analysis.preflight.subject import Subject
 from raymat.config.fixed_options import promise_changes, refuse_changes
-from raymat.config.run import RunConfig, from_dict
+from raymat.config.run import RunConfig, as_begun, from_dict
 from raymat.console import size
 from raymat.errors import ConfigError, StorageError
 from raymat.model.matting import construct
@@ -73,10 +73,11 @@ def _run_there(store: Store, config: RunConfig) -> Iterator[Finding]:
         return
     begun = from_dict(stored["config"])
     yield Finding("note", f"holds a run of this name, begun {stored['created']}: it is resumed")
+    asked = as_begun(config, begun)
     try:
-        refuse_changes(begun, config, store.url)
+        refuse_changes(begun, asked, store.url)
     except ConfigError as error:
-        yield Finding("error", error.line, data=sorted(promise_changes(begun, config)))
+        yield Finding("error", error.line, data=sorted(promise_changes(begun, asked)))
 
 
 def checkpoint_bytes(config: RunConfig) -> int:

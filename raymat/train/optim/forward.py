@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raymat.config.run import RunConfig
-from raymat.config.sections import Precision, Stage
+from raymat.config.sections import RECIPES, Precision, Recipe, Stage
 from raymat.data.batch import MicroBatch
 from raymat.data.composite import Augmentation, Composed, composite
 from raymat.train.optim.losses import base_loss, refine_loss
@@ -37,13 +37,16 @@ class ForwardPass:
     device: torch.device
     channels_last: bool = False
     """Whether weights and pictures lie in memory with the channels last."""
+    recipe: Recipe = RECIPES[-1]
+    """The run's, by which examples are augmented."""
 
     @classmethod
     def of(
         cls, config: RunConfig, device: torch.device, channels_last: bool | None = None
     ) -> ForwardPass:
-        """Return that of a run whose precision is settled. `channels_last`: default: on cuda."""
+        """Return that of a run whose precision and recipe are settled. `channels_last`: default: on cuda."""
         assert config.optim.precision is not None
+        assert config.data.recipe is not None
         return cls(
             stage=config.stage,
             precision=config.optim.precision,
@@ -51,6 +54,7 @@ class ForwardPass:
             resolution=config.data.resolution,
             device=device,
             channels_last=device.type == "cuda" if channels_last is None else channels_last,
+            recipe=config.data.recipe,
         )
 
     def place(self, network: Network) -> Network:
@@ -59,14 +63,15 @@ class ForwardPass:
 
     def compose(self, batch: MicroBatch) -> Composed:
         """Return the pictures of `batch` on the device."""
-        return compose(
-            batch,
-            seed=self.seed,
-            resolution=self.resolution,
-            device=self.device,
-            dtype=parameter_dtype(self.precision),
-            channels_last=self.channels_last,
+        fgr, pha, bgr = (
+            _to_device(array, self.device) for array in (batch.fgr, batch.pha, batch.bgr)
         )
+        key = Augmentation(self.seed, batch.numbers, self.resolution, self.recipe)
+        dtype = parameter_dtype(self.precision)
+        composed = composite(fgr, pha, bgr, key if batch.train else None, dtype)
+        memory = torch.channels_last if self.channels_last else torch.contiguous_format
+        src, bgr = (x.contiguous(memory_format=memory) for x in (composed.src, composed.bgr))
+        return composed._replace(src=src, bgr=bgr)
 
     def __call__(self, network: nn.Module, composed: Composed) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the mean loss over the examples () and the outputs of a network that `place` has moved."""
@@ -83,24 +88,6 @@ def place(
     memory = torch.channels_last if channels_last else torch.contiguous_format
     network.to(memory_format=memory)  # type: ignore[call-overload]
     return network
-
-
-def compose(
-    batch: MicroBatch,
-    *,
-    seed: int,
-    resolution: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    channels_last: bool,
-) -> Composed:
-    """Return the pictures of `batch` on `device`; `seed` and `resolution` are the run's."""
-    fgr, pha, bgr = (_to_device(array, device) for array in (batch.fgr, batch.pha, batch.bgr))
-    augmentation = Augmentation(seed, batch.numbers, resolution) if batch.train else None
-    composed = composite(fgr, pha, bgr, augmentation, dtype)
-    memory = torch.channels_last if channels_last else torch.contiguous_format
-    src, bgr = (x.contiguous(memory_format=memory) for x in (composed.src, composed.bgr))
-    return composed._replace(src=src, bgr=bgr)
 
 
 def loss_of(stage: Stage) -> Loss:

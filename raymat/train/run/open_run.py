@@ -15,7 +15,7 @@ from typing import Any
 
 from raymat.checkpoint.catalog import Status, scan
 from raymat.config.fixed_options import DATASET, refuse_changes
-from raymat.config.run import RunConfig, from_dict, to_dict
+from raymat.config.run import RunConfig, from_dict, to_dict, with_recipe
 from raymat.data.batch import Geometry
 from raymat.data.dataset.run_dataset import geometry_of, mend_listing, sample_order, source_of
 from raymat.data.dataset.source import SourceSpec
@@ -140,6 +140,7 @@ def survey_run(
     config = replace(config, data=replace(config.data, grow_dataset=False))
     stored = read_run(store)
     begun = None if stored is None else from_dict(stored["config"])
+    config = with_recipe(config, begun)
     if begun is not None:
         config = resolve(config, begun)
     extends = begun is not None and (grow or config.length != begun.length)
