@@ -33,7 +33,7 @@ FLOORS = (
     {"config", "distributed", "console"},
     {"model", "data", "checkpoint"},
     {"train"},
-    {"analysis", "export"},
+    {"analysis", "export", "inference"},
     {"cluster"},
     {"cli"},
     {"jobs"},

@@ -14,7 +14,8 @@ from raymat.config.sections import RefineMode
 from raymat.console import columns, count, size
 from raymat.errors import ConfigError
 from raymat.export.check import CheckOutcome
-from raymat.export.exporter import OVERRIDES, Exported, export_network
+from raymat.export.exporter import Exported, export_network
+from raymat.train.run.refine_options import OVERRIDES
 
 
 @dataclass(frozen=True, kw_only=True)

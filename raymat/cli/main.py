@@ -132,6 +132,9 @@ COMMANDS: dict[str, Command] = {
     "export": Command(
         "write a network as weights, TorchScript or ONNX", _later("raymat.cli.export:main")
     ),
+    "matte": Command(
+        "cut subjects out of pictures and videos", _later("raymat.cli.matte_command:main")
+    ),
     "prune": Command("delete old checkpoints", _later("raymat.cli.prune:main")),
     "spot-watch": Command(
         "drain this machine's node when its cloud reclaims it",

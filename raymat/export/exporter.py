@@ -13,19 +13,17 @@ import torch
 from torch import Tensor
 
 from raymat.checkpoint.state_dict import bits_of
-from raymat.config.sections import ModelConfig
-from raymat.errors import ConfigError, ExportError
+from raymat.errors import ExportError
 from raymat.export import check, formats, sidecar
 from raymat.export.check import CheckOutcome
 from raymat.export.formats import Format, format_of
-from raymat.model.matting import MattingBase, MattingRefine
+from raymat.model.matting import MattingBase
 from raymat.model.weights_reader import read_file
 from raymat.storage.faults import classify
 from raymat.storage.output_files import check_new_files, write_file
 from raymat.train.run.checkpoint_choice import OnSkip
-from raymat.train.run.selected_weights import Selected, build_network, read_weights, whole_network
-
-OVERRIDES = ("refine_mode", "backbone_scale", "refine_sample_pixels", "refine_threshold")
+from raymat.train.run.refine_options import configured, refining_as
+from raymat.train.run.selected_weights import Selected, read_weights, whole_network
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def export_network(
     selected = read_weights(url, on_skip=on_skip)
     if selected.config is not None or selected.checkpoint is None:
         selected = whole_network(selected)
-    model = _model_of(selected, overrides or {})
+    model = refining_as(selected, overrides or {})
     outcomes: tuple[CheckOutcome, ...] = ()
     with _drafts(os.path.dirname(target)) as folder:
         draft = os.path.join(folder, f"draft{form.ending[0]}")
@@ -84,28 +82,6 @@ def export_network(
         write_file(target + sidecar.SUFFIX, [sidecar.text(described)])
         _move(draft, target)
     return Exported(selected, path, len(content), described, outcomes)
-
-
-def configured(selected: Selected, model: ModelConfig) -> MattingBase:
-    """Build the network in evaluation mode, without gradients, refining as `model` says."""
-    network = build_network(selected).requires_grad_(False)
-    if isinstance(network, MattingRefine):
-        network.backbone_scale = model.backbone_scale
-        network.refiner.mode = model.refine_mode
-        network.refiner.sample_pixels = model.refine_sample_pixels
-        network.refiner.threshold = model.refine_threshold
-    return network
-
-
-def _model_of(selected: Selected, overrides: Mapping[str, Any]) -> ModelConfig:
-    """Return how the network is to refine; a ConfigError where an override has no meaning or a wrong value."""
-    if overrides and selected.stage == "base":
-        flags = ", ".join("--" + name.replace("_", "-") for name in overrides)
-        raise ConfigError(
-            f"{flags}: only a refine network refines, {selected.what} is a base network"
-        )
-    model = selected.config.model if selected.config else ModelConfig()
-    return replace(model, **overrides)
 
 
 def _write_weights(path: str, form: Format, selected: Selected) -> bytes:

@@ -69,19 +69,10 @@ class LocalBackend:
 
     def write(self, path: str, chunks: Iterable[Buffer]) -> None:
         """See `Backend`: write a temporary file in the same folder, sync and rename it, and sync the folder."""
-        folder = os.path.dirname(path)
-        # Without its name: TensorBoard reads every file whose name says that it is an event file.
-        temporary = os.path.join(folder, f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}")
-        try:
-            with _create(temporary, self.kept) as file:
-                for window in _windows(chunks, _WINDOW):
-                    file.writelines(window)
-                    _sync_and_drop(file)
-            _rename(temporary, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-        _sync_folder(folder)
+        with draft_of(path) as temporary, _create(temporary, self.kept) as file:
+            for window in _windows(chunks, _WINDOW):
+                file.writelines(window)
+                _sync_and_drop(file)
 
     def list(self, folder: str) -> Iterator[tuple[str, int, float]]:
         """See `Backend`. Lists regular files only: opening a named pipe would block for ever."""
@@ -107,6 +98,24 @@ class LocalBackend:
         for folder in {os.path.dirname(path) for path in paths}:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
+
+
+@contextlib.contextmanager
+def draft_of(path: str) -> Iterator[str]:
+    """Yield the name of a temporary file in the same folder, which the block writes and which then becomes `path`.
+
+    The block syncs it. Where the block fails, it is removed. What a killed process leaves, `remove_dead_temporaries` finds.
+    """
+    folder = os.path.dirname(path)
+    # Without its name: TensorBoard reads every file whose name says that it is an event file.
+    temporary = os.path.join(folder, f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        yield temporary
+        _rename(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    _sync_folder(folder)
 
 
 def _rename(temporary: str, path: str) -> None:

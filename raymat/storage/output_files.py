@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from raymat.errors import ConfigError, StorageError
 from raymat.storage.access import Access
-from raymat.storage.backends import LocalBackend, remove_dead_temporaries
+from raymat.storage.backends import LocalBackend, draft_of, remove_dead_temporaries
 from raymat.storage.digest import Buffer
 from raymat.storage.faults import backend_errors, classify
 from raymat.storage.fsspec_backend import FsspecBackend
@@ -65,15 +66,36 @@ def check_new_files(path: str, files: Mapping[str, str], force: bool) -> None:
             raise ConfigError(f"{named} exists: use another name, or --force to replace it")
 
 
-def write_file(path: str, chunks: Sequence[Buffer]) -> None:
-    """Write a file of this machine, whole or not at all, following links. Raises StorageError."""
+def write_file(path: str, chunks: Sequence[Buffer], tidy: bool = True) -> None:
+    """Write a file of this machine, whole or not at all, following links. Raises StorageError.
+
+    `tidy`: remove what killed writers left beside it; one of thousands of files in a folder need not look again.
+    """
     target = os.path.realpath(path)
     try:
-        remove_dead_temporaries(os.path.dirname(target))
+        if tidy:
+            remove_dead_temporaries(os.path.dirname(target))
         RetryPolicy().run(
             lambda: LocalBackend().write(target, chunks),
             lambda error: classify(error, "write").transient,
         )
+    except OSError as error:
+        raise classify(error, "write").error("write", target) from error
+
+
+@contextmanager
+def drafted(path: str) -> Iterator[str]:
+    """Yield the name of a file for a library to write, which then becomes `path`, durable; removed where the block fails.
+
+    Links are followed. Raises StorageError, also in place of an OSError of the block.
+    """
+    target = os.path.realpath(path)
+    try:
+        remove_dead_temporaries(os.path.dirname(target))
+        with draft_of(target) as draft:
+            yield draft
+            with open(draft, "rb+") as file:
+                os.fsync(file.fileno())
     except OSError as error:
         raise classify(error, "write").error("write", target) from error
 

@@ -1,0 +1,1 @@
+"""Matting of pictures and videos with a trained network: reads, computes and writes, prints nothing."""

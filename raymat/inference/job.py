@@ -1,0 +1,209 @@
+"""A matting job, from what the user names to the last file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from raymat.errors import ConfigError
+from raymat.inference.background_fit import BackgroundFit
+from raymat.inference.destination import Destination, Existing
+from raymat.inference.homography import Aligner
+from raymat.inference.matter import Matter
+from raymat.inference.media import Medium, medium_of
+from raymat.inference.picture_footage import PictureFootage, Pictures
+from raymat.inference.picture_writer import PictureWriter
+from raymat.inference.pipeline import Behind, Stopwatch
+from raymat.inference.rendering import GREEN, Backdrop, OutputType, Picture, Renderer, colour_of
+from raymat.inference.shots import Footage, Notes, Shot
+
+BEHIND = 4
+"""Shots whose pictures wait to be written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MattingRequest:
+    """What to matte, and where to."""
+
+    source: str
+    background: str
+    output: str
+    types: tuple[OutputType, ...] = ("com",)
+    composite: str | None = None
+    """Colour or picture behind `com`."""
+    alpha_bits: int = 8
+    batch_size: int = 1
+    existing: Existing = "refuse"
+    align: bool = False
+    background_fit: bool = False
+    hold_background: bool = False
+
+
+@dataclass(frozen=True)
+class MattingReport:
+    """What a job did."""
+
+    shots: int
+    skipped: int
+    """Shots whose outputs were there."""
+    size: tuple[int, int]
+    """Height and width of the last shot in pixels; 0, 0 if there was none."""
+    seconds: float
+    work: Mapping[str, float]
+    """Seconds of decode, network and encode, each in its own threads."""
+
+
+class Writer(Protocol):
+    """Writer of a job's outputs, in the order of the shots."""
+
+    def write(self, shot: Shot, pictures: Mapping[OutputType, Picture]) -> None:
+        """Write the pictures of one shot. Raises StorageError."""
+
+    def finish(self) -> None:
+        """Put in place what is not there yet. Raises StorageError."""
+
+    def discard(self) -> None:
+        """Remove what is not in place."""
+
+
+@dataclass(frozen=True, eq=False)
+class MattingJob:
+    """A job whose inputs are there and whose outputs can be written."""
+
+    request: MattingRequest
+    footage: Footage
+    destination: Destination
+    renderer: Renderer
+    notes: Notes
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    @classmethod
+    def open(cls, request: MattingRequest) -> MattingJob:
+        """Look at all inputs and at what is there of the outputs.
+
+        Raises:
+            ConfigError: the request cannot be met. DataError: an input cannot be read.
+        """
+        notes, watch = Notes(), Stopwatch()
+        destination = Destination.of(request.output, request.types)
+        destination.refuse_inputs(request.source, request.background)
+        renderer = Renderer(request.types, _backdrop(request, destination), request.alpha_bits)
+        footage = _footage(request, notes, watch)
+        job = cls(request, footage, destination, renderer, notes, watch)
+        job._check()
+        return job
+
+    def run(
+        self, matter: Matter, on_shot: Callable[[int], None] = lambda done: None
+    ) -> MattingReport:
+        """Matte all shots and write their outputs; `on_shot` is called with 1 for each that is done.
+
+        Raises:
+            ConfigError, DataError, StorageError, WeightsError: the job cannot go on. Outputs that are in place stay.
+        """
+        self.renderer.check(matter.refines)
+        began, done, skipped, size = time.perf_counter(), 0, 0, (0, 0)
+        keep = self.request.existing == "resume"
+
+        def wanted(name: str) -> bool:
+            nonlocal skipped
+            there = keep and self.destination.is_there(name)
+            skipped += there
+            on_shot(int(there))
+            return not there
+
+        writer = self._writer()
+        threads = 1 if self.destination.is_video else 2
+        try:
+            shots = self.footage.shots(wanted)
+            with closing(shots), Behind(threads=threads, depth=BEHIND) as behind:  # type: ignore[type-var]
+                for batch in _batches(shots, self.request.batch_size):
+                    for shot, pictures in self._matted(matter, batch):
+                        behind.submit(partial(writer.write, shot, pictures))
+                        on_shot(1)
+                    done, size = done + len(batch), batch[-1].size
+            writer.finish()
+        finally:
+            writer.discard()
+        return MattingReport(done, skipped, size, time.perf_counter() - began, self.watch.seconds)
+
+    def _matted(
+        self, matter: Matter, batch: list[Shot]
+    ) -> Iterator[tuple[Shot, dict[OutputType, Picture]]]:
+        with self.watch.timing("network"):
+            rendered = [self.renderer(found) for found in matter(batch)]
+        yield from zip(batch, rendered, strict=True)
+
+    def _writer(self) -> Writer:
+        return PictureWriter(self.destination.path_of, self.watch)
+
+    def _check(self) -> None:
+        destination, names = self.destination, self.footage.names
+        if self.request.existing == "refuse":
+            destination.refuse_existing(names)
+        if destination.is_video and self.footage.timing is None:
+            raise ConfigError(
+                f"--output {destination.path}: the source is no video: use .png or a folder"
+            )
+        if destination.is_file and not destination.is_video and (names is None or len(names) > 1):
+            raise ConfigError(
+                f"--output {destination.path}: the source has many pictures: name a folder"
+            )
+
+
+def _batches(shots: Iterator[Shot], most: int) -> Iterator[list[Shot]]:
+    """Group consecutive shots of one size, `most` together at most."""
+    batch: list[Shot] = []
+    for shot in shots:
+        if batch and (len(batch) == most or shot.size != batch[0].size):
+            yield batch
+            batch = []
+        batch.append(shot)
+    if batch:
+        yield batch
+
+
+def _backdrop(request: MattingRequest, destination: Destination) -> Backdrop | None:
+    """Return what stands behind the composite; None if that has alpha."""
+    if request.composite is None:
+        return None if destination.holds_alpha else colour_of(GREEN)
+    if "com" not in request.types:
+        raise ConfigError(
+            "--composite: says what stands behind com, which --output-type leaves out"
+        )
+    colour = colour_of(request.composite)
+    if colour is not None:
+        return colour
+    if medium_of("--composite", request.composite) != "picture":
+        raise ConfigError(
+            f"--composite {request.composite}: expected a colour (white, #78ff9b) or a picture"
+        )
+    (name,) = (picture := Pictures.file(request.composite)).files
+    return Backdrop(picture.read(name))
+
+
+def _footage(request: MattingRequest, notes: Notes, watch: Stopwatch) -> Footage:
+    """Open source and background together."""
+    source = medium_of("--source", request.source)
+    background = medium_of("--background", request.background)
+    fit = BackgroundFit(notes, request.background_fit, Aligner() if request.align else None)
+    if source == "video":
+        raise ConfigError("--source: videos are not read yet")
+    if background == "video":
+        raise ConfigError(
+            "--background: a video stands behind a video: give a picture, or a folder with one for each source"
+        )
+    sources = _pictures(request.source, source, notes)
+    backgrounds = _pictures(request.background, background, notes)
+    if background == "picture":
+        (name,) = backgrounds.files
+        return PictureFootage(sources, backgrounds.read(name), fit, watch)
+    return PictureFootage(sources, backgrounds, fit, watch)
+
+
+def _pictures(url: str, medium: Medium, notes: Notes) -> Pictures:
+    return Pictures.file(url) if medium == "picture" else Pictures.below(url, notes)
