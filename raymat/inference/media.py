@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from raymat.data.dataset.discovery import SUFFIXES
+from raymat.data.dataset.file_names import ANY_NAMES
 from raymat.errors import ConfigError, DataError
 from raymat.storage.urls import redact
 
@@ -13,7 +13,7 @@ Medium = Literal["picture", "folder", "video"]
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".mts", ".m2ts", ".ts"),
-    *(".wmv", ".flv", ".3gp", ".mxf", ".ogv", ".y4m", ".gif"),
+    *(".wmv", ".flv", ".3gp", ".mxf", ".ogv", ".y4m"),
 )
 """Endings of files that are opened as videos."""
 
@@ -28,7 +28,7 @@ def medium_of(flag: str, url: str) -> Medium:
     if local and not os.path.exists(url):
         raise DataError(f"{flag} {url}: no such file or folder")
     ending = "" if local and os.path.isdir(url) else os.path.splitext(url.rstrip("/"))[1].lower()
-    if ending in SUFFIXES:
+    if ending in ANY_NAMES.suffixes:
         return "picture"
     if ending in VIDEO_SUFFIXES:
         if not local:
@@ -37,8 +37,8 @@ def medium_of(flag: str, url: str) -> Medium:
             )
         return "video"
     if local and not os.path.isdir(url):
-        pictures, videos = (", ".join(e[1:] for e in s) for s in (SUFFIXES, VIDEO_SUFFIXES))
+        videos = ", ".join(suffix[1:] for suffix in VIDEO_SUFFIXES)
         raise ConfigError(
-            f"{flag} {url}: expected a picture ({pictures}), a folder of pictures or a video ({videos})"
+            f"{flag} {url}: expected a picture ({ANY_NAMES.kinds}), a folder of pictures or a video ({videos})"
         )
     return "folder"

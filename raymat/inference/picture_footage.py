@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 
-from raymat.data.dataset.discovery import NAMED_IN_ERRORS, SUFFIXES
+from raymat.data.dataset.discovery import NAMED_IN_ERRORS
+from raymat.data.dataset.file_names import ANY_NAMES, without_junk
 from raymat.data.dataset.image_folder import Folder
 from raymat.data.decode import EncodedImage, Pixels
 from raymat.errors import DataError
@@ -38,17 +39,15 @@ class Pictures:
     def below(cls, url: str, notes: Notes) -> Pictures:
         """List a folder, with its folders. Raises DataError: it has no pictures, or two of one name."""
         folder = Folder(url)
-        found = folder.find("")
+        found = folder.find("", ANY_NAMES.is_junk)
         if found is None:
             raise DataError(f"no such file or folder: {folder.shown()}")
-        names = sorted(name for name in found if name.lower().endswith(SUFFIXES))
-        kinds = ", ".join(suffix.lstrip(".") for suffix in SUFFIXES)
+        files, _ = without_junk(found, ANY_NAMES)
+        names = sorted(name for name in files if ANY_NAMES.split(name, False)[1])
         if not names:
-            raise DataError(f"no pictures ({kinds}) in {folder.shown()}")
-        if left := sorted(set(found) - set(names)):
-            notes.add(f"left out of {folder.shown()}: only {kinds} are read", left[0])
-            for name in left[1:]:
-                notes.add(f"left out of {folder.shown()}: only {kinds} are read", name)
+            raise DataError(f"no pictures ({ANY_NAMES.kinds}) in {folder.shown()}")
+        for name in sorted(set(files) - set(names)):
+            notes.add(f"left out of {folder.shown()}: only {ANY_NAMES.kinds} are read", name)
         stems = Counter(os.path.splitext(name)[0] for name in names)
         twice = [name for name in names if stems[os.path.splitext(name)[0]] > 1]
         if twice:

@@ -245,7 +245,7 @@ def test_a_background_of_another_size_is_refused_or_resized_where_its_shape_agre
     [
         (["--source", "{tmp}/none.png"], "--source {tmp}/none.png: no such file or folder"),
         (["--source", "{tmp}/text.txt"], "--source {tmp}/text.txt: expected a picture (jpg, "),
-        (["--source", "{tmp}/empty"], "no pictures (jpg, jpeg, png, webp) in {tmp}/empty"),
+        (["--source", "{tmp}/empty"], "no pictures (jpg, jpeg, png, webp, tif, "),
         (["--source", "{tmp}/twins"], "has a.jpg, a.png: their outputs would have one name"),
         (["--source", "{tmp}/torn.png"], "{tmp}/torn.png: "),
         (["--background", "{tmp}/clip.mp4"], "--background: a video stands behind a video"),
@@ -296,7 +296,8 @@ def test_files_that_are_no_pictures_are_said(raymat: Any, many: list[str], tmp_p
     code, _, err = raymat("matte", weights, *many, "-o", f"{tmp_path}/out")
     assert code == 0
     assert err[-1] == (
-        f"note: notes.txt and 1 more: left out of {tmp_path}/src: only jpg, jpeg, png, webp are read"
+        f"note: notes.txt and 1 more: left out of {tmp_path}/src: only jpg, jpeg, png, webp, tif, tiff, bmp, gif, avif "
+        "are read"
     )
 
 
