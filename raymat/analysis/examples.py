@@ -15,7 +15,7 @@ from raymat.data.decode import OpenImage
 from raymat.data.feed import LocalFeed
 from raymat.data.sample_order import Example
 from raymat.errors import ConfigError, DataError
-from raymat.storage.urls import redact
+from raymat.storage.urls import shown_urls
 from raymat.train.run.selected_weights import Selected
 
 DECODE_THREADS = 2
@@ -78,7 +78,9 @@ class ExampleRequest:
             kept = kept_source(run) if data.synthetic is None else None
             valid = config.log.valid_examples
         source = kept or open_source(data, seed, geometry.resolution, valid, (self.split,))
-        name = "procedural pictures" if data.synthetic is not None else redact(data.dataset or "")
+        name = (
+            "procedural pictures" if data.synthetic is not None else shown_urls(data.dataset or "")
+        )
         return spread(source, self.split, seed, self.count, geometry), name
 
 

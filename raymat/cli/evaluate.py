@@ -28,7 +28,7 @@ _REPLACED_SHOWN = 10
 
 Metric = Literal["loss", "sad", "mse", "grad", "conn", "fgr_mse"]
 
-_Folder = Annotated[str | None, Spelling("URL")]
+_Folder = Annotated[str | None, Spelling("URL", repeatable=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,10 @@ class Options(OptionGroup):
     """Folder (any fsspec URL) with valid/ or train/, each with fgr/ and pha/. Default: the run's."""
     backgrounds: _Folder = None
     """Folder (any fsspec URL) with valid/ or train/. Default: the run's."""
+    pair_suffix: str = ""
+    """Ending of the mattes' names in --dataset that their foregrounds' lack, as _alpha."""
+    skip_unpaired: bool = False
+    """Leave out files of --dataset without a partner, instead of refusing it."""
     synthetic: int | None = None
     """Make N procedural examples instead."""
     split: Split = "valid"
@@ -83,6 +87,8 @@ class Options(OptionGroup):
             data = DataConfig(
                 dataset=self.dataset,
                 backgrounds=self.backgrounds,
+                pair_suffix=self.pair_suffix,
+                skip_unpaired=self.skip_unpaired,
                 synthetic=self.synthetic,
                 seed=0 if self.seed is None else self.seed,
             )

@@ -82,6 +82,7 @@ def named_options(
     elif short and {"-h", "--help"} & {*argv}:
         argv, groups = ["--help"], {"": {name: options[name] for name in short.first}}
         description += f"\n\n{short.examples}\n\n--help-all shows all {len(options)} options."
+    argv = _each_once(argv, options)
     given, rest = _read(argv, prog, description, _dictionary(groups, switches), {"": switches})
     named = {name: value for group in given.values() for name, value in group.items()}
     _refuse_flags(rest, options, switches, "--help-all" if short else "--help")
@@ -93,6 +94,38 @@ def named_options(
     for name, value in named.items():
         options[name].refuse_bad_urls(value)
     return {n: options[n].read(v) if isinstance(v, str) else v for n, v in named.items()}
+
+
+def _each_once(argv: Sequence[str], options: Options) -> list[str]:
+    """Return a command line in which no flag comes twice: the values of a repeatable one are joined.
+
+    Raises:
+        ConfigError: another flag is given twice; the last one would win without a word.
+    """
+    known = {option.flag: option for option in options.values()}
+    words, places = list[str](), dict[str, int]()
+    waiting = iter(argv)
+    for word in waiting:
+        name, equals, value = word.partition("=")
+        flag = name.replace("_", "-")
+        if flag not in known:
+            words.append(word)
+            continue
+        if flag in places and not known[flag].spelling.repeatable:
+            raise ConfigError(f"{flag} is given twice: which of the values counts?")
+        if known[flag].spelling.repeatable:
+            if not equals:
+                value = next(waiting, "")
+            if not value or (value.startswith("--") and not equals):
+                words += [word, value] if value else [word]
+                continue
+            if flag in places:
+                words[places[flag]] += f"\n{value}"
+                continue
+            word = f"{flag}={value}"
+        places[flag] = len(words)
+        words.append(word)
+    return words
 
 
 def _read(argv: Sequence[str], prog: str, text: str, kind: Any, default: Any) -> tuple[Any, Any]:

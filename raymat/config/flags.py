@@ -107,6 +107,9 @@ def read_yaml(source: str) -> dict[str, Any]:
             raise ConfigError(f"{place}: unknown key {key!r}{closest(name, known)}")
         if name in options:
             raise ConfigError(f"{place}: {key!r} is given twice")
+        if known[name].spelling.repeatable and isinstance(node, yaml.SequenceNode):
+            lines = [each.value for each in node.value if isinstance(each, yaml.ScalarNode)]
+            node = yaml.ScalarNode("tag:yaml.org,2002:str", "\n".join(lines))
         if not isinstance(node, yaml.ScalarNode):
             raise ConfigError(f"{place}: {key!r} must be a single value such as 4 or 256:512")
         if node.tag == "tag:yaml.org,2002:null":

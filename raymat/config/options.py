@@ -74,7 +74,11 @@ class Spelling:
     metavar: str | None = None
     positional: bool = False
     short: str | None = None
+    repeatable: bool = False
+    """Whether its flag may be given more than once: the values are the lines of one text."""
 
+
+REPEATABLE = Spelling(repeatable=True)
 
 Url = Annotated[str, Spelling("URL", positional=True)]
 """The type of a URL that is given without a flag."""
@@ -136,7 +140,8 @@ class Option:
 
     def refuse_bad_urls(self, value: Any) -> None:
         """Refuse text with a URL that no option takes, as one with a secret; raises ConfigError."""
-        for text in value if isinstance(value, tuple) else (value,):
+        texts = value.split("\n") if isinstance(value, str) else value
+        for text in texts if isinstance(texts, (list, tuple)) else ():
             problem = url_problem(text) if isinstance(text, str) else None
             if problem is not None:
                 flag = "" if self.spelling.positional else f"{self.flag}: "

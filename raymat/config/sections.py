@@ -16,6 +16,7 @@ from raymat.config.options import (
     MORE_THAN_0,
     MULTIPLE_OF_4,
     NOT_NEGATIVE,
+    REPEATABLE,
     Check,
     OptionGroup,
     at_least,
@@ -49,10 +50,11 @@ PARTS = ("backbone", "aspp", "decoder", "refiner")
 class DataConfig(OptionGroup):
     """The training data, and how a sample is cut from it."""
 
-    dataset: Annotated[str | None, GROWABLE] = None
-    """Folder (any fsspec URL) with train/ and valid/, each holding fgr/ and pha/ with the same relative paths below."""
-    backgrounds: Annotated[str | None, GROWABLE] = None
-    """Folder (any fsspec URL) with train/ and valid/."""
+    dataset: Annotated[str | None, GROWABLE, REPEATABLE] = None
+    """Folder (any fsspec URL) with train/ and valid/, each holding fgr/ and pha/ with the same relative paths below. Given more
+    than once: all of them together; some may lack valid/."""
+    backgrounds: Annotated[str | None, GROWABLE, REPEATABLE] = None
+    """Folder (any fsspec URL) with train/ and valid/. Given more than once: all of them together."""
     pair_suffix: Annotated[
         str, FIXED, matches(r"[^/\0]*", "must be an ending of names, as _alpha")
     ] = ""

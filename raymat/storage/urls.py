@@ -80,6 +80,11 @@ def redact(url: str) -> str:
     return "".join(_redact_link(link, "") for link in _CHAIN.split(url))
 
 
+def shown_urls(urls: str) -> str:
+    """Return URLs, one a line, in a sentence, each as `redact` does."""
+    return " and ".join(map(redact, urls.split("\n")))
+
+
 def redact_urls(text: str) -> str:
     """Return text of any origin with every URL in it redacted; queries become ?..., fragments #... ."""
     return _IN_TEXT.sub(_redact_found, text)

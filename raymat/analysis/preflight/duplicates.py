@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from raymat.analysis.preflight.findings import Finding
 from raymat.analysis.preflight.subject import Subject, threads
-from raymat.data.dataset.image_folder import Folder, UnreadableImage
+from raymat.data.dataset.image_folder import UnreadableImage
 from raymat.data.dataset.listing import FileRow, Files
+from raymat.data.dataset.roots import Roots
 from raymat.data.feed import in_order
 from raymat.errors import DataError
 
@@ -39,13 +40,13 @@ def check_duplicates(subject: Subject) -> Iterator[Finding]:
     )
     for what, url, train, valid in sides:
         try:
-            yield from _compare(subject, what, Folder(url), (train, valid))
+            yield from _compare(subject, what, Roots(url), (train, valid))
         except DataError as error:
             yield Finding("unseen", error.line)
 
 
 def _compare(
-    subject: Subject, what: str, folder: Folder, splits: tuple[Files, Files]
+    subject: Subject, what: str, folder: Roots, splits: tuple[Files, Files]
 ) -> Iterator[Finding]:
     train, valid = splits
     ours = _of_sizes(valid, train.sizes)
@@ -73,7 +74,7 @@ def _of_sizes(files: Files, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _digests(
-    folder: Folder, files: Files, chosen: NDArray[np.int64]
+    folder: Roots, files: Files, chosen: NDArray[np.int64]
 ) -> Iterator[tuple[FileRow, bytes]]:
     """Yield the digest of each chosen file that can be read."""
 

@@ -111,7 +111,9 @@ def absolute_paths(config: RunConfig) -> RunConfig:
     """Make relative paths absolute: workers do not run in the driver's folder."""
 
     def fix(url: str | None) -> str | None:
-        if url is None or "://" in url or "::" in url:
+        if url is None or "\n" in url:
+            return url and "\n".join(filter(None, map(fix, url.split("\n"))))
+        if "://" in url or "::" in url:
             return url
         return os.path.abspath(os.path.expanduser(url))
 

@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from raymat.data.dataset.file_names import ANY_NAMES, NameRules, listed, others, without_junk
-from raymat.data.dataset.image_folder import READ_RETRY, Folder
-from raymat.data.dataset.layout_hints import missing_hint, no_pictures_hint, partner_hint
+from raymat.data.dataset.image_folder import READ_RETRY
+from raymat.data.dataset.layout_hints import no_pictures_hint, partner_hint
 from raymat.data.dataset.listing import Files, Listing, Split
+from raymat.data.dataset.roots import Found, Roots
 from raymat.errors import DataError
 from raymat.storage.retry import RetryPolicy
 
@@ -39,8 +40,8 @@ def build_listing(
     """List a dataset: one recursive listing for each of its six folders, all at the same time.
 
     Args:
-        dataset_url: any fsspec URL; has train/ and valid/, each with fgr/ and pha/.
-        backgrounds_url: any fsspec URL; has train/ and valid/.
+        dataset_url: any fsspec URL, or several, one a line; each has train/ and valid/, each with fgr/ and pha/.
+        backgrounds_url: likewise; each has train/ and valid/.
         need_valid: False: a valid/ that is missing or cannot be used counts as empty.
         need_train: the same for train/.
         rules: which files are pictures, and how they are paired.
@@ -49,7 +50,7 @@ def build_listing(
         DataError: a folder is missing or empty, a file has no partner, is empty or there twice, or
             the storage cannot be listed. The first ten files are named.
     """
-    dataset, backgrounds = Folder(dataset_url, retry), Folder(backgrounds_url, retry)
+    dataset, backgrounds = Roots(dataset_url, retry), Roots(backgrounds_url, retry)
     lister = _Lister(rules)
     with ThreadPoolExecutor(6) as pool:
         listing = {
@@ -67,7 +68,7 @@ def build_listing(
     train = make("train") if need_train else _or_empty(make, "train")
     valid = make("valid") if need_valid else _or_empty(make, "valid")
     lister.report()
-    return Listing.of(dataset.url, backgrounds.url, train, valid)
+    return Listing.of(dataset.urls, backgrounds.urls, train, valid)
 
 
 def _or_empty(make: Callable[[str], Split], split: str) -> Split:
@@ -84,13 +85,28 @@ class _Lister:
         self._rules = rules
         self._passed: list[Counter[str]] = []
 
-    def files(self, folder: Folder, path: str) -> Files:
-        """List the pictures below one folder, with the checks that a listing allows."""
-        rules, where = self._rules, folder.shown(path)
-        found = folder.find(path, rules.is_junk)
-        if found is None:
-            raise DataError(f"no such folder: {where}{missing_hint(folder, path)}")
-        kept, passed = without_junk(found, rules)
+    def files(self, roots: Roots, path: str) -> Files:
+        """List the pictures below one folder of each root, with the checks that a listing allows.
+
+        Of several datasets one at least has a validation set.
+        """
+        parts = roots.find(path, self._rules.is_junk, optional=path.startswith("valid"))
+        if len(parts) > 1:
+            at = (name for part in parts for name in part.sizes if name.startswith("@"))
+            _refuse(
+                "files whose folders begin with @, as several datasets are told apart, in", path, at
+            )
+        rows = [
+            (part.prefix + stem, suffix, size)
+            for part in parts
+            for stem, suffix, size in self._part(part, path)
+        ]
+        return _files(path, rows)
+
+    def _part(self, part: Found, path: str) -> list[tuple[str, str, int]]:
+        """Return (name, rest of the name, size) of the pictures in one root."""
+        rules, where = self._rules, part.folder.shown(path)
+        kept, passed = without_junk(part.sizes, rules)
         self._passed.append(passed)
         names = {name: rules.split(name, path.endswith("/pha")) for name in kept}
         pictures = {name: kept[name] for name, (_, suffix) in names.items() if suffix}
@@ -99,7 +115,7 @@ class _Lister:
             message = "left out below %s, only %s are read: %s"
             log.warning(message, where, rules.kinds, listed(unread))
         if not pictures:
-            hint = no_pictures_hint(folder, path, kept)
+            hint = no_pictures_hint(part.folder, path, kept)
             raise DataError(f"no images ({rules.kinds}) below {where}{hint}")
         stems = Counter(names[name][0] for name in pictures)
         _refuse(
@@ -109,9 +125,9 @@ class _Lister:
         )
         empty = (name for name, size in pictures.items() if size == 0)
         _refuse("empty files (0 bytes) below", where, empty)
-        return _files(path, [(*names[name], size) for name, size in pictures.items()])
+        return [(*names[name], size) for name, size in pictures.items()]
 
-    def paired(self, dataset: Folder, fgr: Files, pha: Files) -> tuple[Files, Files]:
+    def paired(self, dataset: Roots, fgr: Files, pha: Files) -> tuple[Files, Files]:
         """Return foregrounds and alphas that have each other; refuse those that have not, or leave them out if told so."""
         both = {*fgr.stems} & {*pha.stems}
         lonely = [[i for i, stem in enumerate(f.stems) if stem not in both] for f in (fgr, pha)]

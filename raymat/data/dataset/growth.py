@@ -14,7 +14,7 @@ import numpy as np
 from raymat.data.dataset.image_folder import UNKNOWN_SIZE
 from raymat.data.dataset.listing import Files, Listing, Split
 from raymat.errors import DataError
-from raymat.storage.urls import redact
+from raymat.storage.urls import shown_urls
 
 NAMED = 3
 
@@ -56,7 +56,7 @@ def grow(old: Listing, new: Listing) -> Growth:
     if gone or changed:
         raise DataError(
             f"the run's dataset may only grow: missing {_count(gone)}, changed {_count(changed)}, at "
-            f"{redact(new.dataset_url)} and {redact(new.backgrounds_url)}: put them back as they were (new versions go "
+            f"{shown_urls(new.dataset_url)} and {shown_urls(new.backgrounds_url)}: put them back as they were (new versions go "
             "beside them, under other names), or start another run with --init"
         )
     train, valid = (

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from raymat.data.dataset.image_folder import READ_RETRY, Folder, UnreadableImage
 from raymat.data.dataset.listing import FileRow, Listing, Split
+from raymat.data.dataset.roots import Roots
 from raymat.data.decode import EncodedImage, OpenImage, Pixels, RawImage
 from raymat.data.decoding.header import DECODING
 from raymat.data.synthetic.pictures import synthetic_background, synthetic_pair
@@ -70,8 +71,8 @@ class FolderSource:
     ) -> None:
         """`decoding`: the version of how pictures are read."""
         self._listing, self._decoding = listing, decoding
-        self._dataset = Folder(listing.dataset_url, retry)
-        self._backgrounds = Folder(listing.backgrounds_url, retry)
+        self._dataset = Roots(listing.dataset_url, retry)
+        self._backgrounds = Roots(listing.backgrounds_url, retry)
         self.pairs = listing.counts["pairs"]
         self.backgrounds = listing.counts["backgrounds"]
         self.valid_pairs = listing.counts["valid_pairs"]
@@ -108,7 +109,7 @@ class FolderSource:
         return self._mattes <= LOOKED_AT or self._mattes % LOOKED_AT_LATER == 0
 
     def _open(
-        self, folder: Folder, row: FileRow, grey: bool = False, look: bool = False
+        self, folder: Roots, row: FileRow, grey: bool = False, look: bool = False
     ) -> EncodedImage:
         data = folder.read(row.path, row.size)
         return EncodedImage(data, folder.shown(row.path), grey, self._decoding, look)

@@ -23,7 +23,7 @@ from raymat.data.lineage import Lineage
 from raymat.data.sample_order import SampleOrder
 from raymat.errors import DataError
 from raymat.storage.store import Store
-from raymat.storage.urls import redact
+from raymat.storage.urls import shown_urls
 from raymat.train.run.extension import RunChange, extend_run, total_examples
 from raymat.train.run.lease.entries import name_after
 from raymat.train.run.lease.tenure import Tenure, Undisputed
@@ -184,7 +184,7 @@ def data_of_run(
     opened = source.open()
     if config.log.valid_examples and not opened.valid_pairs:
         raise DataError(
-            f"no validation pairs in {redact(config.data.dataset or '')}: add valid/, or use --valid-examples 0"
+            f"no validation pairs in {shown_urls(config.data.dataset or '')}: add valid/, or use --valid-examples 0"
         )
     total = total_examples(config, lineage.first_pairs(opened.pairs), lineage)
     return source, sample_order(config, opened, total, lineage)
