@@ -226,7 +226,8 @@ class CheckpointConfig(OptionGroup):
     """Checkpoints: how often, and which are kept."""
 
     checkpoint_interval: Annotated[int, FREE, at_least(1)] = 5000
-    """Steps between checkpoints, besides the last and one at the end of each virtual epoch."""
+    """Steps between checkpoints. There is one more at the run's end, and one at the end of each virtual epoch before which none
+    was due for a tenth of this interval."""
     keep: Annotated[int, FREE, at_least(1)] = 3
     """Newest committed checkpoints to keep, besides the best."""
     best_metric: Annotated[str, FREE] = "loss"

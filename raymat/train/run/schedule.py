@@ -86,14 +86,33 @@ class Schedule:
         return after // self.epoch_examples > before // self.epoch_examples
 
     def commits(self, step: int) -> bool:
-        """Whether a checkpoint is due: on the interval, at each virtual epoch's end, at the run's end, and for a
-        validation beside training, which reads it."""
+        """Whether a checkpoint is due: on the interval, at the run's end, for a validation beside training, which reads
+        it, and at a virtual epoch's end unless one was due within a tenth of the interval before."""
         return (
             step % self.checkpoint_interval == 0
-            or self.ends_epoch(step)
             or self.stops(step)
             or (self.validates_late and self.validates(step))
+            or (self.ends_epoch(step) and self._commits_at_epoch_end(step))
         )
+
+    def _commits_at_epoch_end(self, step: int) -> bool:
+        """Whether no checkpoint is due within a tenth of the interval before `step`, at which an epoch ends.
+
+        By the numbers of the steps alone: whether the ones before were committed depends on storage and on kills.
+        """
+        before = (step - 1) // self.checkpoint_interval * self.checkpoint_interval
+        if self.validates_late and self.valid_examples > 0:
+            before = max(before, (step - 1) // self.valid_interval * self.valid_interval)
+        ended = (self._steps.count(end) for end in self.ends)
+        due = max((before, *(end for end in ended if end < step)))
+        while due < step:
+            due = self._next_epoch_end(due + -(-self.checkpoint_interval // 10))
+        return due == step
+
+    def _next_epoch_end(self, step: int) -> int:
+        """Return the first step from `step` on at which a virtual epoch ends."""
+        epochs = self._steps.examples(step - 1) // self.epoch_examples
+        return self._steps.count((epochs + 1) * self.epoch_examples)
 
     def validates(self, step: int) -> bool:
         """Whether a validation is due: on the interval and at the run's end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -62,12 +63,53 @@ def test_intervals_count_completed_steps_over_the_whole_run() -> None:
 
 def test_checkpoints_lie_on_the_interval_at_epochs_ends_and_at_the_runs_end() -> None:
     # Epochs of 10 examples end within the steps that reach 10, 20, 30 and 40 examples.
-    assert due(schedule().commits) == [3, 5, 8, 10, 11]
+    assert due(schedule(checkpoint_interval=12).commits) == [3, 5, 8, 10, 11]
     assert due(schedule(checkpoint_interval=4).commits) == [3, 4, 5, 8, 10, 11]
     assert due(schedule(epoch_examples=1000).commits) == [11]
     # Epochs smaller than a batch: every step ends one.
-    assert due(schedule(epoch_examples=3).commits) == list(range(1, 12))
+    assert due(schedule(epoch_examples=3, checkpoint_interval=10).commits) == list(range(1, 12))
     assert schedule().epoch(5) == 2.0
+
+
+def test_an_epochs_end_has_no_checkpoint_within_a_tenth_of_the_interval_after_another() -> None:
+    assert due(schedule().commits) == [10, 11]
+    assert due(schedule(checkpoint_interval=30).commits) == [3, 8, 11]
+    # 13 pairs in batches of 8: an epoch ends in five of eight steps.
+    few = schedule(batch_size=8, total_examples=4000, epoch_examples=13, checkpoint_interval=200)
+    assert len(due(few.ends_epoch, 500)) == 307
+    found = due(few.commits, 500)
+    assert found[:10] == [20, 41, 61, 82, 103, 124, 145, 165, 186, 200]
+    assert len(found) == 25
+    reference = schedule(
+        batch_size=8, total_examples=4000, epoch_examples=13, checkpoint_interval=5000
+    )
+    assert due(reference.commits, 500) == [500]
+
+
+def test_an_epochs_end_regards_what_is_due_for_validations_and_where_the_run_had_ended() -> None:
+    options: dict[str, Any] = {"batch_size": 4, "epoch_examples": 4, "total_examples": 400}
+    late = schedule(**options, checkpoint_interval=100, valid_interval=15, validates_late=True)
+    assert due(late.commits, 50) == [10, 15, 25, 30, 40, 45]
+    longer = schedule(**options, checkpoint_interval=100, ends=(24,))
+    assert due(longer.commits, 40) == [6, 16, 26, 36]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_what_is_due_is_what_the_rule_gives_step_after_step_from_the_runs_first(seed: int) -> None:
+    draw = random.Random(seed)
+    interval, late = draw.randint(1, 300), draw.random() < 0.5
+    s = schedule(
+        batch_size=draw.randint(1, 9), epoch_examples=draw.randint(1, 200), checkpoint_interval=interval,
+        valid_interval=draw.randint(1, 100), validates_late=late, total_examples=900,
+        ends=tuple(sorted(draw.sample(range(1, 800), draw.randint(0, 3)))),
+    )  # fmt: skip
+    expected, last = [], 0
+    for step in range(1, s.total_steps + 1):
+        always = step % interval == 0 or s.stops(step) or (late and s.validates(step))
+        if always or (s.ends_epoch(step) and 10 * (step - last) >= interval):
+            expected.append(step)
+            last = step
+    assert due(s.commits, s.total_steps) == expected
 
 
 def test_segments_end_where_training_pauses() -> None:
