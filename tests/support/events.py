@@ -12,6 +12,7 @@ from raymat.train.observability.attempt_events import (
     AttemptEnded,
     AttemptStarted,
     DatasetGrown,
+    DatasetMoved,
     LastSign,
     Participant,
     PreemptionNoticed,
@@ -63,6 +64,7 @@ EXAMPLES: tuple[Event, ...] = (
     DatasetGrown(
         step=800, examples=6400, from_example=6400, added={"pairs": 4}, listing="5f3a", valid_since=0
     ),
+    DatasetMoved(files=40, places={"dataset": "s3://copy/data"}),
     AttemptStarted(
         world=1,
         ranks=[Participant(rank=0, pid=9, host="a")],

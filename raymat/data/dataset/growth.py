@@ -7,7 +7,7 @@ changed files are refused, since the current pass still needs them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -65,6 +65,39 @@ def grow(old: Listing, new: Listing) -> Growth:
     )
     listing = Listing.of(new.dataset_url, new.backgrounds_url, train, valid)
     return Growth(listing, tuple(_added(old, listing)))
+
+
+def move(old: Listing, new: Listing) -> Listing:
+    """Return the listing `old` with the places of `new`, which lists a copy of the same files.
+
+    Raises:
+        DataError: it is no copy; names the first difference.
+    """
+    difference = next(_differences(old, new), None)
+    if difference is not None:
+        raise DataError(difference)
+    return replace(old, dataset_url=new.dataset_url, backgrounds_url=new.backgrounds_url)
+
+
+def _differences(old: Listing, new: Listing) -> Iterator[str]:
+    """Yield in words what is other in `new`, folder by folder."""
+    for was, now in _folder_pairs(old, new):
+        places = {stem: i for i, stem in enumerate(now.stems)}
+        for i, stem in enumerate(was.stems):
+            if stem not in places:
+                yield f"{was.row(i).path} is missing"
+            elif not _same(was, i, now, places[stem]):
+                before, found = was.row(i), now.row(places[stem])
+                same_name = before.path == found.path
+                size = f"has {found.size:,} bytes, had {before.size:,}"
+                yield f"{found.path} {size}" if same_name else f"{before.path} is now {found.path}"
+        known = set(was.stems)
+        yield from (f"{now.row(i).path} is new" for i, s in enumerate(now.stems) if s not in known)
+
+
+def _folder_pairs(old: Listing, new: Listing) -> Iterator[tuple[Files, Files]]:
+    for was, now in ((old.train, new.train), (old.valid, new.valid)):
+        yield from ((was.fgr, now.fgr), (was.pha, now.pha), (was.backgrounds, now.backgrounds))
 
 
 def _folders(old: Listing, new: Listing, split: str) -> list[tuple[Files, Files]]:

@@ -103,6 +103,11 @@ class Listing:
             "valid_backgrounds": len(self.valid.backgrounds),
         }
 
+    @property
+    def files(self) -> int:
+        """Number of files."""
+        return sum(len(f) for s in (self.train, self.valid) for f in (s.fgr, s.pha, s.backgrounds))
+
     def to_bytes(self) -> bytes:
         """Return the listing as a compressed file; equal listings give equal bytes."""
         head = {

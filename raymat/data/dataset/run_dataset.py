@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from raymat.config.values import Range
 from raymat.data.batch import Geometry
 from raymat.data.dataset.discovery import build_listing
 from raymat.data.dataset.file_names import NameRules
-from raymat.data.dataset.growth import Added, grow
+from raymat.data.dataset.growth import Added, grow, move
 from raymat.data.dataset.listing import Listing
 from raymat.data.dataset.source import Source, SourceSpec, load_listing
 from raymat.data.decoding.header import DECODING
@@ -140,6 +141,24 @@ def geometry_of(config: RunConfig) -> Geometry:
     return Geometry(
         stage=config.stage, resolution=data.resolution, scaled_decode=data.scaled_decode
     )
+
+
+def move_dataset(
+    config: RunConfig, store: Store, listing: dict[str, Any]
+) -> tuple[dict[str, Any], int]:
+    """List the dataset in its new place; return its description for `run.json`, and the number of its files.
+
+    Its rows stay as the run knows them, in a file of its own: another driver may still read the present one.
+
+    Raises:
+        DataError: it cannot be listed, or has not the files of `listing`; names the first difference.
+    """
+    old = load_listing(f"{store.location}/{listing['file']}", listing["digest"])
+    moved = move(old, list_pictures(config))
+    place = hashlib.sha256(f"{moved.dataset_url}\n{moved.backgrounds_url}".encode()).hexdigest()
+    name = f"listing-{moved.digest[:16]}-{place[:8]}.bin"
+    store.write(name, moved.to_bytes())
+    return listing | {"file": name}, moved.files
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,22 @@ class DatasetGrown(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DatasetMoved(Event):
+    """The run's dataset is read elsewhere from now on: what lies there has the same names and sizes."""
+
+    kind = "move"
+    files: Annotated[int, "number of files that were compared"]
+    places: Annotated[dict[str, str], "new URL by option: dataset, backgrounds"]
+
+    @property
+    def line(self) -> str:
+        now = " and ".join(f"--{name} is now {url}" for name, url in self.places.items())
+        return (
+            f"the dataset has moved: {now}; all {self.files:,} files have the same names and sizes"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttemptStarted(Event):
     """Workers were started and take the next attempt's number. Written before anything else."""
 

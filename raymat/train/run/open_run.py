@@ -27,6 +27,7 @@ from raymat.storage.urls import shown_urls
 from raymat.train.run.extension import RunChange, extend_run, total_examples
 from raymat.train.run.lease.entries import name_after
 from raymat.train.run.lease.tenure import Tenure, Undisputed
+from raymat.train.run.move import follow_moves, moves
 from raymat.train.run.run_file import describe_run, read_run, write_run
 from raymat.train.run.run_status import RunStatus, is_complete, read_status
 
@@ -145,14 +146,15 @@ def survey_run(
         config = resolve(config, begun)
     extends = begun is not None and (grow or config.length != begun.length)
     if begun is not None:
-        refuse_changes(begun, config, store.url, but=DATASET if grow else ())
+        refuse_changes(begun, config, store.url, DATASET if grow or moves(begun, config) else ())
     if extends and tenure:  # before the scan: it decides where the extension begins
         tenure.wait_until_alone()
     statuses = scan(store)
     run, mended = stored or describe_run(config, store), _mended(config, store, stored)
+    run, moved = follow_moves(begun, config, store, run) if begun and not grow else (run, [])
     run, changes = extend_run(config, store, run, statuses, grow) if extends else (run, [])
     source, order = data_of_run(config, store, run)
-    return Survey(config, stored, run, (*mended, *changes), statuses, source, order)
+    return Survey(config, stored, run, (*mended, *moved, *changes), statuses, source, order)
 
 
 def _mended(config: RunConfig, store: Store, stored: dict[str, Any] | None) -> list[RunChange]:

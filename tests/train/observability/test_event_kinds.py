@@ -23,6 +23,7 @@ NODES = [node for tree in TREES for node in ast.walk(tree)]
 
 LINES = {
     "arithmetic": "resumed after step 120 on another processor (vectors AVX512 -> AVX2); bits may differ from here on",
+    "move": "the dataset has moved: --dataset is now s3://copy/data; all 40 files have the same names and sizes",
     "longer": "the run had ended after 6400 examples (step 800), and goes on",
     "notice": "notice after step 130: node 1f is drained",
     "leave": "the workers leave after step 132, step 132 is committed",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 
@@ -313,16 +315,83 @@ def test_what_was_added_is_told_and_new_files_are_not_seen_without_the_flag(data
     assert [change.line for change in again.changes] == ["nothing was added to the dataset"]
 
 
-def test_a_dataset_may_move_where_the_flag_says_so(dataset: Path) -> None:
+def test_an_identical_copy_of_the_dataset_elsewhere_is_the_same_dataset(dataset: Path) -> None:
     store = Store.open(str(dataset), "run")
     first = open_run(files(dataset), store)
     (dataset / "data").rename(dataset / "moved")
     moved = {"dataset": f"{dataset}/moved"}
-    with pytest.raises(ConfigError, match=r"--dataset was .*/data, is .*/moved; .*--grow-dataset"):
-        open_run(files(dataset, **moved), store)
-    found = open_run(files(dataset, grow_dataset=True, **moved), store)
+    found = open_run(files(dataset, **moved), store)
     assert (found.order, found.listing_digest) == (first.order, first.listing_digest)
-    assert open_run(files(dataset, **moved), store).order == first.order
+    assert [change.line for change in found.changes] == [
+        f"the dataset has moved: --dataset is now {dataset}/moved; all 12 files have the same names and sizes"
+    ]
+    again = open_run(files(dataset, **moved), store)
+    assert (again.order, again.changes) == (first.order, ())
+
+
+def test_a_copy_on_another_storage_and_of_the_backgrounds_counts_too(dataset: Path) -> None:
+    store = Store.open(str(dataset), "run")
+    open_run(files(dataset), store)
+    add(dataset, "train", "zz")
+    open_run(
+        files(dataset, grow_dataset=True), store
+    )  # its rows are in another order now than in a listing
+    add(dataset, "train", "aa")
+    grown = open_run(files(dataset, grow_dataset=True), store)
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{dataset}/walls", "/elsewhere", recursive=True)
+    moved = {"backgrounds": "memory://elsewhere", "dataset": f"{dataset}/data"}
+    found = open_run(files(dataset, **moved), store)
+    assert found.order == grown.order
+    source = found.source.open()
+    assert source.name_of(3) == "zz"
+    assert source.name_of(4) == "aa"
+    (change,) = found.changes
+    assert change.line.startswith(
+        "the dataset has moved: --backgrounds is now memory://elsewhere; all"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda root: (root / "train/fgr/d.jpg").write_bytes(b"other"), "train/fgr/d.jpg has 5 bytes, had 7"),
+        (lambda root: [(root / f"train/{k}").unlink() for k in ("fgr/d.jpg", "pha/d.png")], "train/fgr/d.jpg is missing"),
+        (lambda root: (root / "valid/pha/v.png").rename(root / "valid/pha/v.webp"), "valid/pha/v.png is now valid/pha/v.webp"),
+        (lambda root: add(root.parent, "train", "e"), "train/fgr/e.jpg is new"),
+        (lambda root: root.rename(root.parent / "gone"), "no such folder"),
+    ],
+)  # fmt: skip
+def test_a_copy_that_differs_is_refused_with_the_first_difference(
+    dataset: Path, change: Any, difference: str
+) -> None:
+    store = Store.open(str(dataset), "run")
+    open_run(files(dataset), store)
+    before = sorted(path.name for path in (dataset / "run").rglob("*"))
+    copy = dataset / "copy/data"
+    shutil.copytree(dataset / "data", copy)
+    change(copy)
+    with pytest.raises(ConfigError) as refused:
+        open_run(files(dataset, dataset=str(copy)), store)
+    assert f"--dataset was {dataset}/data, is {copy}; " in refused.value.line
+    assert (
+        "--grow-dataset for more data; it is no copy of the run's dataset: " in refused.value.line
+    )
+    assert difference in refused.value.line
+    assert sorted(path.name for path in (dataset / "run").rglob("*")) == before
+
+
+def test_a_moved_dataset_may_grow_and_the_run_may_be_made_longer_at_once(dataset: Path) -> None:
+    store = Store.open(str(dataset), "run")
+    first = open_run(files(dataset, epochs=1.0), store)
+    (dataset / "data").rename(dataset / "moved")
+    moved = {"dataset": f"{dataset}/moved", "epochs": 2.0}
+    longer = open_run(files(dataset, **moved), store)
+    assert (longer.order.total_examples, longer.listing_digest) == (6, first.listing_digest)
+    shutil.copytree(dataset / "moved", dataset / "data")
+    add(dataset, "train", "e")
+    grown = open_run(files(dataset, epochs=2.0, grow_dataset=True), store)
+    assert grown.order.pairs == 4
 
 
 def test_files_that_are_gone_leave_the_run_as_it_was(dataset: Path) -> None:
