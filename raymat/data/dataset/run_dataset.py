@@ -154,7 +154,7 @@ def move_dataset(
         DataError: it cannot be listed, or has not the files of `listing`; names the first difference.
     """
     old = load_listing(f"{store.location}/{listing['file']}", listing["digest"])
-    moved = move(old, list_pictures(config))
+    moved = move(old, list_pictures(config, decoding=_decoding(listing)))
     place = hashlib.sha256(f"{moved.dataset_url}\n{moved.backgrounds_url}".encode()).hexdigest()
     name = f"listing-{moved.digest[:16]}-{place[:8]}.bin"
     store.write(name, moved.to_bytes())
