@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from raymat.analysis.goodput.ledger import Ledger, make_ledger
+from raymat.analysis.goodput.ledger import make_ledger
 from raymat.analysis.goodput.table import goodput_table
 from raymat.analysis.restart_phases import Restart, restarts
 from raymat.config.command_line import parse_options
 from raymat.config.options import Url
 from raymat.console import columns, count
 from raymat.errors import StorageError
+from raymat.train.observability.attempt_events import MachineLost
+from raymat.train.observability.event_kinds import parse_event
 from raymat.train.observability.events import read_events
 from raymat.train.run.run_url import open_run_url
 
@@ -21,7 +24,7 @@ _PHASES = ("detect", "start", "restore", "batch", "step", "total")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """List the restarts of a run, oldest first: steps lost, and seconds by phase; then where the time of all workers went.
+    """List the restarts of a run, oldest first: steps lost, and seconds by phase; then machines lost, and where the time went.
 
     Detect: from the last sign of life of a failed worker (one every 2 s) until the failure was noticed. Start: until
     the new workers ran. Restore: until the checkpoint was restored. Batch: until the first batch came. Step: until the
@@ -43,11 +46,11 @@ def main(argv: Sequence[str]) -> int:
     if not events:
         raise StorageError(f"there is no run with events at {store.url}")
     found = restarts(events)
-    print(_json(found) if options.json else _text(found, make_ledger(events)))
+    print(_json(found) if options.json else _text(found, events))
     return 0
 
 
-def _text(found: Sequence[Restart], ledger: Ledger) -> str:
+def _text(found: Sequence[Restart], events: Sequence[dict[str, Any]]) -> str:
     rows: list[tuple[str, ...]] = [("attempt", "workers", "resumed", "lost", *_PHASES, "why")]
     for r in found:
         phases = (getattr(r, phase) for phase in _PHASES)
@@ -56,8 +59,18 @@ def _text(found: Sequence[Restart], ledger: Ledger) -> str:
         rows.append((str(r.attempt), str(r.world), str(r.resumed), lost, *seconds, r.why[:80]))
     total = count(len(found), "restart")
     listed = "\n".join([columns(rows), total]) if found else total
-    goodput = goodput_table(ledger)
-    return f"{listed}\n\n{goodput}" if goodput else listed
+    parts = (listed, _machines(events), goodput_table(make_ledger(events)))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _machines(events: Sequence[dict[str, Any]]) -> str:
+    """Return the machines that were lost, also those whose loss restarted nothing; empty if there are none."""
+    lost = [e for e in map(parse_event, events) if isinstance(e, MachineLost)]
+    rows: list[tuple[str, ...]] = [("machine", "node", "ranks", "still", "why")]
+    for each in lost:
+        ranks = ", ".join(map(str, each.ranks)) or "-"
+        rows.append((each.ip, each.node[:8], ranks, f"{each.still:.1f}", each.reason[:80]))
+    return "\n".join([columns(rows), f"{count(len(lost), 'machine')} lost"]) if lost else ""
 
 
 def _json(found: Sequence[Restart]) -> str:

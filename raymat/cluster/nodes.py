@@ -21,7 +21,7 @@ def usable_nodes(check: bool) -> dict[str, Mapping[str, Any]]:
     """
     alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     usable = {name: alive[name] for name in alive.keys() - draining_nodes().keys()}
-    return {name: usable[name] for name in _responding(usable)} if check else usable
+    return {name: usable[name] for name in responding_nodes(usable)} if check else usable
 
 
 def places_on(has: Mapping[str, float], each: Mapping[str, float], share: float = 1.0) -> int:
@@ -31,8 +31,8 @@ def places_on(has: Mapping[str, float], each: Mapping[str, float], share: float 
     )
 
 
-def _responding(nodes: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """The ids of those nodes that respond, and of this process's own node, which is not asked."""
+def responding_nodes(nodes: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Return the ids of those nodes that respond now, and of this process's own node, which is not asked."""
     here = {ray.get_runtime_context().get_node_id()} & nodes.keys()
     asked = [name for name in nodes if name not in here]
     if not asked:

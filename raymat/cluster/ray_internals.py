@@ -21,23 +21,28 @@ from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as SETU
 from ray._private.utils import get_shared_memory_bytes, get_system_memory, get_used_memory
 from ray.core.generated.common_pb2 import PYTHON
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
+from ray.core.generated.gcs_service_pb2 import UnregisterNodeRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.core.generated.node_manager_pb2 import GetWorkerPIDsRequest, PrestartWorkersRequest
 from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
 
 from raymat.errors import ClusterError
 
 __all__ = [
+    "IDLE_TERMINATION",
     "SETUP_HOOK",
     "alive_nodes",
     "apply_settings",
     "available_bytes",
     "check_ray_version",
+    "declare_dead",
     "drain_node",
     "draining_nodes",
     "end_own_ray",
     "ended_own_process",
     "gcs_client",
     "hush_cluster",
+    "is_head",
     "local_heads",
     "local_nodes",
     "log_folder",
@@ -59,6 +64,9 @@ ANSWERS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 RAYLET_SECONDS = 2.0
 PREEMPTION = 2
 """`DRAIN_NODE_REASON_PREEMPTION` in Ray's autoscaler.proto: the only drain that Ray never refuses on a busy node."""
+
+IDLE_TERMINATION, UNEXPECTED_TERMINATION = 4, 2
+"""Why a node is dead, as `NodeDeathInfo` in Ray's common.proto and `ray.nodes()` number it."""
 
 RAY_TRAIN_SETTINGS = {
     # Ray's defaults cost seconds per report and restart.
@@ -121,6 +129,31 @@ def responds(address: str) -> bool:
     finally:
         channel.close()
     return True
+
+
+def is_head(node: Mapping[str, Any]) -> bool:
+    """Return whether a node, an item of `ray.nodes()`, is the cluster's head."""
+    return "node:__internal_head__" in node["Resources"]
+
+
+def declare_dead(head: str, node: str, why: str) -> None:
+    """Have the head at HOST:PORT believe now that a node is dead; of a head that does not answer nothing comes.
+
+    It is what the node's own raylet would ask for at its end. One that lives after all ends itself.
+
+    Args:
+        node: id in hex.
+    """
+    request = UnregisterNodeRequest(node_id=bytes.fromhex(node))
+    request.node_death_info.reason = UNEXPECTED_TERMINATION
+    request.node_death_info.reason_message = why
+    channel = init_grpc_channel(head)
+    try:
+        NodeInfoGcsServiceStub(channel).UnregisterNode(request, timeout=ANSWER_SECONDS)
+    except grpc.RpcError as error:
+        log.warning("the head does not take node %s for dead: %s", node, error)
+    finally:
+        channel.close()
 
 
 def draining_nodes() -> dict[str, float | None]:

@@ -14,6 +14,7 @@ from raymat.train.observability.attempt_events import (
     DatasetGrown,
     DatasetMoved,
     LastSign,
+    MachineLost,
     Participant,
     PreemptionNoticed,
     PreemptionWithdrawn,
@@ -88,6 +89,9 @@ EXAMPLES: tuple[Event, ...] = (
     WorkersLeft(reason="node 1f is drained", step=132, committed=132),
     WorkerStuck(
         rank=1, what="waiting for a batch", step=130, since=1795857843.5, stack="feed.py:12 in next"
+    ),
+    MachineLost(
+        node="1f" * 28, ip="10.0.0.7", reason="health check failed", ranks=[], still=6.5
     ),
     WorkersFailed(ranks={"1": "WorkerCrashedError"}, last={"1": SIGN}),
     WeightsInitialized(url="base.pth", summary="init base.pth: 300 tensors, new: refiner (38)"),

@@ -193,6 +193,34 @@ class WorkerStuck(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MachineLost(Event):
+    """A machine of the cluster is gone, with or without workers: what it decoded is made again elsewhere."""
+
+    kind = "machine_lost"
+    node: Annotated[str, "Ray's id of it, in hex"]
+    ip: Annotated[str, "its address"]
+    reason: Annotated[str, "why Ray's head took it for dead"]
+    ranks: Annotated[list[int], "workers that ran there; none if it only decoded"]
+    still: Annotated[
+        float, "longest time without a step then, in s; that of a step if nothing stood still"
+    ]
+
+    @property
+    def loss(self) -> str:
+        """The line for the moment at which it is seen."""
+        had = f"with rank {', '.join(map(str, self.ranks))}" if self.ranks else "which only decoded"
+        return f"{self._name}, {had}, is lost: {self.reason}"
+
+    @property
+    def line(self) -> str:
+        return f"{self._name} was lost: training stood still for {self.still:.1f} s"
+
+    @property
+    def _name(self) -> str:
+        return f"machine {self.ip} (node {self.node[:8]})"
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkersFailed(Event):
     """Workers raised an error or died; all are started anew."""
 
