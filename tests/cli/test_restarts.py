@@ -12,6 +12,7 @@ from raymat.analysis.restart_phases import restarts
 from raymat.cli.restarts import main
 from raymat.errors import StorageError
 from raymat.storage.store import Store
+from raymat.train.observability.attempt_events import MachineLost
 from raymat.train.observability.events import EventLog
 from tests.support.events import note
 
@@ -45,6 +46,24 @@ def test_the_phases_of_a_restart_add_up_to_the_time_from_the_last_sign_to_the_fi
     assert first.why == "rank 0: gloo; rank 1: ActorDiedError: died"
     assert (second.lost, second.detect, second.batch, second.total) == (0, 0.0, None, None)
     assert (third.why, third.lost, third.detect) == ("the driver ended", None, None)
+
+
+def test_machines_that_were_lost_are_listed_even_if_nothing_was_restarted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store.open(str(tmp_path), "run")
+    EventLog.for_rank(store, 1, 0).emit(note("start", world=1))
+    EventLog.for_driver(store).emit(
+        MachineLost(node="1f" * 28, ip="10.0.0.7", reason="no answer", ranks=[], still=6.5)
+    )
+    assert main([store.url]) == 0
+    assert capsys.readouterr().out.splitlines()[:5] == [
+        "0 restarts",
+        "",
+        "machine   node      ranks  still  why",
+        "10.0.0.7  1f1f1f1f  -      6.5    no answer",
+        "1 machine lost",
+    ]
 
 
 def test_the_command_prints_a_table_and_json(
