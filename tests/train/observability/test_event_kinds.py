@@ -26,6 +26,7 @@ LINES = {
     "move": "the dataset has moved: --dataset is now s3://copy/data; all 40 files have the same names and sizes",
     "longer": "the run had ended after 6400 examples (step 800), and goes on",
     "notice": "notice after step 130: node 1f is drained",
+    "machine_lost": "machine 10.0.0.7 (node 1f1f1f1f) was lost: training stood still for 6.5 s",
     "leave": "the workers leave after step 132, step 132 is committed",
     "stuck": "rank 1 stands still waiting for a batch after step 130; its stack is in the events",
     "init": "init base.pth: 300 tensors, new: refiner (38)",
