@@ -5,8 +5,9 @@ evaluations use: derivatives of a Gaussian of 1.4 pixels, connectivity in steps 
 of a picture, without a trimap.
 
 Units: SAD, Grad and Conn are sums over pixels in thousands, mean squared errors in thousandths. BackgroundMattingV2's
-scripts print the same SAD, Grad and Conn a thousand times as large, MSE a thousandth of it. They stretch an alpha
-to its own range before they take Grad; here it is not stretched, since a matte of half the truth is wrong.
+scripts print SAD in thousands too, but Grad and Conn a thousand times as large and MSE a thousandth of it, and sum
+only where a trimap is unknown (128). They stretch an alpha to its own range before they take Grad; here it is not
+stretched, since a matte of half the truth is wrong.
 
 Every picture is measured by itself, so that a number does not depend on the others in its batch.
 """
