@@ -98,6 +98,7 @@ def test_a_second_dataset_may_be_added_to_a_run(urls: tuple[str, str, str, str])
 def test_some_may_lack_a_validation_set_but_none_its_training_set(
     urls: tuple[str, str, str, str],
 ) -> None:
+    write(f"{urls[0]}/train/fgr/@eaDir/a.jpg", encode(photo(1), "JPEG"))
     shutil.rmtree(Path(urls[2]) / "valid")
     assert both(urls).counts["valid_pairs"] == 2
     shutil.rmtree(Path(urls[0]) / "valid")
@@ -122,7 +123,10 @@ def test_folders_that_look_like_a_number_of_a_dataset_are_refused(
     urls: tuple[str, str, str, str],
 ) -> None:
     write(f"{urls[0]}/train/fgr/@2/a.jpg", encode(photo(1), "JPEG"))
-    with pytest.raises(DataError, match="begin with @"):
+    with pytest.raises(
+        DataError,
+        match=r"1 files in folders named as several datasets are told apart in train/fgr: @2/a\.jpg",
+    ):
         both(urls)
 
 

@@ -29,7 +29,7 @@ from raymat.cluster.ray_internals import check_ray_version
 from raymat.config.run import RunConfig, to_dict
 from raymat.errors import ClusterError, ConfigError, RayLostError, RaymatError
 from raymat.storage.store import Store, require_writable
-from raymat.storage.urls import delete_right, redact
+from raymat.storage.urls import delete_right, redact, shown_urls
 from raymat.train.observability.attempt_events import RunLaunched
 from raymat.train.observability.checkpoint_events import NothingDeleted
 from raymat.train.observability.events import EventLog
@@ -145,7 +145,7 @@ def _survey(config: RunConfig, store: Store, resolve: Resolve, lease: Lease) -> 
     if config.data.dataset is None:
         what = f"{store.url} to be read"
     else:
-        what = f"{redact(config.data.dataset)} to be listed"
+        what = f"{shown_urls(config.data.dataset)} to be listed"
     with waiting_for(what):
         survey = survey_run(config, store, resolve=resolve, tenure=lease)
     if survey.stored is None and config.workers.device != "auto":

@@ -18,7 +18,7 @@ from raymat.data.dataset.file_names import ANY_NAMES, NameRules, listed, others,
 from raymat.data.dataset.image_folder import READ_RETRY
 from raymat.data.dataset.layout_hints import no_pictures_hint, partner_hint
 from raymat.data.dataset.listing import Files, Listing, Split
-from raymat.data.dataset.roots import Found, Roots
+from raymat.data.dataset.roots import Found, Roots, is_numbered
 from raymat.errors import DataError
 from raymat.storage.retry import RetryPolicy
 
@@ -92,10 +92,8 @@ class _Lister:
         """
         parts = roots.find(path, self._rules.is_junk, optional=path.startswith("valid"))
         if len(parts) > 1:
-            at = (name for part in parts for name in part.sizes if name.startswith("@"))
-            _refuse(
-                "files whose folders begin with @, as several datasets are told apart, in", path, at
-            )
+            at = (name for part in parts for name in part.sizes if is_numbered(name))
+            _refuse("files in folders named as several datasets are told apart in", path, at)
         rows = [
             (part.prefix + stem, suffix, size)
             for part in parts

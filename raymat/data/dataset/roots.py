@@ -17,6 +17,11 @@ from raymat.storage.retry import RetryPolicy
 _NUMBER = re.compile(r"(^|/)@(\d+)/")
 
 
+def is_numbered(path: str) -> bool:
+    """Whether a path has in front what tells datasets apart."""
+    return re.match(r"@\d+/", path) is not None
+
+
 class Found(NamedTuple):
     """Files in one of the folders."""
 
