@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -13,8 +14,8 @@ BAR = 24
 """Characters of a progress bar."""
 TERMINAL_SECONDS = 0.1
 """Between two drawings of a line on a terminal."""
-LOG_SECONDS = 10.0
-"""Between two lines in a log, where none can be overwritten."""
+LOG_SECONDS = (10.0, 60.0)
+"""Between two lines in a log, where none can be overwritten: at first, and in the end."""
 CLEAR = "\r\x1b[2K"
 """Clears a terminal's line."""
 
@@ -63,23 +64,35 @@ class Display:
         self._stream = stream or sys.stderr
         self._clock = clock
         self._shown = ""
-        self._shown_at = -LOG_SECONDS
+        self._began = clock()
+        self._shown_at = -LOG_SECONDS[1]
         self.terminal = self._stream.isatty()
+
+    @property
+    def width(self) -> int | None:
+        """Columns that a line may have; None in a log. The last one stays free: some terminals wrap as it is filled."""
+        try:
+            found = os.get_terminal_size(self._stream.fileno()).columns if self.terminal else None
+        except (OSError, ValueError):  # a stream that only says that it is one
+            return None
+        return None if found is None else max(20, (found or 80) - 1)
 
     @property
     def due(self) -> bool:
         """Whether enough time has passed to show the line again."""
-        pause = TERMINAL_SECONDS if self.terminal else LOG_SECONDS
-        return self._clock() - self._shown_at >= pause
+        now, (least, most) = self._clock(), LOG_SECONDS
+        # The longer it takes, the fewer lines does each hour of a log need.
+        pause = max(least, min(most, (now - self._began) / 10))
+        return now - self._shown_at >= (TERMINAL_SECONDS if self.terminal else pause)
 
     def wait(self) -> None:
         """Start the time until the line is due."""
         self._shown_at = self._clock()
 
     def show(self, line: str, last: bool = False) -> None:
-        """Show the line as it is now; `last` leaves it on a terminal. A log gets no line twice in a row."""
+        """Show the line as it is now, cut to the width; `last` leaves it on a terminal. A log gets no line twice in a row."""
         if self.terminal:
-            self._write(CLEAR + line + ("\n" if last else ""))
+            self._write(CLEAR + line[: self.width] + ("\n" if last else ""))
         elif last or line != self._shown:
             self._write(f"{line}\n")
         else:
@@ -156,14 +169,21 @@ class ProgressBar:
     def _line(self) -> str:
         total, seconds = self._total or 0, self._clock() - self._began
         part = min(1.0, self._done / total) if total else 1.0
-        bar = f"[{'#' * int(BAR * part):<{BAR}}]  " if self._display.terminal else ""
         amount = f"{self._amount(self._done)} of {self._amount(total)}"
-        line = f"{self._label}  {bar}{amount}{f' {self._noun}' if self._noun else ''}  {100 * part:.0f}%"
+        line = f"{amount}{f' {self._noun}' if self._noun else ''}  {100 * part:.0f}%"
         if seconds > 0 and self._done:
             rate = self._done / seconds
             line += f"  {f'{rate:.1f}' if self._noun else size(rate)}/s"
             line += f"  {age((total - self._done) / rate)} left" if part < 1 else ""
-        return line
+        return f"{self._label}  {self._bar(part, len(self._label) + 2 + len(line))}{line}"
+
+    def _bar(self, part: float, taken: int) -> str:
+        """Draw the bar as long as it may be beside what takes `taken` columns; not at all where that is short, or in a log."""
+        width = self._display.width
+        length = min(BAR, BAR if width is None else width - taken - 4)
+        if not self._display.terminal or length < 4:
+            return ""
+        return f"[{'#' * int(length * part):<{length}}]  "
 
     def _amount(self, done: int) -> str:
         return str(done) if self._noun else size(done)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 
 import pytest
 
 from raymat.console import Display, ProgressBar, age, size
+from tests.support.paths import ROOT
+from tests.support.terminal import record
 
 
 class _Terminal(io.StringIO):
@@ -60,6 +64,24 @@ def test_things_are_counted_as_they_are_called() -> None:
     assert shown[2] == (
         f"evaluate  [{'#' * 4}{' ' * 20}]  10 of 50 examples  20%  2.0/s  20 s left"
     )
+
+
+BAR = """
+import sys, time
+from raymat.console import ProgressBar
+with ProgressBar("verify", sys.stderr) as progress:
+    progress.begin(400_000_000)
+    progress.add(200_000_000)
+"""
+
+
+@pytest.mark.parametrize(("width", "bar"), [(120, True), (60, False), (30, False)])
+def test_a_narrow_terminal_has_a_short_bar_or_none(width: int, bar: bool) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    _, terminal, _ = record([sys.executable, "-c", BAR], width, environment)
+    assert terminal.wrapped == []
+    assert [line for line in terminal.shown() if line] == [terminal.shown()[0]]
+    assert terminal.shown()[0].startswith("verify  [###" if bar else "verify  200.0 MB of 4")
 
 
 @pytest.mark.parametrize(("stream", "left"), [(_Terminal(), "\r\x1b[2K"), (io.StringIO(), "")])

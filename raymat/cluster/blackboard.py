@@ -59,6 +59,16 @@ class SignOfLife:
     """When the blackboard got it, in Unix seconds."""
 
 
+@dataclass(frozen=True)
+class News:
+    """What the driver shows of a run."""
+
+    progress: Progress | None
+    lines: list[str]
+    doing: Activity | None
+    """What rank 0 did at its last sign of life; None while no worker has given one."""
+
+
 class _Actor:
     """The actor behind a `Blackboard`."""
 
@@ -85,8 +95,9 @@ class _Actor:
         if len(self._lines) < MAX_LINES:
             self._lines.append(line)
 
-    def news(self, seen: int) -> tuple[Progress | None, list[str]]:
-        return self._progress, self._lines[seen:]
+    def news(self, seen: int) -> News:
+        lead = self._signs.get(0)
+        return News(self._progress, self._lines[seen:], lead.doing if lead else None)
 
     def request_leave(self, notice: Notice | None) -> None:
         # A final request stays, whatever is requested later.
@@ -198,11 +209,9 @@ class Blackboard:
         """Have the driver print a line."""
         self._actor.print_line.remote(line)
 
-    def news(self, seen: int) -> tuple[Progress | None, list[str]]:
-        """Return the newest progress, and the lines after the first `seen`. Raises RayError."""
-        found: tuple[Progress | None, list[str]] = ray.get(
-            self._actor.news.remote(seen), timeout=ANSWER_SECONDS
-        )
+    def news(self, seen: int) -> News:
+        """Return what is new, with the lines after the first `seen`. Raises RayError."""
+        found: News = ray.get(self._actor.news.remote(seen), timeout=ANSWER_SECONDS)
         return found
 
     def request_leave(self, notice: Notice | None) -> None:

@@ -100,8 +100,7 @@ class Disturbed:
         """The newest that rank 0 reported."""
         if not self._boards:
             return None
-        progress, _ = self._boards[-1].news(0)
-        return progress
+        return self._boards[-1].news(0).progress
 
     def wish(self, notice: Notice | None) -> None:
         self._boards[-1].request_leave(notice)

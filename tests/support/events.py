@@ -113,7 +113,7 @@ EXAMPLES: tuple[Event, ...] = (
     LocalCopyDamaged(checkpoint=CHECKPOINT, file="shard-00000-of-00002.safetensors", reason="its digest is another"),
     LocalCopiesOff(reason="No space left on device"),
     ValidationDone(
-        step=400, loss=0.5, metrics={"sad": 0.25, "mse": None}, seconds=9.0, place="loop", waited=0.0
+        step=400, loss=0.5, metrics={"sad": 0.25, "mse": None}, seconds=9.0, place="loop", waited=0.0, best=True
     ),
     ValidationBegun(step=400, place="a core of this machine", tries=1),
     ValidationRunning(step=400, who="process 12 on a"),

@@ -22,6 +22,7 @@ from raymat.cluster.driver.machine_watch import MachineWatch
 from raymat.cluster.driver.object_store import check_store, own_store_bytes
 from raymat.cluster.driver.progress_line import ProgressLine
 from raymat.cluster.driver.ray_watch import RayWatch
+from raymat.cluster.driver.run_summary import closing, first_progress, opening
 from raymat.cluster.driver.say import say, waiting_for
 from raymat.cluster.driver.stop_signals import StopSignals
 from raymat.cluster.driver.trainer_setup import build_trainer
@@ -50,6 +51,8 @@ class RunResult:
     already_complete: bool
     stopped: str | None = None
     """Why it stopped before its length; None if it did not."""
+    report: str = ""
+    """What came of it and what to do next, as lines for people."""
 
 
 def fit(config: RunConfig) -> RunResult:
@@ -81,7 +84,8 @@ def _drive(run: OpenedRun, lease: Lease, watch: RayWatch) -> RunResult:
     _report_rights(run.store)
     if run.complete:
         return _result(run, run.status, already_complete=True)
-    for line in first_look(run.config, run.source.open()):
+    source = run.source.open()
+    for line in (opening(run, source), *first_look(run.config, source)):
         say(line)
     check_room(run.config, can_grow=watch.grows)
     check_store(run.config, ray.cluster_resources())
@@ -100,7 +104,8 @@ def _train(run: OpenedRun, lease: Lease, watch: RayWatch) -> None:
     try:
         trainer = build_trainer(run, board, lease.name)
         machines = MachineWatch(board, run.store)
-        with ProgressLine(board), machines, signals, lease.calling(board.request_leave):
+        line = ProgressLine(board, first_progress(run))
+        with line, machines, signals, lease.calling(board.request_leave):
             watch.call(trainer.fit)
     except (ray.train.TrainingFailedError, RayError) as error:
         raise signals.explain(_explain(error, board, watch)) from error
@@ -185,7 +190,14 @@ def _report_launch(run: OpenedRun, lease: Lease) -> None:
 
 def _result(run: OpenedRun, status: RunStatus, *, already_complete: bool) -> RunResult:
     total = run.order.total_steps
-    return RunResult(run.store.url, status.step, total, already_complete, status.stopped)
+    return RunResult(
+        run.store.url,
+        status.step,
+        total,
+        already_complete,
+        status.stopped,
+        report=closing(run.config, run.store),
+    )
 
 
 def _explain(error: BaseException, board: Blackboard, watch: RayWatch) -> RaymatError:
@@ -203,7 +215,7 @@ def _explain(error: BaseException, board: Blackboard, watch: RayWatch) -> Raymat
 
 
 def summary(result: RunResult, seconds: float) -> str:
-    """Return the last line of a job."""
+    """Return the line that says that a run is complete."""
     how = "nothing to do" if result.already_complete else f"after {seconds:.0f} s"
     where = f"step {result.step} of {result.total_steps}"
     if result.stopped:
@@ -212,6 +224,7 @@ def summary(result: RunResult, seconds: float) -> str:
 
 
 def timed_fit(config: RunConfig) -> str:
-    """Train as `fit` does, and return the last line of the job."""
+    """Train as `fit` does, and return the last lines of the job."""
     start = time.monotonic()
-    return summary(fit(config), time.monotonic() - start)
+    result = fit(config)
+    return f"{summary(result, time.monotonic() - start)}\n{result.report}".rstrip()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
 from ray.exceptions import RayError
 
 from raymat.cluster.blackboard import Blackboard
-from raymat.console import Display
+from raymat.console import Display, age
+from raymat.train.loop.watchdog import Activity
 from raymat.train.observability.progress import Progress
 
 POLL_SECONDS = 1.0
+STANDS_SECONDS = 10.0
+"""Without a step, after which a run stands still; longer where a step takes more than a third of it."""
 
 
 def clock(seconds: float) -> str:
@@ -22,32 +26,70 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
-def progress_line(progress: Progress, now: float) -> str:
-    """Format the progress for a user, in one line.
+def progress_line(
+    progress: Progress, now: float, width: int | None = None, standing: str | None = None
+) -> str:
+    """Format the progress for a user, in one line of at most `width` columns: what matters less is left out.
 
-    `base 120/800  15.2 examples/s  loss 0.4312  commit 112, 0:00:12 ago  workers 2  restarts 1
-    left 0:07:45`
+    `base 120/800  left 0:07:45  15.2 examples/s  loss 0.4312  commit 112, 12 s ago`
+
+    Args:
+        now: Unix seconds.
+        standing: why the run stands still, in place of its pace.
     """
-    rate = progress.examples_per_second
-    loss = "-" if progress.loss is None else f"{progress.loss:.4f}"
+    rate, complete = progress.examples_per_second, progress.step >= progress.total_steps
+    paced = rate > 0 and not standing
+    first, *others = [
+        f"{progress.stage} {progress.step}/{progress.total_steps}",
+        *([standing] if standing else []),
+        *([f"left {clock(progress.examples_left / rate)}"] if paced and not complete else []),
+        *([f"{rate:.1f} examples/s"] if paced else []),
+        *([] if progress.loss is None else [f"loss {progress.loss:.4f}"]),
+        *_commit(progress, now),
+        *([f"restarts {progress.attempt - 1}"] if progress.attempt > 1 else []),
+        f"workers {progress.world}",
+    ]
+    line = first
+    for part in others:
+        if width is None or len(line) + 2 + len(part) <= width:
+            line += f"  {part}"
+    return line
+
+
+def _commit(progress: Progress, now: float) -> list[str]:
     if progress.commit_step is None or progress.commit_time is None:
-        commit = "none yet"
-    else:
-        commit = f"{progress.commit_step}, {clock(now - progress.commit_time)} ago"
-    left = clock(progress.examples_left / rate) if rate > 0 else "-"
-    return (
-        f"{progress.stage} {progress.step}/{progress.total_steps}  {rate:.1f} examples/s  "
-        f"loss {loss}  commit {commit}  workers {progress.world}  "
-        f"restarts {progress.attempt - 1}  left {left}"
-    )
+        return ["no commit yet"] if progress.step else []
+    return [f"commit {progress.commit_step}, {age(now - progress.commit_time)} ago"]
+
+
+class Standstill:
+    """Tells for how long no step has been completed, where that is longer than steps take."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: in seconds."""
+        self._clock = clock
+        self._step: int | None = None
+        self._since = clock()
+        self._usual = 0.0
+
+    def seconds(self, step: int) -> float | None:
+        """Return the seconds since the run came to `step`; None while that is no standstill."""
+        now = self._clock()
+        if step != self._step:
+            if self._step is not None and step > self._step:
+                self._usual = (now - self._since) / (step - self._step)
+            self._step, self._since = step, now
+        stood = now - self._since
+        return stood if stood >= max(STANDS_SECONDS, 3 * self._usual) else None
 
 
 class ProgressLine:
     """Shows how the run goes, and prints its news, while a block runs."""
 
-    def __init__(self, board: Blackboard, stream: TextIO | None = None) -> None:
-        self._board = board
-        self._display = Display(stream)
+    def __init__(self, board: Blackboard, first: Progress, stream: TextIO | None = None) -> None:
+        """`first` is shown until the workers have told their own."""
+        self._board, self._progress = board, first
+        self._display, self._standstill = Display(stream), Standstill()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="raymat-progress", daemon=True)
         self._said = 0
@@ -72,11 +114,25 @@ class ProgressLine:
 
     def _poll(self, last: bool) -> None:
         try:
-            progress, lines = self._board.news(self._said)
+            news = self._board.news(self._said)
         except RayError:
             return  # the blackboard restarts by itself; a missed poll does no harm
-        self._said += len(lines)
-        for line in lines:
+        self._said += len(news.lines)
+        for line in news.lines:
             self._display.print(line)
-        if progress is not None and (last or self._display.due):
-            self._display.show(progress_line(progress, time.time()), last)
+        self._progress = news.progress or self._progress
+        standing = None if last else self._standing(news.doing)
+        if last or self._display.due:
+            width = self._display.width
+            self._display.show(progress_line(self._progress, time.time(), width, standing), last)
+
+    def _standing(self, doing: Activity | None) -> str | None:
+        """Return that the run stands still, for how long and why; None if it does not.
+
+        By the workers' signs of life: they tell their progress only now and then.
+        """
+        step = doing.step if doing and doing.step else self._progress.step
+        stood = self._standstill.seconds(step)
+        if stood is None:
+            return None
+        return f"no step for {age(stood)}: {doing.what if doing else 'workers start'}"

@@ -105,7 +105,10 @@ class Boundary:
         if state.rates.reductions > before:
             rate = rates(attempt.config, state.cursor.next_example, state.rates)
             attempt.emit(RatesLowered(step=state.step, reductions=state.rates.reductions, lr=rate))
-        self._reporter.validation(found.step, found.result, found.waited)
+        best = state.best(attempt.config)
+        self._reporter.validation(
+            found.step, found.result, found.waited, best is not None and best.step == found.step
+        )
 
     def _committed(self, found: list[Saved]) -> None:
         """Do what follows from each commit."""

@@ -85,8 +85,13 @@ class Reporter:
         for logger in self.loggers:
             logger.row(place | fields)
 
-    def validation(self, step: int, result: StoredResult | None, waited: float) -> None:
-        """Log the row of a validation and write its event. `waited`: seconds that training stood still for it."""
+    def validation(
+        self, step: int, result: StoredResult | None, waited: float, best: bool = False
+    ) -> None:
+        """Log the row of a validation and write its event.
+
+        `waited`: seconds that training stood still for it. `best`: no validation so far is better.
+        """
         if result is None:
             return
         self.replaced.add(result.replaced)
@@ -107,6 +112,7 @@ class Reporter:
                 seconds=result.seconds,
                 place=result.place,
                 waited=waited,
+                best=best,
             )
         )
 

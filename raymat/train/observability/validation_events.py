@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
 from raymat.train.observability.event import ErrorLine, Event, Reason, Step
+
+
+def values_line(loss: float | None, metrics: Mapping[str, float | None]) -> str:
+    """Format the values of a validation for people: "loss 0.1234, sad 1.23"."""
+    values = {"loss": loss, **metrics}
+    return ", ".join(f"{n} {'not finite' if v is None else f'{v:.4g}'}" for n, v in values.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +26,13 @@ class ValidationDone(Event):
     seconds: Annotated[float, "s that it took"]
     place: Annotated[str, "where it ran, as in loop"]
     waited: Annotated[float, "s that training waited for it"]
+    best: Annotated[bool, "whether it is the best so far by --best-metric"] = False
+
+    @property
+    def line(self) -> str:
+        return f"validation of step {self.step}: {values_line(self.loss, self.metrics)}" + (
+            ", the best so far" if self.best else ""
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,6 @@ from raymat.cluster.controller.failure_policy import (
 )
 from raymat.cluster.driver.cluster_setup import resolve_auto, worker_resources
 from raymat.cluster.driver.launch import RunResult, absolute_paths, summary
-from raymat.cluster.driver.progress_line import progress_line
 from raymat.cluster.worker.datasource import StreamPlan, make_row, rows_per_task
 from raymat.config.run import RunConfig
 from raymat.config.values import Range
@@ -40,7 +39,6 @@ from raymat.distributed.world import World
 from raymat.errors import CheckpointError, ConfigError, DataError, RunGoneError, StorageError
 from raymat.storage.store import Store
 from raymat.train.observability.checkpoint_events import CheckpointCommitted, CheckpointSkipped
-from raymat.train.observability.progress import Progress
 from raymat.train.run.open_run import open_run
 from tests.support.kit import tiny
 
@@ -95,26 +93,6 @@ def test_a_read_task_makes_several_rows_but_leaves_work_for_other_slots() -> Non
     assert rows_per_task(plan, Window("train", 0, 1000, 4)) == 9  # 256 MiB of 29 MB rows
     assert rows_per_task(plan, Window("train", 0, 2, 4)) == 2  # 8 rows for 4 slots
     assert rows_per_task(plan, Window("train", 0, 1, 1)) == 1
-
-
-def test_the_progress_line_says_what_a_user_wants_to_know() -> None:
-    progress = Progress(
-        stage="base",
-        step=120,
-        total_steps=800,
-        examples_left=5440,
-        examples_per_second=15.2,
-        loss=0.4312,
-        valid_loss=None,
-        commit_step=112,
-        commit_time=1000.0,
-        world=2,
-        attempt=2,
-    )
-    assert progress_line(progress, 1012.0) == (
-        "base 120/800  15.2 examples/s  loss 0.4312  commit 112, 0:00:12 ago  workers 2  "
-        "restarts 1  left 0:05:57"
-    )
 
 
 def test_the_driver_tells_of_a_skipped_checkpoint_and_not_of_every_commit() -> None:

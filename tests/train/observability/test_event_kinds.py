@@ -43,6 +43,7 @@ LINES = {
     "is kept, and nothing is merged",
     "save_failed": "saving step-000000120-a002 fails and is tried again: cannot write s3://b/run: no answer",
     "validation_damaged": "validations/step-000000400-a002.json is not believed: its digest is wrong",
+    "validation": "validation of step 400: loss 0.5, sad 0.25, mse not finite, the best so far",
     "validation_died": "the validation of step 400 died: its process died",
     "validation_lost": "the validation of step 400 is lost: the validation set has changed",
 }

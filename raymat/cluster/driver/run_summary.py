@@ -1,0 +1,121 @@
+"""What a user reads before a run and after it: what will happen, what came of it, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+
+from raymat.checkpoint.catalog import newest_extra, scan
+from raymat.config.run import RunConfig
+from raymat.console import columns, count
+from raymat.data.dataset.source import Source
+from raymat.storage.store import Store
+from raymat.storage.urls import redact
+from raymat.train.observability.events import read_events
+from raymat.train.observability.progress import Progress
+from raymat.train.observability.validation_events import values_line
+from raymat.train.run.open_run import OpenedRun
+from raymat.train.run.schedule import Schedule
+from raymat.train.validation.criteria import Validation, best_of, validations_of
+
+Rows = list[tuple[str, str]]
+
+
+def opening(run: OpenedRun, source: Source) -> str:
+    """Format what is about to be trained, and how to watch it, in a few aligned lines."""
+    config, order = run.config, run.order
+    schedule = Schedule.of(config, order)
+    steps = f"{count(order.total_steps, 'step')} of {config.data.batch_size} examples"
+    epochs = round(schedule.total_examples / schedule.epoch_examples, 1)
+    passes = f", {epochs:g} epochs of {schedule.epoch_examples}" if epochs else ""
+    begins = f", from step {run.status.step}" if run.resumed and run.status.step else ""
+    kept, log = config.checkpoint, config.log
+    workers = f"{config.workers.workers} on {config.workers.device}"
+    weights = f"weights of {redact(config.model.init)}" if config.model.init else "new weights"
+    rows = [
+        *_data(config, source),
+        ("network", f"{config.stage}, {config.model.backbone}, {weights}"),
+        ("workers", f"{workers}, {config.optim.precision}"),
+        ("length", f"{steps}{passes}{begins}"),
+        ("saves", f"every {count(kept.checkpoint_interval, 'step')} and epoch; kept: the newest {kept.keep}, the best"),
+        *_validation(log.valid_interval, log.valid_examples),
+        ("run", _bare(run.store)),
+        ("watch", f"tensorboard --logdir {shlex.quote(_bare(run.store) + '/tensorboard')}"),
+    ]  # fmt: skip
+    return columns(rows)
+
+
+def first_progress(run: OpenedRun) -> Progress:
+    """Return what is known of a run's progress before its workers are up."""
+    step, order = run.status.step, run.order
+    return Progress(
+        stage=run.config.stage,
+        step=step,
+        total_steps=order.total_steps,
+        examples_left=order.total_examples,
+        examples_per_second=0.0,
+        loss=None,
+        valid_loss=None,
+        commit_step=None,
+        commit_time=None,
+        world=run.config.workers.workers.high,
+        attempt=1,
+    )
+
+
+def closing(config: RunConfig, store: Store) -> str:
+    """Format what a complete run has come to, and commands for what may come next, in aligned lines.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
+    validations = validations_of(newest_extra(store, scan(store)))
+    best = best_of(validations, config.checkpoint.best_metric, config.checkpoint.best_mode)
+    where = _bare(store)
+    weights = shlex.quote(f"{where}@best" if best else where)
+    rows = [
+        *([("best", _values(best))] if best else []),
+        *([("final", _values(validations[-1]))] if validations else []),
+        *_replaced(store),
+        ("weights", f"{weights}, newest {shlex.quote(where)}" if best else weights),
+        *_next(
+            f"raymat evaluate {weights}",
+            f"raymat export {weights} -o {config.name}.pth",
+            f"tensorboard --logdir {shlex.quote(where + '/tensorboard')}",
+        ),
+    ]
+    return columns(rows)
+
+
+def _data(config: RunConfig, source: Source) -> Rows:
+    data, held = config.data, f"{source.valid_pairs} to validate on"
+    if data.synthetic is not None:
+        return [("data", f"{source.pairs} made pairs and backgrounds, {held}")]
+    return [
+        ("data", f"{count(source.pairs, 'pair')}, {held}: {redact(data.dataset or '')}"),
+        ("", f"{count(source.backgrounds, 'background')}: {redact(data.backgrounds or '')}"),
+    ]
+
+
+def _validation(interval: int, examples: int) -> Rows:
+    told = f"every {count(interval, 'step')}, {count(examples, 'example')}" if examples else "none"
+    return [("validation", told)]
+
+
+def _values(validation: Validation) -> str:
+    return f"step {validation.step}: {values_line(validation.loss, validation.metrics)}"
+
+
+def _replaced(store: Store) -> Rows:
+    files = {event["path"] for event in read_events(store) if event["kind"] == "replaced"}
+    told = f"{count(len(files), 'picture')} that could not be used, for which others stood in"
+    return [("replaced", f"{told} (events/)")] if files else []
+
+
+def _next(*commands: str) -> Iterable[tuple[str, str]]:
+    return [("next" if i == 0 else "", command) for i, command in enumerate(commands)]
+
+
+def _bare(store: Store) -> str:
+    """Return the run's URL as commands take it: a path where it is one."""
+    return redact(store.url).removeprefix("file://")
