@@ -81,6 +81,7 @@ def closing(config: RunConfig, store: Store) -> str:
         *_next(
             f"raymat evaluate {weights}",
             f"raymat export {weights} -o {config.name}.pth",
+            f"raymat matte {weights} --source photo.jpg --background empty.jpg -o out.png",
             f"tensorboard --logdir {shlex.quote(where + '/tensorboard')}",
         ),
     ]
@@ -91,9 +92,15 @@ def _data(config: RunConfig, source: Source) -> Rows:
     data, held = config.data, f"{source.valid_pairs} to validate on"
     if data.synthetic is not None:
         return [("data", f"{source.pairs} made pairs and backgrounds, {held}")]
+    pairs, backgrounds = (
+        [redact(url) for url in (urls or "").splitlines()]
+        for urls in (data.dataset, data.backgrounds)
+    )
     return [
-        ("data", f"{count(source.pairs, 'pair')}, {held}: {redact(data.dataset or '')}"),
-        ("", f"{count(source.backgrounds, 'background')}: {redact(data.backgrounds or '')}"),
+        ("data", f"{count(source.pairs, 'pair')}, {held}: {pairs[0]}"),
+        *(("", f"and {url}") for url in pairs[1:]),
+        ("", f"{count(source.backgrounds, 'background')}: {backgrounds[0]}"),
+        *(("", f"and {url}") for url in backgrounds[1:]),
     ]
 
 

@@ -139,14 +139,14 @@ def test_a_run_opens_with_few_short_lines(tmp_path: Path) -> None:
     assert shown.splitlines() == [
         "data        64 made pairs and backgrounds, 6 to validate on",
         "network     base, mobilenetv2, new weights",
-        "workers     2 on cpu, fp32",
+        "workers     1 on cpu, fp32",
         "length      7 steps of 8 examples",
-        "saves       every 10 steps and epoch; kept: the newest 3, the best",
+        "saves       every 7 steps and epoch; kept: the newest 3, the best",
         "validation  every 20 steps, 6 examples",
         "run         /data/run",
         "watch       tensorboard --logdir /data/run/tensorboard",
     ]
-    assert progress_line(first_progress(run), time.time()) == "base 0/7  workers 2"
+    assert progress_line(first_progress(run), time.time()) == "base 0/7  workers 1"
 
 
 def test_a_run_closes_with_its_best_and_commands_to_go_on_with(tmp_path: Path) -> None:
@@ -163,5 +163,6 @@ def test_a_run_closes_with_its_best_and_commands_to_go_on_with(tmp_path: Path) -
         "weights   /data/run@best, newest /data/run",
         "next      raymat evaluate /data/run@best",
         "          raymat export /data/run@best -o run.pth",
+        "          raymat matte /data/run@best --source photo.jpg --background empty.jpg -o out.png",
         "          tensorboard --logdir /data/run/tensorboard",
     ]
