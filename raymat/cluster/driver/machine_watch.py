@@ -114,7 +114,7 @@ class MachineWatch:
     def _poll(self) -> None:
         nodes = {node["NodeID"]: node for node in ray.nodes()}
         self._note_losses(nodes)
-        progress, _ = self._board.news(MAX_LINES)
+        progress = self._board.news(MAX_LINES).progress
         at = None if progress is None else (progress.attempt, progress.step)
         still, moved = self._pace.still(at)
         self._note_pace(still, moved)
