@@ -174,6 +174,20 @@ def test_a_truncated_jpeg_of_any_sampling_is_refused(kind: str, tail: bytes) -> 
         assert refusal(data[:-cut] + tail)
 
 
+@pytest.mark.parametrize("padding", [bytes(40), bytes(4096), b" " * 40])
+@pytest.mark.parametrize("end", [b"\xff\xd9", b""])
+def test_a_jpeg_that_is_filled_up_is_whole_and_a_truncated_one_is_not(
+    padding: bytes, end: bytes
+) -> None:
+    for whole, grey in ((JPEG, False), (encode(MATTE, "JPEG"), True)):
+        found = read(whole[:-2] + padding + end, grey)
+        assert np.array_equal(found, read(whole, grey))
+        assert refusal(whole[:-2] + padding + end, grey, decoding=2)
+        for cut in (30, 300, len(whole) // 3):
+            assert refusal(whole[:-cut] + padding + end, grey)
+    assert refusal(JPEG[:-2] + bytes(range(1, 60)) + end)
+
+
 def test_jpegs_of_inks_are_read_whole_or_not_at_all() -> None:
     inks = Image.fromarray(PHOTO).convert("CMYK")
     inks.save(buffer := io.BytesIO(), "JPEG", quality=95, subsampling=0)

@@ -196,3 +196,13 @@ def with_filling(data: bytes) -> bytes:
     head = 2 + sum(4 + len(content) for _, content in _segments(data))
     end = data.find(_JPEG_END, head)
     return data + _FILLING + _JPEG_END if end < 0 else data[:end] + _FILLING + data[end:]
+
+
+def without_padding(data: bytes) -> bytes | None:
+    """Return a JPEG without the equal bytes that stand between its pixels and its end marker; None if there are none."""
+    head = 2 + sum(4 + len(content) for _, content in _segments(data))
+    end = data.find(_JPEG_END, head)
+    begin = len(data[:end].rstrip(data[end - 1 : end]))
+    if data[begin - 1] == 0xFF:  # with a zero behind it, it is one of the pixels'
+        begin += 1
+    return data[:begin] + data[end:] if begin + 1 < end else None

@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from raymat.data.decoding.blocks import png_fault, with_end, with_filling
+from raymat.data.decoding.blocks import png_fault, with_end, with_filling, without_padding
 from raymat.data.decoding.header import PILLOW_ERRORS, BadPicture, Header, by, open_pillow
 from raymat.data.decoding.matte import (
     NoMatteError,
@@ -59,16 +59,27 @@ def _decode_turbo(header: Header, grey: bool, scale: int) -> Pixels:
         min_height=-(-header.size[1] // scale),
         min_width=-(-header.size[0] // scale),
     )
-    try:
-        pixels = decode(header.data)
-    except ValueError as error:
-        if header.decoding < 2 or "Premature end" not in str(error):
-            raise
+    data: bytes | None = header.data
+    first: ValueError | None = None
+    while data is not None:
         try:
-            pixels = decode(with_end(header.data))
-        except ValueError:
-            raise error from None
-    return _checked(pixels[..., 0] if grey else pixels, header, scale)
+            pixels = decode(data)
+            return _checked(pixels[..., 0] if grey else pixels, header, scale)
+        except ValueError as error:
+            first = first or error
+            data = _mended(data, str(error), header.decoding)
+    assert first is not None
+    raise first
+
+
+def _mended(data: bytes, complaint: str, decoding: int) -> bytes | None:
+    """Return a JPEG without what its decoder complains of, where that hides no pixels; None if there is nothing to mend."""
+    if decoding >= 2 and "Premature end" in complaint:
+        mended = with_end(data)
+        return None if data.endswith(mended[len(data) :]) else mended
+    if decoding >= 3 and "extraneous bytes before marker 0xd9" in complaint:
+        return without_padding(data)
+    return None
 
 
 def decode_opencv(header: Header, grey: bool) -> Pixels:

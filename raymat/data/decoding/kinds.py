@@ -34,7 +34,7 @@ def kind_of(data: bytes) -> str:
         return "is empty"
     found = next((name for start, name in _BY_START.items() if data.startswith(start)), None)
     if data[8:12] == b"avif" or data.startswith(_READ_STARTS):
-        return "is not an image: truncated or corrupt"
+        return "is not an image: truncated, corrupt or of a rare kind"
     if data[4:8] == b"ftyp":
         found = _BRANDS.get(data[8:12])
     return (
