@@ -60,6 +60,11 @@ class OpenImage(Protocol):
         ...
 
     @property
+    def depth(self) -> int:
+        """Bits of a grey pixel in the file: 8 or 16."""
+        ...
+
+    @property
     def statistics(self) -> MatteStatistics | None:
         """Numbers of the alpha that was decoded, if it was opened for them."""
         ...
@@ -105,6 +110,10 @@ class EncodedImage:
     def path(self) -> str:
         return self._path
 
+    @property
+    def depth(self) -> int:
+        return 16 if self._header.mode.startswith("I") else 8
+
     def decode(self, scale: Scale = 1) -> Pixels:
         stored = self._stored_scale(scale)
         try:
@@ -142,8 +151,7 @@ class EncodedImage:
 
     def _measure(self, pixels: Pixels, whole: bool) -> None:
         if self._look:
-            depth = 16 if self._header.mode.startswith("I") else 8
-            found = MatteStatistics.of(pixels, depth=depth)
+            found = MatteStatistics.of(pixels, depth=self.depth)
             self.statistics = found if whole else replace(found, edge=None)
 
 
@@ -161,6 +169,10 @@ class RawImage:
     @property
     def path(self) -> str:
         return self._path
+
+    @property
+    def depth(self) -> int:
+        return 8
 
     @property
     def statistics(self) -> MatteStatistics | None:

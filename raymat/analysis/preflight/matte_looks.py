@@ -20,7 +20,7 @@ and no warning."""
 def looks_of(fgr: OpenImage, pha: OpenImage) -> tuple[str, ...]:
     """Decode a pair, and return what its matte is likely to be, as keys of `LIKELY`. Raises UnreadableImage."""
     colours, matte = fgr.decode(SHRUNK), pha.decode()
-    return judge(MatteStatistics.of(matte).beside(colours, shrink(matte, SHRUNK)))
+    return judge(MatteStatistics.of(matte, depth=pha.depth).beside(colours, shrink(matte, SHRUNK)))
 
 
 @dataclass
