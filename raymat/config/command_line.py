@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import logging
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from shutil import get_terminal_size
@@ -22,6 +23,8 @@ try:
     from tyro._errors import on_parse_error  # not public: without it, tyro prints a box and exits
 except ImportError:
     on_parse_error = contextlib.nullcontext  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -97,11 +100,8 @@ def named_options(
 
 
 def _each_once(argv: Sequence[str], options: Options) -> list[str]:
-    """Return a command line in which no flag comes twice: the values of a repeatable one are joined.
-
-    Raises:
-        ConfigError: another flag is given twice; the last one would win without a word.
-    """
+    """Return a command line in which no repeatable flag comes twice: its values are joined. Of others the last counts, and
+    that is said."""
     known = {option.flag: option for option in options.values()}
     words, places = list[str](), dict[str, int]()
     waiting = iter(argv)
@@ -112,7 +112,7 @@ def _each_once(argv: Sequence[str], options: Options) -> list[str]:
             words.append(word)
             continue
         if flag in places and not known[flag].spelling.repeatable:
-            raise ConfigError(f"{flag} is given twice: which of the values counts?")
+            log.warning("%s is given more than once: the last one counts", flag)
         if known[flag].spelling.repeatable:
             if not equals:
                 value = next(waiting, "")
