@@ -87,6 +87,17 @@ def nodes() -> Iterator[Nodes]:
 
 
 @pytest.mark.slow
+def test_a_node_is_declared_dead_and_the_head_is_known(nodes: Nodes) -> None:
+    node = nodes.add_reader().node_id
+    (head,) = [each for each in ray.nodes() if core.is_head(each)]
+    assert head["NodeID"] == nodes.cluster.head_node.node_id
+    core.declare_dead(nodes.cluster.address, node, "it did not answer")
+    (gone,) = [each for each in ray.nodes() if not each["Alive"]]
+    assert (gone["NodeID"], gone["DeathReasonMessage"]) == (node, "it did not answer")
+    assert gone["DeathReason"] not in (0, core.IDLE_TERMINATION)
+
+
+@pytest.mark.slow
 def test_a_node_is_found_and_drained_without_a_driver(nodes: Nodes) -> None:
     node = nodes.add_reader().node_id
     address = nodes.cluster.address

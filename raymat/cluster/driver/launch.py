@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import ray
 import ray.train
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from raymat.analysis.preflight.first_look import first_look
 from raymat.checkpoint.catalog import scan
@@ -21,7 +21,7 @@ from raymat.cluster.driver.cluster_setup import check_room, resolve_auto, runnin
 from raymat.cluster.driver.machine_watch import MachineWatch
 from raymat.cluster.driver.object_store import check_store, own_store_bytes
 from raymat.cluster.driver.progress_line import ProgressLine
-from raymat.cluster.driver.ray_watch import RayWatch
+from raymat.cluster.driver.ray_watch import AGAIN, RayWatch
 from raymat.cluster.driver.run_summary import closing, first_progress, opening
 from raymat.cluster.driver.say import say, waiting_for
 from raymat.cluster.driver.stop_signals import StopSignals
@@ -209,6 +209,8 @@ def _explain(error: BaseException, board: Blackboard, watch: RayWatch) -> Raymat
         watch.raise_if_gone()
     except RayLostError as lost:
         return lost
+    if isinstance(error, ActorDiedError):  # no worker's: those are the controller's to see
+        return ClusterError(f"the actor of Ray Train's controller died: {AGAIN}")
     lines = [line for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else repr(error)
     return ClusterError(f"training failed after its restarts: {board.verdict() or last}")
