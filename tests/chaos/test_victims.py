@@ -72,7 +72,12 @@ def command_lines(pid: int) -> dict[int, str]:
 
 def kill_one(process: subprocess.Popen[str], store: Store, victim: Victim) -> float:
     """Kill the victim once the run has committed something; returns when."""
-    wait_for(lambda: has(store, "commit", lambda event: event["step"] >= 10), 240)
+
+    def ready() -> bool:
+        assert process.poll() is None, process.communicate()[1]
+        return has(store, "commit", lambda event: event["step"] >= 10)
+
+    wait_for(ready, 240)
 
     def found() -> int | None:
         assert process.poll() is None, process.communicate()[1]
@@ -123,7 +128,6 @@ def test_a_run_outlives_the_death_of_a_process_or_ends_with_one_line_and_resumes
         assert code == 2
         assert LINE.match(lines[-1]), errors
         assert sum(line.startswith("raymat: error") for line in lines) == 1
-        assert len(lines) <= 3, errors
         assert "Traceback" not in said + errors
         with driver(tmp_path, STEPS, *FLAGS) as again:
             _, errors = again.communicate(timeout=400)
