@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,9 +108,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store.open(str(folder), "run")
 
 
-@pytest.mark.chaos
+def marked(victim: Victim) -> Any:
+    """One of them is among the tests of every day."""
+    mark = pytest.mark.slow if victim.name == "controller" else pytest.mark.chaos
+    return pytest.param(victim, marks=mark, id=victim.name.replace(" ", "-"))
+
+
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("victim", VICTIMS, ids=lambda victim: victim.name.replace(" ", "-"))
+@pytest.mark.parametrize("victim", [marked(victim) for victim in VICTIMS])
 def test_a_run_outlives_the_death_of_a_process_or_ends_with_one_line_and_resumes(
     victim: Victim, undisturbed: Store, tmp_path: Path
 ) -> None:
