@@ -61,7 +61,11 @@ DISTRIBUTIONS = {
 }
 """Distributions whose name is not that of what they bring."""
 
-EXTRAS = {"raymat/export/formats.py": {"onnx", "onnxruntime"}}
+EXTRAS = {
+    "raymat/export/formats.py": {"onnx", "onnxruntime"},
+    "raymat/inference/video_reader.py": {"av"},
+    "raymat/inference/video_writer.py": {"av"},
+}
 """What may be imported without being required, inside functions that say what to install."""
 
 
@@ -426,7 +430,7 @@ def test_what_an_extra_brings_is_imported_where_it_is_used(place: str) -> None:
     top = [n for n in tree_of(ROOT / place).body if isinstance(n, (ast.Import, ast.ImportFrom))]
     imported = ast.unparse(ast.Module(body=list(top), type_ignores=[]))
     assert not [extra for extra in EXTRAS[place] if re.search(rf"\b{extra}\b", imported)]
-    assert requirements("onnx").keys() >= EXTRAS[place]
+    assert requirements("onnx", "video").keys() >= EXTRAS[place]
 
 
 def constraints() -> dict[str, list[str]]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 from raymat.errors import ConfigError
 from raymat.inference.background_fit import BackgroundFit
@@ -20,6 +19,10 @@ from raymat.inference.picture_writer import PictureWriter
 from raymat.inference.pipeline import Behind, Stopwatch
 from raymat.inference.rendering import GREEN, Backdrop, OutputType, Picture, Renderer, colour_of
 from raymat.inference.shots import Footage, Notes, Shot
+from raymat.inference.video_footage import BackgroundVideo, VideoFootage
+from raymat.inference.video_reader import VideoReader
+from raymat.inference.video_writer import VideoWriter
+from raymat.storage.urls import redact
 
 BEHIND = 4
 """Shots whose pictures wait to be written."""
@@ -55,19 +58,6 @@ class MattingReport:
     seconds: float
     work: Mapping[str, float]
     """Seconds of decode, network and encode, each in its own threads."""
-
-
-class Writer(Protocol):
-    """Writer of a job's outputs, in the order of the shots."""
-
-    def write(self, shot: Shot, pictures: Mapping[OutputType, Picture]) -> None:
-        """Write the pictures of one shot. Raises StorageError."""
-
-    def finish(self) -> None:
-        """Put in place what is not there yet. Raises StorageError."""
-
-    def discard(self) -> None:
-        """Remove what is not in place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,19 +106,19 @@ class MattingJob:
             on_shot(int(there))
             return not there
 
-        writer = self._writer()
         threads = 1 if self.destination.is_video else 2
-        try:
-            shots = self.footage.shots(wanted)
-            with closing(shots), Behind(threads=threads, depth=BEHIND) as behind:  # type: ignore[type-var]
-                for batch in _batches(shots, self.request.batch_size):
-                    for shot, pictures in self._matted(matter, batch):
-                        behind.submit(partial(writer.write, shot, pictures))
-                        on_shot(1)
-                    done, size = done + len(batch), batch[-1].size
-            writer.finish()
-        finally:
-            writer.discard()
+        with (
+            ExitStack() as stack
+        ):  # left in reverse: first all is written, then the files are put in place
+            writer = self._writer()
+            stack.enter_context(writer)
+            behind = stack.enter_context(Behind(threads=threads, depth=BEHIND))
+            shots = stack.enter_context(closing(self.footage.shots(wanted)))  # type: ignore[type-var]
+            for batch in _batches(shots, self.request.batch_size):
+                for shot, pictures in self._matted(matter, batch):
+                    behind.submit(partial(writer.write, shot, pictures))
+                    on_shot(1)
+                done, size = done + len(batch), batch[-1].size
         return MattingReport(done, skipped, size, time.perf_counter() - began, self.watch.seconds)
 
     def _matted(
@@ -138,13 +128,20 @@ class MattingJob:
             rendered = [self.renderer(found) for found in matter(batch)]
         yield from zip(batch, rendered, strict=True)
 
-    def _writer(self) -> Writer:
-        return PictureWriter(self.destination.path_of, self.watch)
+    def _writer(self) -> PictureWriter | VideoWriter:
+        path_of, timing = self.destination.path_of, self.footage.timing
+        if self.destination.is_video and timing is not None:
+            return VideoWriter(path_of, timing, self.watch, self.notes)
+        return PictureWriter(path_of, self.watch)
 
     def _check(self) -> None:
         destination, names = self.destination, self.footage.names
         if self.request.existing == "refuse":
             destination.refuse_existing(names)
+        if destination.is_video and self.request.alpha_bits != 8:
+            raise ConfigError(
+                f"--alpha-bits {self.request.alpha_bits}: videos have their own depth: leave it out, or name a folder"
+            )
         if destination.is_video and self.footage.timing is None:
             raise ConfigError(
                 f"--output {destination.path}: the source is no video: use .png or a folder"
@@ -192,7 +189,7 @@ def _footage(request: MattingRequest, notes: Notes, watch: Stopwatch) -> Footage
     background = medium_of("--background", request.background)
     fit = BackgroundFit(notes, request.background_fit, Aligner() if request.align else None)
     if source == "video":
-        raise ConfigError("--source: videos are not read yet")
+        return _video(request, background, fit, watch)
     if background == "video":
         raise ConfigError(
             "--background: a video stands behind a video: give a picture, or a folder with one for each source"
@@ -207,3 +204,25 @@ def _footage(request: MattingRequest, notes: Notes, watch: Stopwatch) -> Footage
 
 def _pictures(url: str, medium: Medium, notes: Notes) -> Pictures:
     return Pictures.file(url) if medium == "picture" else Pictures.below(url, notes)
+
+
+def _video(
+    request: MattingRequest, background: Medium, fit: BackgroundFit, watch: Stopwatch
+) -> VideoFootage:
+    if background == "folder":
+        raise ConfigError(
+            f"--background: behind a video stands a picture or a video, {redact(request.background)} is a folder"
+        )
+    source = VideoReader(request.source, fit.notes)
+    if source.has_sound:
+        fit.notes.add(
+            "its sound is not copied; ffmpeg -i OUT -i SOURCE -map 0:v -map 1:a -c copy NEW adds it",
+            source.path,
+        )
+    if background == "picture":
+        pictures = Pictures.file(request.background)
+        (name,) = pictures.files
+        return VideoFootage(source, pictures.read(name), fit, watch)
+    behind = BackgroundVideo(VideoReader(request.background, fit.notes), request.hold_background)
+    behind.check(source, fit.notes)
+    return VideoFootage(source, behind, fit, watch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import Literal
 
@@ -35,6 +36,8 @@ def medium_of(flag: str, url: str) -> Medium:
             raise ConfigError(
                 f"{flag} {redact(url)}: videos are read from this machine: copy it here"
             )
+        if importlib.util.find_spec("av") is None:
+            raise ConfigError(f"{flag} {url}: videos need PyAV: pip install 'raymat[video]'")
         return "video"
     if local and not os.path.isdir(url):
         videos = ", ".join(suffix[1:] for suffix in VIDEO_SUFFIXES)

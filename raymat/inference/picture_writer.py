@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from types import TracebackType
 
 import cv2
 import numpy as np
@@ -25,6 +26,17 @@ class PictureWriter:
         self._watch = watch
         self._folders: set[str] = set()
 
+    def __enter__(self) -> PictureWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Do nothing: each picture is in place once it is written, and whole."""
+
     def write(self, shot: Shot, pictures: Mapping[OutputType, Picture]) -> None:
         """Write the pictures of a shot; folders are made. Raises StorageError."""
         with self._watch.timing("encode"):
@@ -34,12 +46,6 @@ class PictureWriter:
                 tidy = folder not in self._folders
                 self._folders.add(folder)
                 write_file(path, [encode_png(picture, path)], tidy=tidy)
-
-    def finish(self) -> None:
-        """Do nothing: each picture is in place once it is written."""
-
-    def discard(self) -> None:
-        """Do nothing: what is written is whole."""
 
 
 def encode_png(picture: Picture, path: str) -> bytes:
