@@ -127,8 +127,9 @@ def main() -> None:
         shares = ", ".join(
             f"{k} {s:.1f} s ({100 * s / report.seconds:.0f}%)" for k, s in report.work.items()
         )
+        rate = report.shots / report.seconds
         print(
-            f"{report.shots} frames of {width} x {height} in {report.seconds:.1f} s: {report.shots / report.seconds:.2f} frames/s"
+            f"{report.shots} frames of {width} x {height} in {report.seconds:.1f} s: {rate:.2f} frames/s"
         )
         print(f"of the time, beside each other: {shares}")
         found = [*read(output)]

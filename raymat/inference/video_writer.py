@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import cv2
 import numpy as np
@@ -106,10 +106,11 @@ class _Track:
         height, width = _sides(picture, self._codec)
         with _failing(path):
             ending = path.lower().rpartition(".")[2]
-            self._container: Any = av.open(draft, "w", format=ending)
-            self._stream: Any = self._container.add_stream(
+            self._container = av.open(draft, "w", format=ending)
+            made = self._container.add_stream(
                 self._codec.name, rate=timing.rate, options=dict(self._codec.options)
             )
+            self._stream = cast("av.VideoStream", made)
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = self._codec.pixels
         context = self._stream.codec_context

@@ -8,21 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from raymat.inference.homography import Aligner
-from tests.support.mattes import Pixels
+from tests.support.mattes import scene
 
 SIZE = (640, 360)
-
-
-def scene(seed: int = 0) -> Pixels:
-    """A wall with much on it."""
-    generator = np.random.default_rng(seed)
-    picture = np.full((SIZE[1], SIZE[0], 3), 128, np.uint8)
-    for _ in range(300):
-        x, y = (int(generator.integers(0, side)) for side in SIZE)
-        w, h = (int(generator.integers(8, 60)) for _ in range(2))
-        colour = [int(c) for c in generator.integers(0, 256, 3)]
-        cv2.rectangle(picture, (x, y), (x + w, y + h), colour, -1, cv2.LINE_AA)
-    return picture
 
 
 MOVES = {

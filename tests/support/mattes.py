@@ -51,6 +51,18 @@ def picture(width: int, height: int, seed: int) -> Pixels:
     return np.clip(smooth.astype(np.int64) + noise, 0, 255).astype(np.uint8)
 
 
+def scene(seed: int = 0) -> Pixels:
+    """A wall of 640 x 360 with much on it."""
+    generator = np.random.default_rng(seed)
+    made = np.full((360, 640, 3), 128, np.uint8)
+    for _ in range(300):
+        x, y = int(generator.integers(0, 640)), int(generator.integers(0, 360))
+        w, h = (int(generator.integers(8, 60)) for _ in range(2))
+        colour = [int(c) for c in generator.integers(0, 256, 3)]
+        cv2.rectangle(made, (x, y), (x + w, y + h), colour, -1, cv2.LINE_AA)
+    return made
+
+
 def write(path: Path, pixels: NDArray[Any]) -> Path:
     """Write RGB, RGBA or grey pixels to a file; makes folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
