@@ -58,7 +58,8 @@ def write(path: str, pictures: Iterator[NDArray[np.uint8]]) -> None:
     with av.open(path, "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options={"crf": "14", "preset": "fast"})
         for number, picture in enumerate(pictures):
-            stream.height, stream.width = picture.shape[:2]
+            if number == 0:
+                stream.height, stream.width = picture.shape[:2]
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, RATE)
             container.mux(stream.encode(frame))
