@@ -26,7 +26,7 @@ from raymat.config.sections import (
     Stage,
     WorkersConfig,
 )
-from raymat.config.values import Duration, Range
+from raymat.config.values import PARSED, Range
 from raymat.errors import ConfigError, NewerFormatError
 from raymat.storage.urls import root_problem
 
@@ -192,7 +192,7 @@ def build(stage: Stage, options: dict[str, Any]) -> RunConfig:
     values = overlay(STAGE_DEFAULTS[stage], options)
     for name, value in values.items():
         kind = known[name].kind
-        values[name] = kind.parse(value) if kind in (Range, Duration) else value
+        values[name] = kind.parse(value) if kind in PARSED and value is not None else value
     sections: dict[str, Any] = {
         section: owner(**{name: values.pop(name) for name in options_of(owner) if name in values})
         for section, owner in SECTIONS.items()
@@ -205,7 +205,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in vars(config).items():
         flat |= vars(value) if isinstance(value, OptionGroup) else {name: value}
-    return {n: str(v) if isinstance(v, (Range, Duration)) else v for n, v in flat.items()}
+    return {n: str(v) if isinstance(v, PARSED) else v for n, v in flat.items()}
 
 
 def from_dict(flat: dict[str, Any]) -> RunConfig:

@@ -23,7 +23,7 @@ from raymat.config.options import (
     matches,
     require,
 )
-from raymat.config.values import Duration, Range
+from raymat.config.values import Duration, Limit, Range
 
 Stage = Literal["base", "refine"]
 Backbone = Literal["resnet50", "resnet101", "mobilenetv2"]
@@ -76,6 +76,9 @@ class DataConfig(OptionGroup):
     data is finished without it."""
     seed: Annotated[int, FIXED, Check(lambda n: 0 <= n < 2**63, "must be in 0..2**63-1")] = 0
     """Determines every random draw of the run."""
+    max_replaced: Annotated[Limit | None, FREE] = None
+    """End the run when more than N examples were trained with a substitute for a picture that cannot be read, or more than N%
+    of the examples so far (of an epoch's, in the first). Looked at with each training row. Default: never."""
     scaled_decode: Annotated[bool, FIXED] = True
     """Decode JPEGs at 1/2, 1/4 or 1/8 where the warp shrinks by more. Off: closer to the reference's pictures, slower."""
 

@@ -62,6 +62,35 @@ class Duration:
         return f"{self.seconds:.15g}s"
 
 
+@dataclass(frozen=True)
+class Limit:
+    """A number, or a share of one: `20` or `2.5%`."""
+
+    number: float
+    is_share: bool = False
+
+    @classmethod
+    def parse(cls, text: str | float | Limit) -> Limit:
+        """Read `"20"`, `20` or `"2.5%"`; raises ConfigError for anything else."""
+        if isinstance(text, Limit):
+            return text
+        match = re.fullmatch(r"\s*(\d+|\d+\.\d*(?=\s*%))\s*(%?)\s*", str(text))
+        if match is None or (match[2] and float(match[1]) > 100):
+            raise ConfigError(f"expected a whole number or a share such as 2.5%, got {text!r}")
+        return cls(float(match[1]), match[2] == "%")
+
+    def of(self, whole: float) -> float:
+        """Return the limit where the whole is this much."""
+        return self.number / 100 * whole if self.is_share else self.number
+
+    def __str__(self) -> str:
+        return f"{self.number:.15g}{'%' if self.is_share else ''}"
+
+
+PARSED = (Range, Duration, Limit)
+"""Types that have a notation of their own."""
+
+
 def fits(value: Any, kind: Any) -> bool:
     """Return whether a value has this type: any finite number is a float, a bool is no number."""
     if get_origin(kind) is Literal:
@@ -86,7 +115,7 @@ def read_value(kind: Any, text: str) -> Any:
     Raises:
         ConfigError: what was expected and what came.
     """
-    if kind in (Range, Duration):
+    if kind in PARSED:
         return kind.parse(text)
     try:
         if get_origin(kind) is Literal:

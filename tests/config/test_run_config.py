@@ -226,3 +226,21 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 def test_every_option_says_whether_a_resumed_run_may_change_it() -> None:
     assert [name for name, rule in RULES.items() if rule is None] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "of_200"), [("20", "20", 20.0), (7, "7", 7.0), ("2.5%", "2.5%", 5.0), ("0%", "0%", 0.0)]
+)  # fmt: skip
+def test_a_limit_is_a_number_or_a_share(given: Any, kept: str, of_200: float) -> None:
+    config = run(max_replaced=given)
+    assert config.data.max_replaced is not None
+    assert to_dict(config)["max_replaced"] == kept
+    assert config.data.max_replaced.of(200) == of_200
+    assert from_dict(to_dict(config)) == config
+    assert promise_changes(run(), config) == {}
+
+
+@pytest.mark.parametrize("given", ["-1", "2.5", "101%", "few", "%"])
+def test_what_is_no_limit_is_refused(given: str) -> None:
+    with pytest.raises(ConfigError, match="expected a whole number or a share such as"):
+        run(max_replaced=given)

@@ -53,6 +53,8 @@ class RunResult:
     """Why it stopped before its length; None if it did not."""
     report: str = ""
     """What came of it and what to do next, as lines for people."""
+    substitutes: int = 0
+    """Examples trained with a substitute for a picture that cannot be read."""
 
 
 def fit(config: RunConfig) -> RunResult:
@@ -197,6 +199,7 @@ def _result(run: OpenedRun, status: RunStatus, *, already_complete: bool) -> Run
         already_complete,
         status.stopped,
         report=closing(run.config, run.store),
+        substitutes=status.substitutes,
     )
 
 
@@ -222,6 +225,10 @@ def summary(result: RunResult, seconds: float) -> str:
     where = f"step {result.step} of {result.total_steps}"
     if result.stopped:
         where = f"stopped early at {where}, since {result.stopped}"
+    if result.substitutes:
+        where += (
+            f", {result.substitutes:,} examples with a substitute for a picture that cannot be read"
+        )
     return f"{result.url} is complete: {where}, {how}"
 
 

@@ -54,6 +54,8 @@ class RunState:
     """Examples consumed."""
     bad_steps: int = 0
     """Steps in a row, up to this one, whose loss or gradient was not finite."""
+    substitutes: int = 0
+    """Examples trained with a substitute for a picture that cannot be read, since the run began."""
     validations: list[Validation] = field(default_factory=list)
     """The validations that count by now."""
     pending_validation: int | None = None
@@ -151,6 +153,7 @@ def capture(
         "schedule": state.rates.state_dict(),
         "scaler": step.scale.state_dict(),
         "bad_steps": state.bad_steps,
+        "substitutes": state.substitutes,
         "best": asdict(best) if best else None,
         "stopped": state.stop_reason(contract.config, contract.lineage),
         # Not by `asdict`, which copies all of it: a long run has many, and training stands meanwhile.
@@ -208,6 +211,7 @@ def install(step: TrainStep, tensors: Mapping[str, Tensor], extra: Mapping[str, 
         step=int(extra["step"]),
         cursor=Cursor.load_state_dict(extra["cursor"]),
         bad_steps=int(extra["bad_steps"]),
+        substitutes=int(extra.get("substitutes", 0)),
         validations=validations_of(extra),
         pending_validation=extra.get("pending_validation"),
         rates=RateState.load_state_dict(extra["schedule"]),

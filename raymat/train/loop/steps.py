@@ -17,6 +17,7 @@ from raymat.train.loop.checkpointing import AsyncSaver
 from raymat.train.loop.preemption import PreemptionHandler
 from raymat.train.loop.reporter import Reporter
 from raymat.train.loop.startup import StartingPoint
+from raymat.train.loop.state import RunState
 from raymat.train.loop.train_step import StepResult
 from raymat.train.observability.progress import StepClock
 from raymat.train.observability.training_events import StepSkipped
@@ -40,7 +41,7 @@ class TrainingSteps:
         self._attempt, self._feed, self._reporter = attempt, feed, reporter
         self._preemption, self._saver = preemption, saver
         self.step, self.state = start.step, start.state
-        self._clock = StepClock()
+        self._clock, self._substitutes = StepClock(), Substitutes(attempt, start.state)
         self._nonfinite = NonfiniteStepCounter(
             attempt.config.optim.max_bad_steps, attempt.device, start.state.bad_steps
         )
@@ -67,13 +68,15 @@ class TrainingSteps:
         """Take one step on its batch, and record it.
 
         Raises:
-            TrainingError: it is another step's batch, or too many steps in a row were not finite.
+            TrainingError: it is another step's batch, too many steps in a row were not finite, or too many examples were
+                trained with substitutes.
         """
         attempt, state, schedule = self._attempt, self.state, self._attempt.schedule
         attempt.record_activity("training", state.step)
         if batch.step != state.step:
             raise TrainingError(f"the feed gave step {batch.step}, expected {state.step}")
         self._reporter.replaced.add(batch.replaced)
+        self._substitutes.add(batch)
         self._reporter.mattes.add(batch)
         numbers = attempt.run.order.step_numbers(batch.step)
         rate = rates(attempt.config, state.cursor.next_example, state.rates)
@@ -96,15 +99,18 @@ class TrainingSteps:
             self._reporter.images(done, result.pictures)
         if schedule.logs(done):
             self._log_row(batch, result, rate)
+            self._substitutes.count()
+            self._substitutes.require_few()
 
     def read_health(self) -> None:
-        """Wait for the health of all steps: a checkpoint says how many in a row have failed.
+        """Wait for the health of all steps: a checkpoint says how many in a row have failed, and how many used substitutes.
 
         Raises:
             TrainingError: too many steps in a row were not finite.
         """
         self._require_finite(self._nonfinite.drain())
         self.state.bad_steps = self._nonfinite.in_a_row
+        self._substitutes.count()
 
     def _require_finite(self, found: list[BadStep]) -> None:
         for bad in found:
@@ -139,6 +145,36 @@ class TrainingSteps:
         of_all = group.sums(own)
         waits, memory = of_all[: world.size], of_all[world.size :]
         return columns | {"data_wait": max(waits), "memory": int(max(memory))}
+
+
+class Substitutes:
+    """One worker's part. The count is of all workers and attempts, and part of the state: a kill does not change it."""
+
+    def __init__(self, attempt: Attempt, state: RunState) -> None:
+        self._attempt, self._state = attempt, state
+        self._own = 0
+        """This worker's since the last count."""
+
+    def add(self, batch: MicroBatch) -> None:
+        """Note a batch that is trained on. Not a collective."""
+        self._own += len({replaced.number for replaced in batch.replaced})
+
+    def count(self) -> None:
+        """Bring the state's number up to date. Called by all workers."""
+        (found,) = self._attempt.group.sums([float(self._own)])
+        self._state.substitutes += int(found)
+        self._own = 0
+
+    def require_few(self) -> None:
+        """Raise a TrainingError, on all workers, if more were counted than --max-replaced allows."""
+        limit, found = self._attempt.config.data.max_replaced, self._state.substitutes
+        trained = self._state.cursor.next_example
+        if limit is None or found <= limit.of(max(trained, self._attempt.schedule.epoch_examples)):
+            return
+        raise TrainingError(
+            f"{found:,} of {trained:,} examples were trained with a substitute for a picture that cannot be read, more than "
+            f"--max-replaced {limit} allows: mend the files, which the run's events name (`replaced`), or allow more"
+        )
 
 
 def device_memory(device: torch.device) -> float:

@@ -184,6 +184,7 @@ class Trainer:
                 reason=f"stopped early: {state.stopped}" if state.stopped else "the run's length",
                 step=state.step,
                 replaced=int(replaced),
+                substitutes=state.substitutes,
                 waited=self.validations.waited,
                 saves=dataclasses.asdict(checkpoints.saver.counts),
             )

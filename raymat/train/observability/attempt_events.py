@@ -129,6 +129,10 @@ class AttemptEnded(Event):
     reason: Annotated[str | None, "complete: what ended the run"] = None
     step: Annotated[int | None, "complete: completed steps"] = None
     replaced: Annotated[int | None, "complete: unreadable images replaced in this attempt"] = None
+    substitutes: Annotated[
+        int,
+        "complete: examples of the run that were trained with a substitute for an unreadable image",
+    ] = 0
     waited: Annotated[float | None, "complete: s that training waited for validations"] = None
     saves: Annotated[dict[str, int] | None, "complete: rank 0's saves by what became of them"] = (
         None

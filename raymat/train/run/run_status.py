@@ -21,6 +21,8 @@ class RunStatus:
     """Of the newest checkpoint that the listing shows as committed; 0 where there is none."""
     stopped: str | None
     """Why it is the run's last one, though before its length; None if it is not."""
+    substitutes: int = 0
+    """Examples trained with a substitute for a picture that cannot be read."""
 
 
 def committed_step(statuses: Sequence[Status]) -> int:
@@ -41,10 +43,9 @@ def read_status(
     Raises:
         StorageError: the storage cannot be read.
     """
-    stopped = None
-    if config.length.early_stop_patience:  # nothing is read otherwise
-        stopped = _stopped(newest_extra(store, statuses), config, order)
-    return RunStatus(committed_step(statuses), stopped)
+    extra = newest_extra(store, statuses)
+    stopped = _stopped(extra, config, order) if config.length.early_stop_patience else None
+    return RunStatus(committed_step(statuses), stopped, int(extra.get("substitutes", 0)))
 
 
 def is_complete(

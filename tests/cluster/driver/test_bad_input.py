@@ -124,6 +124,13 @@ def test_an_image_that_cannot_be_read_is_named_and_replaced(
     replaced = [event for event in read_events(store) if event["kind"] == "replaced"]
     assert len(replaced) == 1
     assert replaced[0]["path"].endswith("05.jpg")
+    (end,) = [event for event in read_events(store) if event["kind"] == "end"]
+    count = end["substitutes"]
+    assert count > 0
+    assert (
+        f"step 4 of 4, {count} examples with a substitute for a picture that cannot be read, after"
+        in said
+    )
     assert [row[:2] for row in rows(store)] == [(1, 4), (2, 8), (3, 12), (4, 16)]
 
 

@@ -24,7 +24,8 @@ from raymat.train.loop.trainer import Outcome
 from raymat.train.observability.events import read_events
 from raymat.train.observability.metrics_log import read_metrics
 from tests.support import runs
-from tests.support.workers import in_workers
+from tests.support.small import build_small
+from tests.support.workers import WorkerError, in_workers
 from tests.train.conftest import Pair, make_pair
 
 # What a row says of its step; time is when it happened.
@@ -386,6 +387,71 @@ def test_a_replaced_file_is_reported_once_and_counted(tmp_path: Path) -> None:
     (event,) = events(config, "replaced")
     assert (event["path"], event["reason"], event["example"]) == ("a/b.png", "truncated", 0)
     assert events(config, "end")[0]["replaced"] == 4
+
+
+class EveryFifth(runs.Feed):
+    """Says that every fifth example has a substitute, for two pictures."""
+
+    def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
+        for batch in super().train(first_step, end_step):
+            found = [
+                Replacement(n, path, "gone")
+                for n in batch.numbers
+                if n % 5 == 0
+                for path in ("a.png", "b.png")
+            ]
+            yield MicroBatch(**(vars(batch) | {"replaced": tuple(found)}))
+
+
+def train_with_substitutes(
+    world: World, config: RunConfig, kill: dict[int, int] | None = None
+) -> Outcome:
+    return runs.train(world, config, feed=EveryFifth(config, world, kill or {}, patient=True))
+
+
+def test_the_count_of_substitutes_is_the_same_after_a_kill_and_with_two_workers(
+    tmp_path: Path,
+) -> None:
+    whole, killed = (
+        runs.tiny(
+            tmp_path, name, steps=6, checkpoint_interval=3, valid_examples=0, log_loss_interval=4
+        )
+        for name in ("whole", "killed")
+    )
+    in_workers(1, train_with_substitutes, whole)
+    with pytest.raises(WorkerError):
+        in_workers(2, train_with_substitutes, killed, {1: 5})
+    in_workers(2, train_with_substitutes, killed)
+    for config in (whole, killed):
+        counts = {step: s.extra["substitutes"] for step, s in runs.checkpoints(config).items()}
+        assert counts == {3: 3, 6: 5}  # examples 0, 5, 10 of 12, and 15, 20 of 24
+        assert events(config, "end")[-1]["substitutes"] == 5
+
+
+@pytest.mark.parametrize(
+    ("limit", "step"), [("3", 4), ("4", 6), ("5", None), ("10%", 4), ("24%", None), (None, None)]
+)
+def test_a_run_that_trains_on_substitutes_ends_at_the_same_step_however_often_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, step: int | None
+) -> None:
+    monkeypatch.setattr(startup, "build", build_small)
+    config = runs.tiny(
+        tmp_path, "run", steps=6, checkpoint_interval=3, valid_examples=0, log_loss_interval=2,
+        epoch_examples=20, max_replaced=limit,
+    )  # fmt: skip
+    for _ in range(2):
+        if step is None:
+            assert train_with_substitutes(World(), config).step == 6
+            continue
+        found = {4: (4, 16), 6: (5, 24)}[step]
+        with pytest.raises(TrainingError) as ended:
+            train_with_substitutes(World(), config)
+        assert ended.value.line.startswith(
+            "{} of {} examples were trained with a substitute for a picture that cannot be read, ".format(
+                *found
+            )
+        )
+        assert f"--max-replaced {limit} allows" in ended.value.line
 
 
 @pytest.mark.parametrize("log_loss_interval", [1, 10])
