@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -28,9 +26,13 @@ HD = (1920, 1080)
 COMMAND = [sys.executable, "-c", "import sys; from raymat.cli.main import main; sys.exit(main())"]
 
 
+VALID = 2
+"""Distinct pictures of each kind to validate on, none of which is trained on."""
+
+
 def write_pictures(folder: Path, distinct: int) -> None:
-    """Write `distinct` pairs and backgrounds of HD."""
-    for number in range(distinct):
+    """Write `distinct` pairs and backgrounds of HD, and those to validate on."""
+    for number in range(distinct + VALID):
         rng = np.random.Generator(np.random.Philox(number))
         _, matte = keyed(rng, *HD)
         quality = [cv2.IMWRITE_JPEG_QUALITY, 90]
@@ -42,6 +44,7 @@ def write_pictures(folder: Path, distinct: int) -> None:
 def link_dataset(folder: Path, pictures: Path, distinct: int, pairs: int) -> list[str]:
     """Link the pictures under `pairs` names to train on and a hundredth as many to validate on; return the options."""
     for split, count in (("train", pairs), ("valid", max(1, pairs // 100))):
+        kinds, first = (distinct, 0) if split == "train" else (VALID, distinct)
         for below, kind, suffix in (
             ("data/{}/fgr", "fgr", "jpg"),
             ("data/{}/pha", "pha", "png"),
@@ -52,26 +55,34 @@ def link_dataset(folder: Path, pictures: Path, distinct: int, pairs: int) -> lis
             for n in range(count):
                 if n % 1000 == 0:
                     (place / f"clip{n // 1000:03}").mkdir()
-                source = pictures / f"{kind}-{n % distinct}.{suffix}"
+                source = pictures / f"{kind}-{first + n % kinds}.{suffix}"
                 os.link(source, place / f"clip{n // 1000:03}/{n:06}.{suffix}")
     return ["--dataset", f"{folder}/data", "--backgrounds", f"{folder}/walls"]
 
 
-def measure(words: Sequence[str]) -> tuple[float, float, float, str]:
-    """Run `raymat check`; return its wall and CPU seconds, the most memory in MB, and its result."""
-    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [*COMMAND, "check", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+def measure(what: str, *words: str, pairs: int = 0) -> None:
+    """Run `raymat check`, and print its wall and CPU seconds, the most memory that it had, and its result."""
+    began = time.monotonic()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [*COMMAND, "check", *words],
+            stdout=output,
+            stderr=output,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        _, status, used = os.wait4(process.pid, 0)
+        output.seek(0)
+        lines = output.read().splitlines()
+    seconds, cpu = time.monotonic() - began, used.ru_utime + used.ru_stime
+    if os.waitstatus_to_exitcode(status) not in (0, 1):
+        raise SystemExit("\n".join(lines))
+    rate = (
+        f", {pairs / seconds:.1f} pairs/s, {1000 * cpu / pairs:.1f} CPU ms a pair" if pairs else ""
     )
-    seconds, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    if done.returncode not in (0, 1):
-        raise SystemExit(done.stderr)
-    return seconds, cpu, after.ru_maxrss / 1000, done.stdout.splitlines()[-1]
+    memory = used.ru_maxrss / 1000
+    print(
+        f"{what}: {seconds:.1f} s, {cpu:.1f} CPU s{rate}, {memory:.0f} MB; {lines[-1]}", flush=True
+    )
 
 
 def main() -> None:
@@ -87,21 +98,13 @@ def main() -> None:
         write_pictures(folder, arguments.distinct)
         load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
         print(f"{len(os.sched_getaffinity(0))} cores, load {load}")
-        words = link_dataset(folder / "many", folder, arguments.distinct, arguments.files // 2)
-        report(f"a sample of {arguments.files:,} files of pairs", 0, *measure(words))
-        words = link_dataset(folder / "all", folder, arguments.distinct, arguments.pairs)
-        words += ["--all"]
-        report(
-            f"all of {arguments.pairs:,} pairs and backgrounds", arguments.pairs, *measure(words)
-        )
-
-
-def report(what: str, pairs: int, seconds: float, cpu: float, memory: float, result: str) -> None:
-    """Print a row."""
-    rate = (
-        f", {pairs / seconds:.1f} pairs/s, {1000 * cpu / pairs:.1f} CPU ms a pair" if pairs else ""
-    )
-    print(f"{what}: {seconds:.1f} s, {cpu:.1f} CPU s{rate}, {memory:.0f} MB; {result}", flush=True)
+        measure("no pictures (the command's imports)", "--synthetic", "3")
+        words = link_dataset(folder / "many", folder, arguments.distinct, arguments.files // 3)
+        measure(f"listing of {arguments.files:,} files", *words, "--sample", "1")
+        measure("the same and a sample of 200", *words)
+        pairs = arguments.pairs
+        words = link_dataset(folder / "all", folder, arguments.distinct, pairs)
+        measure(f"all of {pairs:,} pairs with backgrounds", *words, "--all", pairs=pairs)
 
 
 if __name__ == "__main__":

@@ -80,9 +80,8 @@ def to_yaml(config: RunConfig, leave_out: Sequence[str] = ()) -> str:
 
 def _examine(config: RunConfig, options: Options, stores: bool) -> tuple[Subject, Report]:
     sample = None if options.all else options.sample
-    with ProgressBar("check", noun="files") as progress:
-        subject = Subject(config=config, listing=None, source=None, sample=sample, stores=stores)
-        return examine(subject, progress)
+    bar = ProgressBar("check", noun="files")
+    return examine(Subject(config=config, sample=sample, stores=stores, progress=bar))
 
 
 def _lines(report: Report) -> list[str]:

@@ -79,7 +79,7 @@ def test_a_good_dataset_is_fine_and_its_sizes_are_told(check: Any, dataset: Data
         ["valid pairs", "2", "2", "96x64", "96x64", "96x64", "jpg, png"],
         ["valid backgrounds", "2", "2", "80x80", "80x80", "80x80", "jpeg, webp"],
     ]
-    assert max(map(len, out)) <= 80
+    assert max(len(line) for line in out if str(dataset.data) not in line) <= 80
 
 
 def test_a_sample_is_as_large_as_asked_for_and_all_is_all(check: Any) -> None:
@@ -162,6 +162,18 @@ def test_pictures_of_training_in_validation_are_found_under_any_name(
     ]
 
 
+def test_a_sample_bounds_how_many_files_are_compared(dataset: Dataset, check: Any) -> None:
+    """All of one size in bytes, as raw mattes are: none is told from its size."""
+    same = sorted(dataset.walls.glob("*/*"))
+    for number, path in enumerate(same):
+        path.write_bytes(encode(photo(number, 80, 80), "PNG").ljust(30_000, b"\0"))
+    assert len({path.stat().st_size for path in same}) == 1
+    _, out = check("--sample", "1", "--batch-size", "4")
+    assert "  backgrounds: a sample of those with equal sizes (--all: all of them)" in out
+    _, out = check("--sample", "1", "--all")
+    assert not any("a sample of those" in line for line in out)
+
+
 def test_pictures_that_would_be_enlarged_are_found(check: Any) -> None:
     code, out = check("--resolution", "256", "--crop", "32:64")
     assert code == 1
@@ -228,6 +240,8 @@ def test_storage_that_cannot_be_reached_is_no_verdict(raymat: Command, dataset: 
     )
     assert code == 2
     assert len(findings(out, "unseen")) == 1
+    assert "pictures: not looked at" in out
+    assert "storage: not looked at: give --storage and --name" in out
     assert out[-1] == "result: 1 not looked at"
 
 
@@ -331,6 +345,17 @@ def test_a_contact_sheet_is_a_png(check: Any, raymat: Command) -> None:
         2,
         ["raymat: error: --contact-sheet must end in .png, got 'sheet.jpg'"],
     )
+
+
+# The length.
+
+
+def test_the_length_is_told_and_a_batch_of_one_is_found(check: Any) -> None:
+    _, out = check("--epochs", "2", "--batch-size", "2")
+    assert "  5 steps of 2 examples: 10 examples, 2 epochs of 5" in out
+    code, out = check("--batch-size", "1")
+    assert code == 1
+    assert findings(out)[0].startswith("--batch-size 1 cannot be trained")
 
 
 # The configuration, and the forms of the output.

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from raymat.storage.urls import redact_urls
 
-Severity = Literal["error", "warning", "unseen", "note"]
+Severity = Literal["error", "warning", "unseen", "note", "skipped"]
 """error: the run would fail, or train on something else. warning: likely a mistake. unseen: could not be looked at.
-note: a fact."""
+note: a fact. skipped: was not asked for, or there is nothing to look at."""
 
 EXAMPLES = 3
 """Of one kind of finding, at most."""
@@ -88,7 +88,13 @@ class Section:
         kinds: tuple[Severity, ...] = ("error", "warning", "unseen")
         wrong = [f"  {kind}: {found.line}" for kind in kinds for found in self.of(kind)]
         notes = [f"  {line}" for found in self.of("note") for line in found.line.splitlines()]
-        return [f"{self.title}: {'fine' if not wrong else 'look here'}", *wrong, *notes]
+        return [f"{self.title}: {self._result(wrong)}", *wrong, *notes]
+
+    def _result(self, wrong: list[str]) -> str:
+        reasons = [found.line for found in self.of("skipped")]
+        if wrong or not (reasons or not self.found):
+            return "look here" if wrong else "fine"
+        return ": ".join(["not looked at", *reasons])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the section as JSON has it."""

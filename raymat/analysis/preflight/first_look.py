@@ -30,7 +30,7 @@ def first_look(config: RunConfig, source: Source, seconds: float = SECONDS) -> I
     """
     if config.data.synthetic is not None:
         return
-    subject = Subject(config=config, listing=None, source=source, sample=_EACH)
+    subject = Subject(config=config, source=source, sample=_EACH)
     seen: list[Seen] = []
     deadline = time.monotonic() + seconds
     reader = threading.Thread(target=_read, args=(subject, deadline, seen), daemon=True)

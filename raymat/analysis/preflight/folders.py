@@ -13,6 +13,7 @@ from raymat.data.dataset.image_folder import UnreachableError
 from raymat.data.dataset.listing import Files, Listing
 from raymat.data.dataset.run_dataset import list_pictures
 from raymat.errors import DataError
+from raymat.storage.urls import redact
 
 
 def find_pictures(config: RunConfig) -> tuple[Listing | None, list[Finding]]:
@@ -35,6 +36,9 @@ def find_pictures(config: RunConfig) -> tuple[Listing | None, list[Finding]]:
             except DataError as error:
                 found.setdefault(error.line, Finding("error", error.line))
     found |= {line: Finding("warning", line) for line in said}
+    if listing is not None and not found:
+        places = f"{redact(listing.dataset_url)} and {redact(listing.backgrounds_url)}"
+        return listing, [Finding("note", f"{places}: each foreground has its alpha")]
     return listing, list(found.values())
 
 

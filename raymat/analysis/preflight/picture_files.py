@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -110,23 +111,31 @@ def check_pictures(subject: Subject) -> Iterator[Finding]:
     source, listing = subject.source, subject.listing
     if source is None or listing is None:
         return
-    resolution = subject.config.data.resolution
     sizes: dict[tuple[Kind, bool], Counter[Size]] = {kind: Counter() for kind in counts_of(source)}
     mattes = MatteTally()
     try:
-        for seen in in_order(
-            lambda place: look(source, place, resolution), places(subject), threads()
-        ):
+        for seen in _looks(subject, source):
             yield from seen.findings
             if seen.size is not None:
                 sizes[seen.place.kind, seen.place.valid][seen.size] += 1
             if seen.matte:
                 mattes.add(seen.looks, seen.matte)
-            subject.progress(files_of([seen.place]))
     except DataError as error:
         yield Finding("unseen", error.line)
     yield from mattes.findings()
     yield _table(listing, source, sizes)
+
+
+def _looks(subject: Subject, source: Source) -> Iterator[Seen]:
+    """Look at what the subject chooses, in threads, with its bar."""
+    resolution = subject.config.data.resolution
+    with subject.progress or nullcontext() as bar:
+        if bar is not None:
+            bar.begin(files_of(places(subject)))
+        for seen in in_order(lambda p: look(source, p, resolution), places(subject), threads()):
+            yield seen
+            if bar is not None:
+                bar.add(files_of([seen.place]))
 
 
 def _table(

@@ -8,11 +8,11 @@ from raymat.analysis.preflight.duplicates import check_duplicates
 from raymat.analysis.preflight.findings import Finding, Report, Section
 from raymat.analysis.preflight.folders import find_pictures
 from raymat.analysis.preflight.initial_weights import check_weights
-from raymat.analysis.preflight.picture_files import check_pictures, files_of, places
+from raymat.analysis.preflight.picture_files import check_pictures
+from raymat.analysis.preflight.run_length import check_length
 from raymat.analysis.preflight.storage_room import check_storage
 from raymat.analysis.preflight.subject import Check, Subject
 from raymat.analysis.run_pictures import open_source
-from raymat.console import ProgressBar
 from raymat.data.dataset.source import FolderSource, Source
 from raymat.errors import DataError, StorageError
 from raymat.storage.retry import RetryPolicy
@@ -20,12 +20,13 @@ from raymat.storage.retry import RetryPolicy
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("pictures", check_pictures),
     ("train/ and valid/", check_duplicates),
+    ("length", check_length),
     ("weights", check_weights),
     ("storage", check_storage),
 )
 
 
-def examine(subject: Subject, progress: ProgressBar) -> tuple[Subject, Report]:
+def examine(subject: Subject) -> tuple[Subject, Report]:
     """List the subject's pictures and run every check; return it with them, and what was found.
 
     Raises:
@@ -38,9 +39,7 @@ def examine(subject: Subject, progress: ProgressBar) -> tuple[Subject, Report]:
         source = FolderSource(listing, RetryPolicy())
     elif config.data.synthetic is not None:
         source = open_source(config.data, config.data.seed, config.data.resolution, None, ())
-    subject = dataclasses.replace(subject, listing=listing, source=source, progress=progress.add)
-    if listing is not None:
-        progress.begin(files_of(places(subject)))
+    subject = dataclasses.replace(subject, listing=listing, source=source)
     folders = Section("folders")
     folders.add(findings)
     return subject, Report((folders, *(_section(title, check, subject) for title, check in CHECKS)))

@@ -14,7 +14,7 @@ import torch
 
 from raymat.analysis.preflight.findings import Finding
 from raymat.analysis.preflight.subject import Subject
-from raymat.config.fixed_options import promise_changes, refuse_changes
+from raymat.config.fixed_options import DATASET, promise_changes, refuse_changes
 from raymat.config.run import RunConfig, as_begun, from_dict
 from raymat.console import size
 from raymat.errors import ConfigError, StorageError
@@ -31,7 +31,7 @@ _CONTENT = b"raymat check\n"
 def check_storage(subject: Subject) -> Iterator[Finding]:
     """Write, read, list and delete a small file where the run will be, and compare the free space with what it needs."""
     if not subject.stores:
-        yield Finding("note", "not looked at: give --storage and --name")
+        yield Finding("skipped", "give --storage and --name")
         return
     config = subject.config
     store = Store.open(config.storage, config.name)
@@ -75,7 +75,7 @@ def _run_there(store: Store, config: RunConfig) -> Iterator[Finding]:
     yield Finding("note", f"holds a run of this name, begun {stored['created']}: it is resumed")
     asked = as_begun(config, begun)
     try:
-        refuse_changes(begun, asked, store.url)
+        refuse_changes(begun, asked, store.url, but=DATASET if config.data.grow_dataset else ())
     except ConfigError as error:
         yield Finding("error", error.line, data=sorted(promise_changes(begun, asked)))
 

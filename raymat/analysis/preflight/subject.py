@@ -10,6 +10,7 @@ import numpy as np
 
 from raymat.analysis.preflight.findings import Finding
 from raymat.config.run import RunConfig
+from raymat.console import ProgressBar
 from raymat.data.dataset.listing import Listing
 from raymat.data.dataset.source import Source
 
@@ -19,16 +20,16 @@ class Subject:
     """A run that is not begun: its configuration, its pictures, and how many of them are looked at."""
 
     config: RunConfig
-    listing: Listing | None
+    listing: Listing | None = None
     """None: the pictures are made, or could not be listed."""
-    source: Source | None
+    source: Source | None = None
     """None: there are no pictures."""
     sample: int | None = None
     """Pictures of each kind that are looked at; None: all."""
     stores: bool = True
     """Whether the storage was named."""
-    progress: Callable[[int], None] = lambda files: None
-    """Called with the number of files that were looked at since the last call."""
+    progress: ProgressBar | None = None
+    """Shows how many files were looked at."""
 
     @property
     def trainable(self) -> bool:
