@@ -74,7 +74,7 @@ def measure(what: str, *words: str, pairs: int = 0) -> None:
         output.seek(0)
         lines = output.read().splitlines()
     seconds, cpu = time.monotonic() - began, used.ru_utime + used.ru_stime
-    if os.waitstatus_to_exitcode(status) not in (0, 1):
+    if os.waitstatus_to_exitcode(status) not in (0, 1) or not lines[-1].startswith("result: "):
         raise SystemExit("\n".join(lines))
     rate = (
         f", {pairs / seconds:.1f} pairs/s, {1000 * cpu / pairs:.1f} CPU ms a pair" if pairs else ""
