@@ -134,6 +134,30 @@ def test_a_missing_split_is_found_and_the_other_is_looked_at(check: Any, dataset
     assert table(out)[0][1] == "5"
 
 
+def test_pictures_that_are_not_read_are_found_and_what_systems_leave_behind_is_told(
+    check: Any, dataset: Dataset
+) -> None:
+    (dataset.data / "train/fgr/@eaDir").mkdir()
+    (dataset.data / "train/fgr/@eaDir/0000.jpg").write_bytes(b"a thumbnail")
+    code, out = check()
+    assert (code, findings(out, "warning")) == (0, [])
+    assert any(line.startswith("  passed over, ") and "@eaDir" in line for line in out)
+    (dataset.walls / "train/x.heic").write_bytes(b"a picture of a phone")
+    code, out = check()
+    assert code == 1
+    (line,) = findings(out, "warning")
+    assert line.startswith(f"left out below {dataset.walls}/train, only ")
+    assert "heic" in line
+
+
+def test_the_kinds_of_mattes_with_an_ending_are_told(raymat: Command, dataset: Dataset) -> None:
+    for path in sorted(dataset.data.glob("*/pha/*/*")):
+        path.rename(path.with_stem(f"{path.stem}_mask"))
+    code, out, _ = raymat("check", *dataset.words, "--pair-suffix", "_mask")
+    assert code == 0
+    assert table(out)[0][-1] == "jpg, png"
+
+
 def test_what_is_wrong_in_both_splits_is_found_at_once(check: Any, dataset: Dataset) -> None:
     (dataset.data / "train/pha/clip0/0002.png").unlink()
     (dataset.data / "valid/fgr/clip0/0000.jpg").unlink()

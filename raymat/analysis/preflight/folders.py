@@ -15,6 +15,9 @@ from raymat.data.dataset.run_dataset import list_pictures
 from raymat.errors import DataError
 from raymat.storage.urls import redact
 
+_FACTS = ("passed over", "left out of ")
+"""Beginnings of what listing says of files that nobody takes for pictures, or that it was told to leave out."""
+
 
 def find_pictures(config: RunConfig) -> tuple[Listing | None, list[Finding]]:
     """List the run's pictures, or the half of them that can be used, and return what is wrong with the others."""
@@ -35,19 +38,20 @@ def find_pictures(config: RunConfig) -> tuple[Listing | None, list[Finding]]:
                 break
             except DataError as error:
                 found.setdefault(error.line, Finding("error", error.line))
-    found |= {line: Finding("warning", line) for line in said}
     if listing is not None and not found:
         places = f"{redact(listing.dataset_url)} and {redact(listing.backgrounds_url)}"
-        return listing, [Finding("note", f"{places}: each foreground has its alpha")]
+        found[places] = Finding("note", f"{places}: each foreground has its alpha")
+    for line in said:
+        found[line] = Finding("note" if line.startswith(_FACTS) else "warning", line)
     return listing, list(found.values())
 
 
 def kinds_of(*files: Files) -> Counter[str]:
-    """Count files by their extension, in lower case and without its dot."""
+    """Count files by their extension, in lower case, without its dot and what a mattes' ending adds."""
     counted: Counter[str] = Counter()
     for each in files:
         for code, suffix in enumerate(each.suffixes):
-            counted[suffix.lower().lstrip(".")] += int((each.codes == code).sum())
+            counted[suffix.lower().rpartition(".")[2]] += int((each.codes == code).sum())
     return counted
 
 
