@@ -198,8 +198,8 @@ def test_a_sample_bounds_how_many_files_are_compared(dataset: Dataset, check: An
     assert not any("a sample of those" in line for line in out)
 
 
-def test_pictures_that_would_be_enlarged_are_found(check: Any) -> None:
-    code, out = check("--resolution", "256", "--crop", "32:64")
+def test_pictures_that_would_be_enlarged_are_found(raymat: Command, dataset: Dataset) -> None:
+    code, out, _ = raymat("check", *dataset.words[:4], "--resolution", "256", "--crop", "32:64")
     assert code == 1
     (line,) = findings(out, "warning")
     assert line.startswith("13 x smaller than half of --resolution 256: ")

@@ -39,7 +39,8 @@ def find_pictures(config: RunConfig) -> tuple[Listing | None, list[Finding]]:
             except DataError as error:
                 found.setdefault(error.line, Finding("error", error.line))
     if listing is not None and not found:
-        places = f"{redact(listing.dataset_url)} and {redact(listing.backgrounds_url)}"
+        urls = (*listing.dataset_url.splitlines(), *listing.backgrounds_url.splitlines())
+        places = ", ".join(map(redact, urls))
         found[places] = Finding("note", f"{places}: each foreground has its alpha")
     for line in said:
         found[line] = Finding("note" if line.startswith(_FACTS) else "warning", line)
