@@ -29,7 +29,7 @@ class Options:
 
     url: Url
     """The run: STORAGE/NAME, any fsspec URL."""
-    kind: Annotated[str | None, Spelling("KIND,...")] = None
+    kind: Annotated[str | None, Spelling("A,B")] = None
     """Only of these kinds, as in commit,failure."""
     attempt: Annotated[int | None, at_least(1)] = None
     """Only of this attempt."""
@@ -58,8 +58,9 @@ def main(argv: Sequence[str]) -> int:
 def _kinds(text: str | None) -> frozenset[str]:
     """Return the kinds that are asked for, none for all. Raises ConfigError for one that no event has."""
     kinds = frozenset(filter(None, (text or "").split(",")))
+    otherwise = "docs/events.md lists all kinds"
     for kind in kinds - KINDS.keys():
-        raise ConfigError(f"--kind: no event is of kind {kind!r}{closest(kind, KINDS)}")
+        raise ConfigError(f"--kind: no event is of kind {kind!r}{closest(kind, KINDS, otherwise)}")
     return kinds
 
 

@@ -126,7 +126,11 @@ def _fault_of(data: bytes, error: BaseException) -> str:
     if "TorchScript" in text:
         return "it is a TorchScript archive; give the PyTorch weights (a state dict) instead"
     if not data.startswith((b"PK\x03\x04", b"\x80")):
-        return "it is not a PyTorch weights file" if data else "it is empty; fetch it again"
+        return (
+            "it is neither a PyTorch nor a safetensors file"
+            if data
+            else "it is empty; fetch it again"
+        )
     if "Unsupported" in text or "Weights only load failed" in text:
         named = re.search(r"GLOBAL ([\w.]+)", text)
         first = f" (the first: {named[1].rstrip('.')})" if named else ""

@@ -328,7 +328,7 @@ def test_files_that_are_no_weights_are_refused_in_one_line(tmp_path: Path) -> No
         (tmp_path / name).write_bytes(data)
     for name in ("text.pth", "picture.pth"):
         assert refused(model, tmp_path / name) == (
-            f"cannot read weights from {tmp_path / name}: it is not a PyTorch weights file"
+            f"cannot read weights from {tmp_path / name}: it is neither a PyTorch nor a safetensors file"
         )
     assert "damaged or incomplete" in refused(model, tmp_path / "cut.pth")
 

@@ -229,7 +229,7 @@ def test_part_of_a_network_is_none(tmp_path: Path) -> None:
 
 def test_a_damaged_safetensors_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"nothing of the kind")
-    assert "damaged or no safetensors file" in refusal(str(tmp_path / "w.safetensors"))
+    assert "neither a PyTorch nor a safetensors file" in refusal(str(tmp_path / "w.safetensors"))
 
 
 def commit_network(folder: Path, seed: int, step: int, **more: Any) -> None:
