@@ -19,7 +19,7 @@ from raymat.analysis.contact_sheet import png, prediction, source_and_truth
 from raymat.cluster.driver.cluster_setup import running_ray
 from raymat.cluster.driver.launch import fit
 from raymat.config.run import RunConfig, build, from_dict
-from raymat.console import columns
+from raymat.console import Display, columns
 from raymat.data.batch_maker import make_valid_batch
 from raymat.data.composite import Composed
 from raymat.model.matting import MattingBase
@@ -127,7 +127,8 @@ class _HalfwayKiller(threading.Thread):
                 continue
             victim = next(e for e in reversed(events) if e["kind"] == "start")["ranks"][-1]
             time.sleep(2)  # into the steps after the checkpoint
-            print(f"killing worker {victim['rank']}, process {victim['pid']}", flush=True)
+            # Above the line of progress, which another thread draws.
+            Display().print(f"killing worker {victim['rank']}, process {victim['pid']}")
             os.kill(victim["pid"], signal.SIGKILL)
             return
 
