@@ -198,7 +198,7 @@ def _result(run: OpenedRun, status: RunStatus, *, already_complete: bool) -> Run
         total,
         already_complete,
         status.stopped,
-        report=closing(run.config, run.store),
+        report=closing(run.config, run.store, status.validations),
         substitutes=status.substitutes,
     )
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from raymat.checkpoint.catalog import newest_extra, scan
 from raymat.config.run import RunConfig
 from raymat.console import columns, count
 from raymat.data.dataset.source import Source
@@ -16,7 +15,7 @@ from raymat.train.observability.progress import Progress
 from raymat.train.observability.validation_events import values_line
 from raymat.train.run.open_run import OpenedRun
 from raymat.train.run.schedule import Schedule
-from raymat.train.validation.criteria import Validation, best_of, validations_of
+from raymat.train.validation.criteria import Validation, best_of
 
 Rows = list[tuple[str, str]]
 
@@ -63,13 +62,14 @@ def first_progress(run: OpenedRun) -> Progress:
     )
 
 
-def closing(config: RunConfig, store: Store) -> str:
+def closing(config: RunConfig, store: Store, validations: Sequence[Validation]) -> str:
     """Format what a complete run has come to, and commands for what may come next, in aligned lines.
+
+    `validations`: its recorded ones, by step.
 
     Raises:
         StorageError: the storage cannot be read.
     """
-    validations = validations_of(newest_extra(store, scan(store)))
     best = best_of(validations, config.checkpoint.best_metric, config.checkpoint.best_mode)
     where = _bare(store)
     weights = shlex.quote(f"{where}@best" if best else where)

@@ -10,7 +10,7 @@ from raymat.checkpoint.catalog import Status, newest, newest_extra, scan
 from raymat.config.run import RunConfig
 from raymat.data.sample_order import SampleOrder
 from raymat.storage.store import Store
-from raymat.train.validation.criteria import stop_reason, validations_of
+from raymat.train.validation.criteria import Validation, stop_reason, validations_of
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class RunStatus:
     """Why it is the run's last one, though before its length; None if it is not."""
     substitutes: int = 0
     """Examples trained with a substitute for a picture that cannot be read."""
+    validations: tuple[Validation, ...] = ()
+    """Recorded in the newest checkpoint, by step."""
 
 
 def committed_step(statuses: Sequence[Status]) -> int:
@@ -45,7 +47,9 @@ def read_status(
     """
     extra = newest_extra(store, statuses)
     stopped = _stopped(extra, config, order) if config.length.early_stop_patience else None
-    return RunStatus(committed_step(statuses), stopped, int(extra.get("substitutes", 0)))
+    validations = tuple(validations_of(extra))
+    substitutes = int(extra.get("substitutes", 0))
+    return RunStatus(committed_step(statuses), stopped, substitutes, validations)
 
 
 def is_complete(

@@ -46,7 +46,7 @@ def dead(node: str) -> dict[str, object] | None:
 
 
 def lines(board: Blackboard) -> list[str]:
-    return board.news(0)[1]
+    return board.news(0).lines
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from raymat.checkpoint.catalog import scan
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
@@ -24,6 +25,7 @@ from raymat.train.observability.progress import Progress
 from raymat.train.observability.training_events import ImageReplaced
 from raymat.train.observability.validation_events import ValidationDone
 from raymat.train.run.open_run import open_run
+from raymat.train.run.run_status import read_status
 from tests.support.kit import tiny
 from tests.support.paths import ROOT
 from tests.support.terminal import Terminal, record
@@ -156,7 +158,8 @@ def test_a_run_closes_with_its_best_and_commands_to_go_on_with(tmp_path: Path) -
     write_share(store, CheckpointId(7, 1), snapshot, World(), run.run_id)
     for path in ("a.png", "b.png", "a.png"):
         EventLog.for_driver(store).emit(ImageReplaced(path=path, reason="torn", example=3))
-    assert closing(config, store).replace(str(tmp_path), "/data").splitlines() == [
+    validations = read_status(store, config, run.order, scan(store)).validations
+    assert closing(config, store, validations).replace(str(tmp_path), "/data").splitlines() == [
         "best      step 4: loss 0.25, sad 1.5",
         "final     step 7: loss 0.5",
         "replaced  2 pictures that could not be used, for which others stood in (events/)",

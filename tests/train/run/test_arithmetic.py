@@ -43,7 +43,7 @@ folder, steps, same_bits, rank, size = sys.argv[1], *sys.argv[2:4], *map(int, sy
 if size > 1:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{steps}", rank=rank, world_size=size)
 torch.set_num_threads(1)
-config = runs.tiny(folder, "run", steps=int(steps), same_bits=same_bits, valid_examples=0)
+config = runs.tiny(folder, "run", steps=int(steps), same_bits=same_bits, valid_examples=0, recipe="2")
 world = World(rank, size)
 try:
     trainer.run(
