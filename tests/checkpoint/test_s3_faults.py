@@ -26,6 +26,7 @@ from raymat.config.run import RunConfig
 from raymat.data.batch import MicroBatch
 from raymat.distributed.world import World
 from raymat.errors import StorageError
+from raymat.storage import access
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.store import Store
 from raymat.train.observability.events import read_events
@@ -375,8 +376,10 @@ OUTAGES = {
 @pytest.mark.parametrize("size", [1000, 40 * 2**20])
 @pytest.mark.parametrize("code", OUTAGES)
 def test_what_lasts_is_one_clear_line_at_once(
-    proxy: FaultProxy, bucket: str, code: str, size: int
+    proxy: FaultProxy, bucket: str, code: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # However slow the machine is, the keys are not old enough to be read anew.
+    monkeypatch.setattr(access, "RENEW_SECONDS", 600.0)
     store = behind(proxy, bucket, {})
     status, methods, cause = OUTAGES[code]
     proxy.fail_all(status, code, frozenset(methods))
