@@ -88,7 +88,8 @@ class Access:
         def may_retry(error: BaseException) -> bool:
             nonlocal anew
             fault = classify(error, action)
-            refused = fault.kind in ("denied", "credentials")
+            # A folder of this machine takes no keys that could have been renewed.
+            refused = fault.kind in ("denied", "credentials") and not self.is_local
             if refused and self._renewed_since(began):
                 anew += 1  # what was never allowed is not asked for ever, however long a file system takes to open
                 if anew == 1:

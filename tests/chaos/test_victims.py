@@ -108,14 +108,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store.open(str(folder), "run")
 
 
-def marked(victim: Victim) -> Any:
-    """One of them is among the tests of every day."""
-    mark = pytest.mark.slow if victim.name == "controller" else pytest.mark.chaos
-    return pytest.param(victim, marks=mark, id=victim.name.replace(" ", "-"))
+def named(victim: Victim) -> Any:
+    return pytest.param(victim, id=victim.name.replace(" ", "-"))
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("victim", [marked(victim) for victim in VICTIMS])
+@pytest.mark.parametrize("victim", [named(victim) for victim in VICTIMS])
 def test_a_run_outlives_the_death_of_a_process_or_ends_with_one_line_and_resumes(
     victim: Victim, undisturbed: Store, tmp_path: Path
 ) -> None:

@@ -28,8 +28,8 @@ from raymat.storage.store import Store
 from raymat.train.run.open_run import open_run
 from tests.support.s3 import S3Server
 
-SECONDS = 60.0
-"""At most; most take less than one. Where files may not be read, another process imports torch, slowly on a busy machine."""
+SECONDS = 15.0
+"""At most, once Ray and torch are imported, on a busy machine. Most take less than one."""
 PLAIN = {
     "--synthetic": "8", "--storage": "{}/runs", "--name": "run", "--steps": "1", "--backbone": "mobilenetv2",
     "--device": "cpu", "--resolution": "32", "--crop": "32", "--batch-size": "4", "--valid-examples": "0",
