@@ -26,6 +26,8 @@ class StandingHead:
     def __init__(self, folder: str, cpus: int, environment: Mapping[str, str]) -> None:
         self.port, self.dashboard_port, self._cpus = free_port(), free_port(), cpus
         outside = {n: value for n, value in os.environ.items() if not n.startswith("RAY_")}
+        # As for a test's own Ray: workers that give way to everything else are stopped for minutes by other tests.
+        outside |= {n: value for n, value in os.environ.items() if n == "RAY_worker_niceness"}
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.environment = outside | {"RAY_TMPDIR": folder} | token | dict(environment)
         self._process: subprocess.Popen[bytes] | None = None

@@ -95,7 +95,7 @@ def test_a_submitted_run_whose_driver_was_killed_resumes_from_its_bucket_and_kee
     restored = [event["step"] for event in read_events(store) if event["kind"] == "restore"]
     assert len(restored) == 1
     assert restored[0] >= reached
-    assert [start["attempt"] for start in starts(store)] == [1, 2]
+    assert [start["attempt"] for start in starts(store)] == [1, 2], second.stdout
     assert [row[:2] for row in rows(store)] == [(k, k * BATCH) for k in range(1, STEPS + 1)]
     assert [status.id.step for status in scan(store)] == [20, 15]
     assert SECRET not in first.stdout + first.stderr + second.stdout + second.stderr
