@@ -42,7 +42,6 @@ LONGEST_FIRST = (
     "checkpoint/test_s3_faults.py",
     "train/loop/test_trainer.py",
     "cluster/driver/test_job.py",
-    "cluster/driver/test_buckets.py",
     "cluster/driver/test_machine_watch.py",
     "cluster/driver/test_folder_gone.py",
     "chaos/test_faults.py",

@@ -258,8 +258,8 @@ def test_a_server_that_takes_a_connection_and_does_nothing_more_is_given_up_in_t
 def test_a_slow_upload_may_take_much_longer_than_the_timeout(
     proxy: FaultProxy, bucket: str
 ) -> None:
-    store = behind(proxy, bucket, HASTY | {"read_timeout": 1}, retry=RetryPolicy(total=0.0))
-    proxy.upload_rate = 7e6
+    store = behind(proxy, bucket, HASTY | {"read_timeout": 3}, retry=RetryPolicy(total=0.0))
+    proxy.upload_rate = 6e6
     # Given at the end of the body, the answer shows that it was sent whole.
     proxy.weights, proxy.share = {"error_500": 1.0}, 1.0
     began = time.monotonic()

@@ -79,9 +79,9 @@ def newest_commit(store: Store) -> int:
     return max((e["step"] for e in read_events(store) if e["kind"] == "commit"), default=0)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("steps", [60, pytest.param(200, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("steps", [60, 200])
 def test_keys_that_are_renewed_three_times_cost_no_step_and_no_attempt(
     s3_server: S3Server, tmp_path: Path, steps: int
 ) -> None:
@@ -112,7 +112,7 @@ def deletions_refused(request: Any) -> tuple[int, str] | None:
     return (403, "AccessDenied") if bulk or request.method == "DELETE" else None
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(1200)
 def test_an_account_that_may_not_delete_trains_resumes_keeps_everything_and_is_told_once(
     s3_server: S3Server, tmp_path: Path

@@ -90,7 +90,7 @@ def test_a_machine_without_an_answer_is_dead_within_seconds_while_training_stand
     )  # without a word from the driver 15, and 30 or more
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_lost_machine_that_only_decoded_is_an_event_and_changes_no_bit(
     slow_nodes: Nodes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
