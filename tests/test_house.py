@@ -57,6 +57,7 @@ DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "docstring_parser": "docstring-parser",
     "grpc": "grpcio",
+    "kornia_rs": "kornia-rs",
     "yaml": "pyyaml",
 }
 """Distributions whose name is not that of what they bring."""

@@ -30,7 +30,7 @@ from raymat.data.warp import (
     decode_scale,
     draw_background_warp,
     draw_pair_warp,
-    warp_into,
+    warp_layers_into,
 )
 from raymat.errors import DataError
 
@@ -207,9 +207,8 @@ class _BatchMaker:
         warp = layer.draw(number)
         matrix = crop_map(warp, images[0].size, geometry.resolution, self._crop)
         scale: Scale = decode_scale(matrix) if geometry.scaled_decode else 1
-        decoded = [image.decode(scale) for image in images]
-        for pixels, out in zip(decoded, layer.outs, strict=True):
-            warp_into(out[slot], pixels, matrix, scale)
+        decoded = [image.decode(scale, padded=True) for image in images]
+        warp_layers_into([out[slot] for out in layer.outs], decoded, matrix, scale)
         self._judge(images[-1], decoded)
 
     def _judge(self, matte: OpenImage, pair: Sequence[Pixels]) -> None:
@@ -217,7 +216,8 @@ class _BatchMaker:
         found = matte.statistics
         if found is not None:
             self._looked += 1
-            kinds = judge(found.beside(*pair))
+            fgr, pha = pair
+            kinds = judge(found.beside(fgr[..., :3], pha))
             self._doubts += [Doubt(kind, matte.path) for kind in kinds]
 
     def _replacement_words(self, example: Example, lane: int) -> Iterator[int]:

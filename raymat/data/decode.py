@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from raymat.data.dataset.image_folder import UnreadableImage
 from raymat.data.decoding.colour_profile import to_srgb
 from raymat.data.decoding.decoders import decode_jpeg, decode_opencv, decode_pillow, shrink
-from raymat.data.decoding.header import DECODING, BadPicture, check_pixels, read_header
+from raymat.data.decoding.header import DECODING, MEMORY, BadPicture, check_pixels, read_header
 from raymat.data.matte_statistics import MatteStatistics
 
 __all__ = [
@@ -69,8 +69,10 @@ class OpenImage(Protocol):
         """Numbers of the alpha that was decoded, if it was opened for them."""
         ...
 
-    def decode(self, scale: Scale = 1) -> Pixels:
+    def decode(self, scale: Scale = 1, padded: bool = False) -> Pixels:
         """Decode to RGB (h, w, 3), or grey (h, w) for an alpha, shrunk by `scale`.
+
+        `padded`: RGB may have a fourth channel of no meaning, where that costs nothing.
 
         Raises:
             UnreadableImage: it cannot be decoded.
@@ -114,10 +116,11 @@ class EncodedImage:
     def depth(self) -> int:
         return 16 if self._header.mode.startswith("I") else 8
 
-    def decode(self, scale: Scale = 1) -> Pixels:
+    def decode(self, scale: Scale = 1, padded: bool = False) -> Pixels:
         stored = self._stored_scale(scale)
+        padded = padded and stored == scale and not (self._grey or self._header.profile)
         try:
-            pixels = self._decode(stored)
+            pixels = self._decode(stored, padded)
         except BadPicture as error:
             raise UnreadableImage(self._path, str(error)) from error
         left = SCALES[(scale // stored).bit_length() - 1]
@@ -133,13 +136,15 @@ class EncodedImage:
         ]
         return fitting[-1] if mirrored else scale
 
-    def _decode(self, scale: Scale) -> Pixels:
+    def _decode(self, scale: Scale, padded: bool) -> Pixels:
         """Decode the picture as it is stored, shrunk by `scale`. Raises BadPicture."""
         header, grey = self._header, self._grey
         channels = 1 if grey else 3
         if header.by_turbo:
             check_pixels(header, channels, scale, pillow=False)
-            pixels = decode_jpeg(header, grey, scale)
+            if padded and header.memory(4, scale, pillow=False) <= MEMORY:
+                channels = 4
+            pixels = decode_jpeg(header, channels, scale)
             self._measure(pixels, whole=scale == 1)
             return pixels
         hides_matte = grey and header.decoding >= 2 and not (header.mode == "L" and header.plain)
@@ -178,7 +183,7 @@ class RawImage:
     def statistics(self) -> MatteStatistics | None:
         return None
 
-    def decode(self, scale: Scale = 1) -> Pixels:
+    def decode(self, scale: Scale = 1, padded: bool = False) -> Pixels:
         return shrink(self._pixels, scale)
 
 

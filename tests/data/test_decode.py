@@ -12,7 +12,7 @@ import simplejpeg
 from PIL import Image
 
 from raymat.data.dataset.image_folder import UnreadableImage
-from raymat.data.decode import EncodedImage, RawImage, Scale, shrink, use_one_thread
+from raymat.data.decode import SCALES, EncodedImage, RawImage, Scale, shrink, use_one_thread
 from tests.support.datakit import Pixels, disc, encode, photo
 
 
@@ -219,3 +219,20 @@ def test_an_unreadable_image_keeps_its_fields_when_pickled() -> None:
 def test_opencv_is_kept_to_one_thread() -> None:
     use_one_thread()
     assert cv2.getNumThreads() == 1
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_fourth_channel_changes_none_of_the_colours(form: str, scale: Scale) -> None:
+    for pixels in (photo(1, 96, 64), photo(2, 95, 61)):
+        for tag in (1, 2, 6):
+            image = EncodedImage(encode(pixels, form, exif=orientation(tag)), "a")
+            padded = image.decode(scale, padded=True)
+            assert np.array_equal(padded[..., :3], image.decode(scale))
+            assert form != "JPEG" or tag != 1 or padded.shape[2] == 4, "that costs nothing"
+
+
+def orientation(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[274] = value
+    return exif

@@ -27,11 +27,11 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
 
 
-def read(data: bytes, grey: bool = False, decoding: int = 3) -> Pixels:
+def read(data: bytes, grey: bool = False, decoding: int = 4) -> Pixels:
     return EncodedImage(data, "a.png", grey, decoding).decode()
 
 
-def refusal(data: bytes, grey: bool = False, decoding: int = 3) -> str:
+def refusal(data: bytes, grey: bool = False, decoding: int = 4) -> str:
     with pytest.raises(UnreadableImage) as refused:
         read(data, grey, decoding)
     assert refused.value.path == "a.png"

@@ -19,6 +19,7 @@ from raymat.data.warp import (
     draw_pair_warp,
     magnification,
     warp_into,
+    warp_layers_into,
 )
 from tests.support.datakit import photo
 
@@ -326,3 +327,19 @@ def test_pixels_are_written_straight_into_the_batch() -> None:
     warp_into(batch[1], gradient(40, 30), crop_map(STILL, (40, 30), 24, (20, 24)))
     assert np.all(batch[[0, 2]] == 77)
     assert batch[1].max() == 255
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_pair_warped_together_is_equal_to_each_warped_alone(padded: bool) -> None:
+    rng = np.random.Generator(np.random.Philox(2))
+    for number in range(40):
+        width, height = (int(side) for side in rng.integers(2, 200, 2))
+        crop = (int(rng.integers(1, 90)), int(rng.integers(1, 90)))
+        fgr, pha = (rng.integers(0, 256, (height, width, n), np.uint8) for n in (3 + padded, 1))
+        matrix = crop_map(draw_pair_warp(7, number, "base", train=True), (width, height), 64, crop)
+        together = [np.full((*crop, 3), 77, np.uint8), np.full(crop, 77, np.uint8)]
+        alone = [np.empty_like(out) for out in together]
+        warp_into(alone[0], np.ascontiguousarray(fgr[..., :3]), matrix)
+        warp_into(alone[1], pha[..., 0], matrix)
+        warp_layers_into(together, [fgr, pha[..., 0]], matrix)
+        assert [out.tolist() for out in together] == [out.tolist() for out in alone]

@@ -28,10 +28,10 @@ from raymat.data.decoding.kinds import kind_of
 from raymat.data.decoding.orientation import ORIENTATION_TAG, UPRIGHT, Orientation, orientation_of
 from raymat.errors import first_line
 
-DECODING = 3
+DECODING = 4
 """The newest version. 1: no orientation tags, no colour profiles, a matte is its file's brightness, and files without an end
 or with long texts are refused. 2: JPEG, PNG and WebP alone, JPEGs with 1x4 chroma sampling are refused, and a colour JPEG is
-a matte by its brightness."""
+a matte by its brightness. 3: PNGs whose second checksum, within their compressed pixels, is wrong are refused."""
 MEMORY = 7 * 2**28
 """Maximum bytes that decoding a picture takes, beside its file: 256 million pixels of a PNG."""
 MAX_SIDE = 32_766  # what OpenCV's warp can address
@@ -61,6 +61,7 @@ PILLOW_ERRORS = (
     OverflowError,
     MemoryError,
     RuntimeError,
+    AssertionError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -68,9 +69,9 @@ PILLOW_ERRORS = (
 _FORMATS = {
     1: ("JPEG", "PNG", "WEBP"),
     2: ("JPEG", "PNG", "WEBP"),
-    3: ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF"),
 }
-"""Pillow's decoders by DECODING; its other ones are not safe for untrusted files."""
+_ALL_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
+"""Pillow's decoders, before DECODING 3 and from then on; its other ones are not safe for untrusted files."""
 
 
 _OWN_TAGS = ("JPEG", "PNG", "WEBP")
@@ -202,7 +203,7 @@ def _opened(data: bytes, decoding: int) -> tuple[bytes, Image.Image]:
 
 def open_pillow(data: bytes, decoding: int) -> Image.Image:
     """Open a picture with Pillow, without decoding it. Raises `PILLOW_ERRORS`."""
-    return Image.open(io.BytesIO(data), formats=_FORMATS[decoding])
+    return Image.open(io.BytesIO(data), formats=_FORMATS.get(decoding, _ALL_FORMATS))
 
 
 def _check_size(header: Header) -> None:

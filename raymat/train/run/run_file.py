@@ -153,7 +153,8 @@ def _encode(run: Mapping[str, Any]) -> bytes:
 
 def _versions() -> dict[str, str]:
     found = {"raymat": __version__, "python": platform.python_version()}
-    for package in ("torch", "ray", "numpy", "opencv-python-headless", "simplejpeg", "pillow"):
+    pictures = ("opencv-python-headless", "simplejpeg", "kornia-rs", "pillow")
+    for package in ("torch", "ray", "numpy", *pictures):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
