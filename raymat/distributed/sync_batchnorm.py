@@ -3,24 +3,41 @@
 torch's `SyncBatchNorm` refuses CPU tensors. This one runs wherever `torch.distributed` does, takes uneven and empty shares,
 and computes what one process with the whole batch would, up to the order of summation.
 
-Per-worker (count, mean, sum of squared deviations) are gathered and combined in rank order in float64 (Chan, Golub and
-LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979). Sums and sums of squares would
-lose the variance of a channel whose mean is large; and since each worker combines the same numbers in the same order, the
-running statistics are the same on all of them, to the bit, and need no broadcast.
+Per-worker counts, means and deviations are gathered and combined in rank order. Sums and sums of squares would lose the
+variance of a channel whose mean is large; and since each worker combines the same numbers in the same order, the running
+statistics are the same on all of them, to the bit, and need no broadcast. A layer costs one collective each way; the
+running statistics of all layers are updated together after a pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raymat.distributed.batchnorm_kernels import Moments, kernels_of
 from raymat.distributed.world import World
 from raymat.errors import TrainingError
+
+_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""The first is torch's name for it from 2.13 on, where the second warns."""
+
+
+class Way:
+    """A process group for statistics alone: on that of the gradients each message would wait behind megabytes of them.
+
+    Making one is a collective. Copies of a network share it.
+    """
+
+    def __init__(self) -> None:
+        self.group = dist.new_group()
+
+    def __deepcopy__(self, memo: Any) -> Way:
+        return self
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -33,34 +50,84 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     """
 
     workers: int = 1
+    way: Way | None = None
+    """What the statistics travel on; None: the default group."""
+    seen: list[_Seen] | None = None
+    """Where passes are noted whose running statistics are updated later, those of all layers together; None: at once."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
         if self.workers == 1:
-            if input.numel() <= input.shape[1]:
-                return input * 0 + _channels(self.bias)
-            return super().forward(input)
+            return self._alone(input)
         self._check_input_dim(input)
-        output, mean, m2, count = _Normalise.apply(
-            input, self.weight, self.bias, self.eps, self.workers
+        output, *moments = _Normalise.apply(
+            input, self.weight, self.bias, self.eps, self.workers, self.way and self.way.group
         )
-        self._update_running(mean, m2, count)
+        seen = _Seen(self, Moments(*moments))
+        if self.running_mean is None:
+            pass
+        elif self.seen is None:
+            _update_running([seen])
+        else:
+            self.seen.append(seen)
         return output
 
-    @torch.no_grad()
-    def _update_running(self, mean: Tensor, m2: Tensor, count: Tensor) -> None:
-        """Update the running statistics as `F.batch_norm` does, with the unbiased variance. All arguments in float64."""
-        if self.running_mean is None or self.running_var is None:
-            return
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_((count > 1).to(self.num_batches_tracked.dtype))
-        if self.momentum is None:
-            raise TrainingError("batch norm over several workers needs a momentum, got None")
-        variance = m2 / (count - 1).clamp(min=1)
-        for running, value in ((self.running_mean, mean), (self.running_var, variance)):
-            moved = running * (1 - self.momentum) + value.to(running.dtype) * self.momentum
-            running.copy_(torch.where(count > 1, moved, running))
+    def _alone(self, input: Tensor) -> Tensor:
+        if input.numel() <= input.shape[1]:
+            return input * 0 + self.bias.view(1, -1, 1, 1)
+        if self.seen is None:
+            return super().forward(input)
+        self.seen.append(_Seen(self))
+        statistics = self.running_mean, self.running_var
+        momentum = _one_momentum([self])
+        return F.batch_norm(input, *statistics, self.weight, self.bias, True, momentum, self.eps)
+
+
+class _Seen(NamedTuple):
+    """A pass through a layer; without moments all but the count of its batches is up to date."""
+
+    layer: GlobalBatchNorm2d
+    moments: Moments | None = None
+
+
+@torch.no_grad()
+def _update_running(seen: Sequence[_Seen]) -> None:
+    """Update the running statistics of different layers as `F.batch_norm` does, with the unbiased variance, by operations
+    on all of them together. A batch of a single value changes nothing.
+    """
+    layers = [each.layer for each in seen]
+    moments = [each.moments for each in seen if each.moments is not None]
+    batches = _buffers(layers, "num_batches_tracked")
+    if not moments:
+        torch._foreach_add_(batches, 1)
+        return
+    counts = torch.stack([m.counts for m in moments]).sum(1)
+    torch._foreach_add_(batches, list((counts > 1).to(batches[0].dtype).unbind()))
+    sizes = [len(m.mean) for m in moments]
+    count = torch.cat([c.expand(n) for c, n in zip(counts.double(), sizes, strict=True)])
+    deviation = torch.cat([m.deviation for m in moments])
+    variance = kernels_of(count).variance(deviation, count, layers[0].eps)
+    values = torch.stack((torch.cat([m.mean for m in moments]).double(), variance))
+    statistics = _buffers(layers, "running_mean") + _buffers(layers, "running_var")
+    running = torch.cat(statistics).view(2, -1)
+    momentum = _one_momentum(layers)
+    moved = running * (1 - momentum) + values.to(running.dtype) * momentum
+    updated = torch.where(count > 1, moved, running).view(-1)
+    torch._foreach_copy_(statistics, list(updated.split(2 * sizes)))
+
+
+def _buffers(layers: Iterable[nn.Module], name: str) -> list[Tensor]:
+    return [layer.get_buffer(name) for layer in layers]
+
+
+def _one_momentum(layers: Iterable[nn.BatchNorm2d]) -> float:
+    """Return the momentum of all `layers`. Raises TrainingError unless it is one, and their eps are one."""
+    found = {(layer.momentum, layer.eps) for layer in layers}
+    momentum = found.pop()[0] if len(found) == 1 else None
+    if momentum is None:
+        raise TrainingError("batch norms trained together need one momentum and one eps")
+    return momentum
 
 
 class _Normalise(torch.autograd.Function):
@@ -68,86 +135,35 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, workers: int
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, workers: int, group: Any
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the output, like `x`, then mean (C,), summed squared deviations (C,) and count (), all float64."""
-        mean, m2, count = _global_moments(x, workers)
-        dtype = _statistics_dtype(x)
-        mean_, var_ = mean.to(dtype), (m2 / count).to(dtype)
-        ctx.save_for_backward(x, weight, mean_, var_, count.to(dtype))
-        ctx.eps = eps
-        ctx.mark_non_differentiable(mean, m2, count)
-        return F.batch_norm(x, mean_, var_, weight, bias, False, 0.0, eps), mean, m2, count
+        """Return the output, like `x`, and the three tensors of the global batch's Moments."""
+        kernels = kernels_of(x)
+        message = kernels.message(x, eps)
+        # Gathered, not summed: every worker combines the same numbers in rank order, and gets the same bits.
+        gathered = message.new_empty(workers * len(message))
+        _gather_into(gathered, message, group=group)
+        moments, kept = kernels.combine(gathered.view(workers, -1), x, eps)
+        ctx.save_for_backward(x, weight, *kept)
+        ctx.eps, ctx.group = eps, group
+        ctx.mark_non_differentiable(*moments)
+        return kernels.normalise(x, weight, bias, kept, eps), *moments
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients: that of `x` needs two sums over all workers; those of weight and bias are this worker's."""
-        x, weight, mean, var, count = ctx.saved_tensors
-        dtype = mean.dtype
-        wide, grad_y = x.to(dtype), gradients[0].to(dtype)
-        grad_x, grad_weight, grad_bias = _constant_backward(
-            grad_y, wide, weight.to(dtype), mean, var, ctx.eps
-        )
-        sums = torch.stack((grad_weight, grad_bias))
-        dist.all_reduce(sums)
-        # What flows through the mean and the variance.
-        inverse = torch.rsqrt(var + ctx.eps)
-        scale = weight.to(dtype) * inverse / count
-        slope, offset = _channels(scale * inverse * sums[0]), _channels(scale * sums[1])
-        grad_x = grad_x.sub_(torch.addcmul(offset, wide - _channels(mean), slope))
-        return (
-            grad_x.to(x.dtype),
-            grad_weight.to(weight.dtype),
-            grad_bias.to(weight.dtype),
-            None,
-            None,
-        )
+        x, weight, *kept = ctx.saved_tensors
+        kernels = kernels_of(x)
+        sums, of_weight, of_bias, more = kernels.reduce(gradients[0], x, weight, kept, ctx.eps)
+        dist.all_reduce(sums, group=ctx.group)
+        of_x = kernels.spread(sums, x, weight, [*kept, *more], ctx.eps)
+        return (of_x, of_weight.to(weight.dtype), of_bias.to(weight.dtype), None, None, None)
 
 
-def _constant_backward(
-    grad_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, var: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weight and bias as if mean and variance were constants, in one pass over the pixels."""
-    if not x.numel():  # the kernel divides by the count
-        return torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
-    kernel = torch.ops.aten.native_batch_norm_backward
-    grad_x, grad_weight, grad_bias = kernel(
-        grad_y, x, weight, mean, var, None, None, False, eps, [True, True, True]
-    )
-    return grad_x, grad_weight, grad_bias
-
-
-def _channels(values: Tensor) -> Tensor:
-    """Reshape (C,) to broadcast against (n, C, H, W)."""
-    return values.view(1, -1, 1, 1)
-
-
-def _statistics_dtype(x: Tensor) -> torch.dtype:
-    """Return float64 for float64, float32 for all others: half precision cannot hold a sum."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _global_moments(x: Tensor, workers: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean (C,), summed squared deviations (C,) and count () over all workers, float64, the same bits on each.
-
-    The count is at least 1, so that nothing divides by 0.
-    """
-    count = x.numel() // x.shape[1]
-    own = torch.zeros(3, x.shape[1], dtype=torch.float64, device=x.device)
-    if count:
-        mean, var = torch.batch_norm_update_stats(x.to(_statistics_dtype(x)), None, None, 0.0)
-        own[0], own[1], own[2] = mean, var * count, float(count)
-    # Gathered, not summed: every worker adds up the same numbers in rank order, and gets the same bits.
-    gathered = [torch.empty_like(own) for _ in range(workers)]
-    dist.all_gather(gathered, own)
-    means, m2s, counts = torch.stack(gathered).unbind(1)
-    total = counts[:, 0].sum().clamp(min=1)
-    mean = (means * counts).sum(0) / total
-    return mean, (m2s + counts * (means - mean).square()).sum(0), total
-
-
-def globalise(model: nn.Module, world: World | None = None) -> nn.Module:
+def globalise(model: nn.Module, world: World | None = None, way: Way | None = None) -> nn.Module:
     """Turn each `nn.BatchNorm2d` of `model` into a GlobalBatchNorm2d over `world`, in place; return `model`.
+
+    Statistics travel on `way`, by default on the default group.
 
     Modules keep their identity, so that parameters, buffers, state-dict keys and memory formats stay as they are.
     """
@@ -156,14 +172,15 @@ def globalise(model: nn.Module, world: World | None = None) -> nn.Module:
         if type(module) is nn.BatchNorm2d:
             module.__class__ = GlobalBatchNorm2d
         if isinstance(module, GlobalBatchNorm2d):
-            module.workers = size
+            module.workers, module.way = size, way
     return model
 
 
 class RunningStatistics:
     """All running statistics of a network as flat tensors, one for each dtype, so that a step is undone with one copy each.
 
-    The modules' buffers become views of the flat tensors: keys, shapes and loading stay as they were.
+    The modules' buffers become views of the flat tensors: keys, shapes and loading stay as they were. After each training
+    pass `update` must be called.
     """
 
     def __init__(self, model: nn.Module, fixed: Iterable[nn.Module] = ()) -> None:
@@ -171,13 +188,13 @@ class RunningStatistics:
         through them needs them as they were, and views of one tensor count as changed when any of them is.
         """
         self._flat: list[Tensor] = []
+        self._seen: list[_Seen] = []
         kept = {part for module in fixed for part in module.modules()}
-        buffers = [
-            (module, name, tensor)
-            for module in model.modules()
-            if isinstance(module, nn.BatchNorm2d) and module not in kept
-            for name, tensor in module.named_buffers(recurse=False)
-        ]
+        layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m not in kept]
+        buffers = [(m, *named) for m in layers for named in m.named_buffers(recurse=False)]
+        for layer in layers:
+            if isinstance(layer, GlobalBatchNorm2d):
+                layer.seen = self._seen
         for dtype in sorted({tensor.dtype for _, _, tensor in buffers}, key=str):
             self._flatten([entry for entry in buffers if entry[2].dtype == dtype])
 
@@ -189,8 +206,15 @@ class RunningStatistics:
             start += tensor.numel()
         self._flat.append(flat)
 
+    def update(self) -> None:
+        """Bring them up to date after a pass through each layer of the network in training."""
+        if self._seen:
+            _update_running(self._seen)
+        self._seen.clear()
+
     def save(self) -> list[Tensor]:
-        """Return a copy of all of them, for `undo`."""
+        """Return a copy of all of them, for `undo`. What a pass that failed has left is forgotten."""
+        self._seen.clear()
         return [flat.clone() for flat in self._flat]
 
     def undo(self, saved: list[Tensor], where: Tensor) -> None:
