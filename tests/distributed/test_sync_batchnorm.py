@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raymat.distributed.sync_batchnorm import GlobalBatchNorm2d, RunningStatistics, globalise
+from raymat.distributed.sync_batchnorm import GlobalBatchNorm2d, RunningStatistics, Way, globalise
 from raymat.distributed.world import World
+from tests.support import fused_batchnorm
 from tests.support.workers import in_workers
 
 CHANNELS = 5
@@ -87,6 +89,26 @@ def test_uneven_and_empty_shares_give_the_numbers_of_one_process(
     assert set(found) == set(expected)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-12, msg=name)
+
+
+def pass_fused(world: World, *share: Any) -> Any:
+    library = fused_batchnorm.install()
+    found = pass_share(world, *share)
+    del library
+    return found
+
+
+@pytest.mark.parametrize(
+    ("shares", "side", "last"), [([3, 1, 0], 4, True), ([0, 2], 3, False), ([0, 1, 0], 1, False)]
+)
+def test_the_fused_kernels_of_cuda_are_called_as_they_compute(
+    shares: list[int], side: int, last: bool
+) -> None:
+    results = in_workers(len(shares), pass_fused, shares, side, torch.float64, last)
+    plain = in_workers(len(shares), pass_share, shares, side, torch.float64, last)
+    expected, found = assembled(plain), assembled(results)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-9, msg=name)
 
 
 def test_running_statistics_are_the_same_bits_on_every_worker() -> None:
@@ -201,3 +223,32 @@ def test_gradients_flow_through_fixed_statistics_while_those_of_others_move() ->
     assert x.grad is not None
     assert float(model[0].get_buffer("running_mean").abs().max()) == 0
     assert torch.equal(model[1].get_buffer("running_mean"), norm().get_buffer("running_mean"))
+
+
+def test_a_network_over_several_workers_can_be_copied() -> None:
+    assert in_workers(2, copied) == [True, True]
+
+
+def copied(world: World) -> bool:
+    model = globalise(nn.Sequential(norm()), world, Way())
+    RunningStatistics(model)
+    return copy.deepcopy(model)[0].way is model[0].way
+
+
+def test_statistics_updated_together_are_those_updated_layer_by_layer_to_the_bit() -> None:
+    for together, apart in in_workers(2, both_updates):
+        assert all(torch.equal(together[name], apart[name]) for name in apart)
+        assert int(together["0.num_batches_tracked"]) == 2
+
+
+def both_updates(world: World) -> list[dict[str, Tensor]]:
+    found = []
+    for together in (True, False):
+        model = globalise(nn.Sequential(norm(torch.float32), norm(torch.float32)), world)
+        statistics = RunningStatistics(model) if together else None
+        for _ in range(2):
+            model(batch(2, 4, torch.float32) + world.rank)
+            if statistics is not None:
+                statistics.update()
+        found.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    return found
