@@ -8,6 +8,7 @@ the graph in every step and a warning from every worker.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -25,20 +26,37 @@ _ALIGN = 16
 @dataclass
 class _Bucket:
     flat: Tensor
-    members: int
+    members: list[nn.Parameter]
+    views: list[Tensor]
+    """The members' places in `flat`, laid out as the members are."""
     ready: int = 0
     sent: Any = None
 
     @property
     def complete(self) -> bool:
-        return self.ready == self.members
+        return self.ready == len(self.members)
+
+    def pack(self) -> None:
+        """Add the gradients of a backward pass to those that are there, all of them in one go, and let go of them."""
+        found = [
+            (v, p.grad) for v, p in zip(self.views, self.members, strict=True) if p.grad is not None
+        ]
+        if found:
+            torch._foreach_add_([view for view, _ in found], [grad for _, grad in found])
+        self.show(None)
+
+    def show(self, views: list[Tensor] | None) -> None:
+        """Let the members' `.grad` be `views`, or nothing: what a backward pass finds, it adds to, one by one."""
+        for parameter, view in zip(self.members, views or itertools.repeat(None), strict=False):
+            parameter.grad = view
 
 
 class GradientSum:
     """The gradients of `parameters` and of `aside`, summed over `workers`; their `.grad` are views of a few flat tensors.
 
-    Before a step's backward passes call `clear`, before each of them `expect`, and after them `finish`. With more than one
-    worker all must run backward passes through the same operations, in the same order, whatever the size of their share.
+    Before a step's backward passes call `clear`, before each of them `expect`, and after them `finish`. From `expect` to
+    `finish` the `.grad` are autograd's own. With more than one worker all must run backward passes through the same
+    operations, in the same order, whatever the size of their share.
     """
 
     def __init__(
@@ -64,31 +82,42 @@ class GradientSum:
         for bucket in self._buckets:
             bucket.ready, bucket.sent = 0, None
             bucket.flat.zero_()
+            bucket.show(bucket.views)
 
     def expect(self, *, last: bool) -> None:
         """Announce a backward pass, whose gradients are added to those that are there. Only during the `last` one of a
         step the buckets are summed over the workers."""
         self._summing = last
+        for bucket in self._buckets:
+            # Either the views, which need nothing, or what parameters that the pass before did not all use have left.
+            if bucket.ready:
+                bucket.pack()
+            bucket.ready = 0
+            bucket.show(None)
 
     def finish(self) -> None:
         """Wait until all sums are there; on a GPU the host does not wait. Parameters that were not used add 0."""
-        if self._workers == 1:
-            return
-        while self._next < len(self._buckets):
-            self._send()
+        for bucket in self._buckets[self._next :]:
+            if not bucket.complete:
+                bucket.pack()
+        if self._workers > 1:
+            while self._next < len(self._buckets):
+                self._send()
+            for bucket in self._buckets:
+                bucket.sent.wait()
         for bucket in self._buckets:
-            bucket.sent.wait()
+            bucket.show(bucket.views)
 
     def _add(self, members: list[nn.Parameter]) -> None:
         size = sum(_padded(p) for p in members)
         flat = torch.zeros(size, dtype=members[0].dtype, device=members[0].device)
-        bucket, start = _Bucket(flat, len(members)), 0
+        bucket, start = _Bucket(flat, members, []), 0
         for parameter in members:
             # Laid out as the parameter is: the optimiser's fused kernels walk through both in parallel.
-            parameter.grad = flat.as_strided(parameter.shape, parameter.stride(), start)
+            bucket.views.append(flat.as_strided(parameter.shape, parameter.stride(), start))
             start += _padded(parameter)
-            if self._workers > 1:
-                parameter.register_post_accumulate_grad_hook(lambda _, b=bucket: self._note(b))
+            parameter.register_post_accumulate_grad_hook(lambda _, b=bucket: self._note(b))
+        bucket.show(bucket.views)
         self._buckets.append(bucket)
 
     def _note(self, bucket: _Bucket) -> None:
@@ -96,11 +125,13 @@ class GradientSum:
 
         Buckets are sent in their order, not as they fill: all workers must start the same collectives in the same order.
         """
-        if not self._summing:
-            return
         bucket.ready += 1
-        while self._next < len(self._buckets) and self._buckets[self._next].complete:
-            self._send()
+        if not bucket.complete:
+            return
+        bucket.pack()
+        if self._summing and self._workers > 1:
+            while self._next < len(self._buckets) and self._buckets[self._next].complete:
+                self._send()
 
     def _send(self) -> None:
         bucket = self._buckets[self._next]

@@ -52,7 +52,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     workers: int = 1
     way: Way | None = None
     """What the statistics travel on; None: the default group."""
-    seen: list[_Seen] | None = None
+    seen: _SeenList | None = None
     """Where passes are noted whose running statistics are updated later, those of all layers together; None: at once."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -89,6 +89,13 @@ class _Seen(NamedTuple):
 
     layer: GlobalBatchNorm2d
     moments: Moments | None = None
+
+
+class _SeenList(list[_Seen]):
+    """The passes that a network's RunningStatistics has still to note; a copy of the network has none and updates at once."""
+
+    def __deepcopy__(self, memo: Any) -> None:
+        return None
 
 
 @torch.no_grad()
@@ -188,7 +195,7 @@ class RunningStatistics:
         through them needs them as they were, and views of one tensor count as changed when any of them is.
         """
         self._flat: list[Tensor] = []
-        self._seen: list[_Seen] = []
+        self._seen = _SeenList()
         kept = {part for module in fixed for part in module.modules()}
         layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m not in kept]
         buffers = [(m, *named) for m in layers for named in m.named_buffers(recurse=False)]

@@ -252,3 +252,11 @@ def both_updates(world: World) -> list[dict[str, Tensor]]:
                 statistics.update()
         found.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
     return found
+
+
+def test_a_copy_of_a_network_updates_its_own_statistics() -> None:
+    model = globalise(nn.Sequential(norm()))
+    RunningStatistics(model)
+    other = copy.deepcopy(model)
+    other(batch(2, 4))
+    assert [int(m.get_buffer("0.num_batches_tracked")) for m in (model, other)] == [0, 1]

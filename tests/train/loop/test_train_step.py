@@ -257,6 +257,7 @@ def summed(world: World, uses: list[bool]) -> tuple[list[list[float]], int]:
     sums = GradientSum(layers.parameters(), probe, world.size)
     for _ in range(2):  # the second must not remember the first
         sums.clear()
+        sums.expect(last=True)
         x = torch.tensor([1.0, 10.0]) * (world.rank + 1)
         used = [layer(x).sum() for layer, use in zip(layers, uses, strict=True) if use]
         (torch.stack(used).sum() + probe * (world.rank + 1)).backward()
@@ -271,6 +272,25 @@ def test_gradients_are_sums_over_the_workers_and_0_where_nothing_was_used() -> N
     for found, buckets in in_workers(3, summed, [True, False, True]):
         assert found == [[6.0, 60.0], [0.0, 0.0], [6.0, 60.0], [6.0]]
         assert buckets == 3
+
+
+def test_gradients_of_several_passes_add_up_whatever_each_of_them_uses() -> None:
+    layers = nn.ModuleList(nn.Linear(2, 1, bias=False) for _ in range(3))
+    probe = nn.Parameter(torch.zeros(()))
+    sums = GradientSum(layers.parameters(), probe, 1)
+    sums.clear()
+    assert probe.grad is not None
+    probe.grad.fill_(5.0)
+    for use, last in (([0], False), ([0, 1], False), ([1], True)):
+        sums.expect(last=last)
+        (torch.stack([layers[i](torch.ones(2)).sum() for i in use]).sum() + probe).backward()
+    sums.finish()
+    assert [p.grad is not None and p.grad.sum().item() for p in layers.parameters()] == [
+        4.0,
+        4.0,
+        0.0,
+    ]
+    assert float(probe.grad) == 8.0
 
 
 def test_gradients_lie_as_their_parameters_do(config: RunConfig) -> None:
