@@ -32,7 +32,6 @@ from torch.utils._pytree import tree_leaves
 
 from raymat.config.sections import ModelConfig, Stage
 from raymat.data.batch import MicroBatch
-from raymat.data.composite import Composed
 from raymat.data.sample_order import Example
 from raymat.distributed.world import World
 from raymat.model import refiner
@@ -240,7 +239,9 @@ def print_cell(stage: Stage, backbone: str, side: int) -> None:
     reference = Reference(stage, backbone, side)
     reference(made_batch(0, side))
     whole = counted(reference, made_batch(1, side))
-    print(f"{'  the reference':22} {1:7} {whole.total - composing.total:8}  {'nonzero'}: {whole.waits['nonzero']}")
+    print(
+        f"{'  the reference':22} {1:7} {whole.total - composing.total:8}  {'nonzero'}: {whole.waits['nonzero']}"
+    )
 
 
 def print_composing(side: int, batches: int = 16) -> None:
