@@ -181,8 +181,9 @@ class FusedKernels:
         return biased * count / (count - 1).clamp(min=1)
 
 
-KERNELS: dict[str, Kernels] = {"cuda": FusedKernels()}
-"""By the type of device; others have the plain ones."""
+KERNELS: dict[str, Kernels] = {}
+"""By the type of device; others have the plain ones. The fused ones are CUDA's once they have run on a card: so far they were
+tried by their formulas alone."""
 
 PLAIN: Kernels = PlainKernels()
 
