@@ -5,8 +5,8 @@
 Counted are the operators that reach the device in one step after the first: a kernel launch each or, if fused over many
 tensors, a few. Views and allocations are none. With two workers, rank 0 of a group that sends nothing is counted: what the
 other would send is taken to be the same. Bytes are those of all operands, as if no cache held any. Beside it stands the way
-in which the reference trains: Sobel by a convolution, patches by `unfold`, torch's batch norm, torch's Adam (foreach, as on
-a GPU) and scaler, all example by example the same pictures. Times are medians of steps taken in turns, on one thread.
+in which the reference trains: Sobel by a convolution, patches by `unfold`, torch's batch norm and torch's Adam (foreach, as on
+a GPU), without its scaler and augmentation, on the same pictures. Times are medians of steps taken in turns, on one thread.
 """
 
 from __future__ import annotations

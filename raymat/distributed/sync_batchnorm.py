@@ -27,16 +27,16 @@ _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_
 """The first is torch's name for it from 2.13 on, where the second warns."""
 
 
-class Way:
+class StatisticsGroup:
     """A process group for statistics alone: on that of the gradients each message would wait behind megabytes of them.
 
     Making one is a collective. Copies of a network share it.
     """
 
     def __init__(self) -> None:
-        self.group = dist.new_group()
+        self.handle = dist.new_group()
 
-    def __deepcopy__(self, memo: Any) -> Way:
+    def __deepcopy__(self, memo: Any) -> StatisticsGroup:
         return self
 
 
@@ -50,8 +50,8 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     """
 
     workers: int = 1
-    way: Way | None = None
-    """What the statistics travel on; None: the default group."""
+    group: StatisticsGroup | None = None
+    """What sends the statistics; None: the default group."""
     seen: _SeenList | None = None
     """Where passes are noted whose running statistics are updated later, those of all layers together; None: at once."""
 
@@ -62,7 +62,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             return self._alone(input)
         self._check_input_dim(input)
         output, *moments = _Normalise.apply(
-            input, self.weight, self.bias, self.eps, self.workers, self.way and self.way.group
+            input, self.weight, self.bias, self.eps, self.workers, self.group and self.group.handle
         )
         seen = _Seen(self, Moments(*moments))
         if self.running_mean is None:
@@ -167,10 +167,12 @@ class _Normalise(torch.autograd.Function):
         return (of_x, of_weight.to(weight.dtype), of_bias.to(weight.dtype), None, None, None)
 
 
-def globalise(model: nn.Module, world: World | None = None, way: Way | None = None) -> nn.Module:
+def globalise(
+    model: nn.Module, world: World | None = None, group: StatisticsGroup | None = None
+) -> nn.Module:
     """Turn each `nn.BatchNorm2d` of `model` into a GlobalBatchNorm2d over `world`, in place; return `model`.
 
-    Statistics travel on `way`, by default on the default group.
+    `group` sends the statistics; None: the default group does.
 
     Modules keep their identity, so that parameters, buffers, state-dict keys and memory formats stay as they are.
     """
@@ -179,7 +181,7 @@ def globalise(model: nn.Module, world: World | None = None, way: Way | None = No
         if type(module) is nn.BatchNorm2d:
             module.__class__ = GlobalBatchNorm2d
         if isinstance(module, GlobalBatchNorm2d):
-            module.workers, module.way = size, way
+            module.workers, module.group = size, group
     return model
 
 

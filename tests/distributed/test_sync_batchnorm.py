@@ -10,7 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raymat.distributed.sync_batchnorm import GlobalBatchNorm2d, RunningStatistics, Way, globalise
+from raymat.distributed.sync_batchnorm import (
+    GlobalBatchNorm2d,
+    RunningStatistics,
+    StatisticsGroup,
+    globalise,
+)
 from raymat.distributed.world import World
 from tests.support import fused_batchnorm
 from tests.support.workers import in_workers
@@ -230,9 +235,9 @@ def test_a_network_over_several_workers_can_be_copied() -> None:
 
 
 def copied(world: World) -> bool:
-    model = globalise(nn.Sequential(norm()), world, Way())
+    model = globalise(nn.Sequential(norm()), world, StatisticsGroup())
     RunningStatistics(model)
-    return copy.deepcopy(model)[0].way is model[0].way
+    return copy.deepcopy(model)[0].group is model[0].group
 
 
 def test_statistics_updated_together_are_those_updated_layer_by_layer_to_the_bit() -> None:

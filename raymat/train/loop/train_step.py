@@ -32,7 +32,7 @@ from raymat.data.batch import MicroBatch
 from raymat.data.composite import Composed
 from raymat.data.rng import Draws, Stream
 from raymat.distributed.gradient_buckets import GradientSum
-from raymat.distributed.sync_batchnorm import RunningStatistics, Way, globalise
+from raymat.distributed.sync_batchnorm import RunningStatistics, StatisticsGroup, globalise
 from raymat.distributed.world import World
 from raymat.model.matting import MattingBase, set_dropout_seeds
 from raymat.train.optim.adam import PartAdam
@@ -75,7 +75,7 @@ class TrainStep:
         optim = optim or OptimConfig()
         self.forward, self._world = forward, world
         self._frozen = freeze(network, optim.frozen)
-        globalise(network, world, Way() if world.size > 1 else None)
+        globalise(network, world, StatisticsGroup() if world.size > 1 else None)
         self.network = forward.place(network)
         self._statistics = RunningStatistics(network, self._frozen)
         decay = optim.ema_decay
