@@ -154,6 +154,8 @@ class _Normalise(torch.autograd.Function):
         ctx.save_for_backward(x, weight, *kept)
         ctx.eps, ctx.group = eps, group
         ctx.mark_non_differentiable(*moments)
+        # Else autograd fills a tensor of zeros for each of the moments in every backward pass.
+        ctx.set_materialize_grads(False)
         return kernels.normalise(x, weight, bias, kept, eps), *moments
 
     @staticmethod
