@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -125,13 +124,10 @@ def test_a_storage_that_fails_never_passes_for_an_older_checkpoint(memory: Store
 def test_the_newest_of_240_in_a_bucket_takes_at_most_10_requests(
     s3_server: Any, memory: Store, request_counter: Any, torn: int
 ) -> None:
-    folder: Path = s3_server.folder / f"prepared-{torn}" / "runs"
     for step in range(1, 241):
         _write(memory, step * 100, world=2, ranks=1 if step > 240 - torn else 2)
-    for path, file in fsspec.filesystem("memory").store.items():
-        target = folder / path.removeprefix("/runs/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(file.getvalue())
+    files = fsspec.filesystem("memory").store.items()
+    s3_server.fill(f"prepared-{torn}", {path[1:]: file.getvalue() for path, file in files})
     store = Store.open(f"s3://prepared-{torn}/runs", "run", options=s3_server.options)
     calls = request_counter(store)
     skipped: list[CheckpointId] = []

@@ -223,7 +223,12 @@ def test_s3_faults_are_one_clear_line_without_secrets(
     for call in (lambda s: s.read("x"), lambda s: s.list()):
         with pytest.raises(StorageError, match=r"there is no bucket"):
             call(opened("s3://nobody"))
+    hasty = {"retries": {"max_attempts": 1}}
+    gone = opened("s3://mine/runs", endpoint_url="http://127.0.0.1:9", config_kwargs=hasty)
+    with pytest.raises(StorageError, match=r"does not answer .*check the network and the endpoint"):
+        gone.read("x")
     s3_server.store("mine").write("x", b"1")
+    s3_server.needs_signatures("mine")
     wrong = opened("s3://mine/runs", secret="WRONGWRONG")
     for call in (lambda s: s.read("x"), lambda s: s.list(), lambda s: s.write("x", b"")):
         with pytest.raises(
@@ -231,10 +236,6 @@ def test_s3_faults_are_one_clear_line_without_secrets(
         ) as caught:
             call(wrong)
         assert "WRONG" not in str(caught.value)
-    hasty = {"retries": {"max_attempts": 1}}
-    gone = opened("s3://mine/runs", endpoint_url="http://127.0.0.1:9", config_kwargs=hasty)
-    with pytest.raises(StorageError, match=r"does not answer .*check the network and the endpoint"):
-        gone.read("x")
 
 
 def test_errors_survive_pickling() -> None:

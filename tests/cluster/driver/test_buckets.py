@@ -70,9 +70,11 @@ def prepared(server: S3Server, folder: Path) -> tuple[str, Store, Path]:
     """A new bucket with a dataset, its run as the server's own disk has it, and a file with keys to it."""
     bucket, keys = f"bucket-{time.monotonic_ns()}", folder / "credentials"
     server.store(bucket)
-    write_dataset(f"{server.folder}/{bucket}", pairs=8)
+    write_dataset(str(folder), pairs=8)
+    pictures = [*folder.glob("data/**/*.*"), *folder.glob("walls/**/*.*")]
+    server.fill(bucket, {str(p.relative_to(folder)): p.read_bytes() for p in pictures})
     write_keys(keys, KEY, SECRET)
-    return bucket, Store.open(f"{server.folder}/{bucket}/runs", "run"), keys
+    return bucket, server.looked_at(bucket), keys
 
 
 def newest_commit(store: Store) -> int:

@@ -73,8 +73,7 @@ def test_a_submitted_run_whose_driver_was_killed_resumes_from_its_bucket_and_kee
     job += ["--valid-examples", "0", "--workers", "2", "--epoch-examples", "1000000"]
     job += ["--keep", "2", "--no-spares"]
     store = s3_server.store("training", "night")
-    # What the run tells is looked at often: in the server's folder, that the bucket be the run's alone.
-    seen = Store.open(f"{s3_server.folder}/training/runs", "night")
+    seen = s3_server.looked_at("training", "night")
 
     with pytest.raises(urllib.error.HTTPError) as refused:  # a job needs the head's token
         urllib.request.urlopen(f"{head.address}/api/jobs/")
@@ -99,5 +98,5 @@ def test_a_submitted_run_whose_driver_was_killed_resumes_from_its_bucket_and_kee
     assert [row[:2] for row in rows(store)] == [(k, k * BATCH) for k in range(1, STEPS + 1)]
     assert [status.id.step for status in scan(store)] == [20, 15]
     assert SECRET not in first.stdout + first.stderr + second.stdout + second.stderr
-    for file in (s3_server.folder / "training").rglob("*"):
-        assert not file.is_file() or SECRET.encode() not in file.read_bytes()
+    for file in seen.list():
+        assert SECRET.encode() not in seen.read(file.path)
