@@ -122,6 +122,7 @@ _UNREACHABLE = (
     "EndpointConnectionError",
     "ConnectTimeoutError",
     "ReadTimeoutError",
+    "SilentError",
     "ConnectionClosedError",
     "ProxyConnectionError",
     "SSLError",

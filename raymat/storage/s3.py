@@ -12,7 +12,12 @@ from typing import Any
 
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
-from botocore.exceptions import BotoCoreError, ClientError, ReadTimeoutError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    ReadTimeoutError,
+)
 
 from raymat.errors import first_line
 from raymat.storage.faults import SettingsError
@@ -23,6 +28,16 @@ for _package in ("botocore", "aiobotocore"):
 
 _AFTER_BODY = 4
 """Maximum read timeouts from the end of a body to the end of its answer."""
+FIRST_SECONDS = 10.0
+"""Silence after which a server that has never answered is given up: most likely no S3 server is there."""
+_SMALL = 2**16
+"""Bytes of a body that are sent at once over any link: what follows is silence."""
+
+
+class SilentError(BotoCoreError):  # type: ignore[misc]
+    """Error for a server that has never answered. botocore does not ask it again, as it would after a timeout."""
+
+    fmt = "No answer from {endpoint_url} within {seconds:.0f} s"
 
 
 class WatchedSession(AIOHTTPSession):
@@ -38,9 +53,20 @@ class WatchedSession(AIOHTTPSession):
         if isinstance(verify, str) and not os.path.exists(verify):
             raise SettingsError(f"the file of certificates {verify} does not exist")
         super().__init__(verify=verify, **options)
+        self._answered = False
 
     async def send(self, request: Any) -> Any:
-        """Raises botocore's ReadTimeoutError, which its retries know, also for such a body."""
+        """Raises botocore's ReadTimeoutError, which its retries know, also for such a body; SilentError at first."""
+        if self._answered or _left(request) > _SMALL:
+            return await self._send(request)
+        try:
+            answer = await asyncio.wait_for(self._send(request), FIRST_SECONDS)
+        except (asyncio.TimeoutError, ConnectTimeoutError, ReadTimeoutError) as error:
+            raise SilentError(endpoint_url=request.url, seconds=FIRST_SECONDS) from error
+        self._answered = True
+        return answer
+
+    async def _send(self, request: Any) -> Any:
         sending = asyncio.ensure_future(super().send(request))
         try:
             while not sending.done():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import os
+import socket
 import tempfile
 import threading
 import time
@@ -83,6 +84,9 @@ ENVIRONMENT = {
     "an endpoint that leads to a page": Wrong(STRANGER, {"AWS_ENDPOINT_URL": "[page]/302"}),
     "an endpoint that takes no writes": Wrong(STRANGER, {"AWS_ENDPOINT_URL": "[page]/405"}),
     "a gateway with nothing behind it": Wrong(STRANGER, {"AWS_ENDPOINT_URL": "[page]/502"}),
+    "an endpoint that accepts and says nothing": Wrong(
+        f"{SILENT}No answer from http://127.0.0.1:", {"AWS_ENDPOINT_URL": "[silent]"}
+    ),
     "a region that is none": Wrong(
         f"{SETTINGS}Provided region_name 'some where' doesn't match",
         {"AWS_DEFAULT_REGION": "some where"},
@@ -265,6 +269,13 @@ def page() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def silent() -> Iterator[str]:
+    """The URL of a server that accepts connections and does nothing more."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     """What the cases name. Others may go through it, unlike through pytest's."""
     with tempfile.TemporaryDirectory(prefix="rm", dir="/tmp") as name:
@@ -324,6 +335,7 @@ Said = Callable[[Wrong], tuple[list[str], float]]
 def said(
     folder: Path,
     page: str,
+    silent: str,
     s3_server: S3Server,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -337,6 +349,7 @@ def said(
 
     def fill(text: str) -> str:
         text = text.replace("{}", str(folder)).replace("[s3]", s3_server.endpoint)
+        text = text.replace("[silent]", silent)
         return text.replace("[page]", page).replace("[tls]", page.replace("http:", "https:"))
 
     def run(wrong: Wrong) -> tuple[list[str], float]:
