@@ -142,7 +142,10 @@ _REFUSED_KEYS = {
 _DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", *_REFUSED_KEYS}
 _NOT_OFFERED = {"MethodNotAllowed", "NotImplemented"}
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "InvalidBucketName")
-_FULL_CODES = ("QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "AccountBeingCreated")
+_FULL_CODES = {
+    *("QuotaExceeded", "InsufficientStorage", "EntityTooLarge", "AccountBeingCreated"),
+    *("XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"),
+}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLASH = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
 _BUSY = {429, 500, 502, 503, 504}
@@ -189,7 +192,8 @@ def classify(error: BaseException, action: str = "read") -> Fault:
         return Fault("settings", False, detail)
     # Before permissions: an exceeded quota comes as 403. Some providers give a status without a code.
     if number in _FULL or code in _FULL_CODES or "507" in (code, str(status)):
-        return Fault("full", False, detail)
+        named = code and code not in detail  # s3fs replaces some codes by a number of this system
+        return Fault("full", False, f"{code}: {detail}" if named else detail)
     if code in _NOT_OFFERED or 405 in (status, hidden):  # s3fs makes them a PermissionError
         return Fault("other", False, f"{code or 405}: {detail}")
     if isinstance(error, PermissionError) or code in _DENIED or {status, hidden} & {401, 403}:

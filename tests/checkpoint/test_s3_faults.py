@@ -367,10 +367,14 @@ FULL, DENIED = (
     r"no space left there \(.*{}.*\); free some",
     r"permission denied \({}\); give this account",
 )
-# What MinIO, Ceph, and any of them answer.
+# What MinIO, Ceph, Swift, and any of them answer.
 OUTAGES = {
     "XMinioStorageFull": (507, {"PUT", "POST"}, FULL),
+    "XMinioAdminBucketQuotaExceeded": (400, {"PUT", "POST"}, FULL),
     "QuotaExceeded": (403, {"PUT", "POST"}, FULL),
+    "InsufficientStorage": (507, {"PUT", "POST"}, FULL),
+    "507": (507, {"PUT", "POST"}, FULL),
+    "EntityTooLarge": (413, {"PUT", "POST"}, FULL),
     "AccessDenied": (403, {"PUT", "POST"}, DENIED),
     "NoSuchBucket": (404, {"GET", "PUT", "POST"}, r"there is no bucket .* of that name; create it"),
 }
@@ -385,7 +389,7 @@ def test_what_lasts_is_one_clear_line_at_once(
     monkeypatch.setattr(access, "RENEW_SECONDS", 600.0)
     store = behind(proxy, bucket, {})
     status, methods, cause = OUTAGES[code]
-    proxy.fail_all(status, code, frozenset(methods))
+    proxy.fail_all(status, "" if code.isdigit() else code, frozenset(methods))
     place = rf"cannot write s3://{bucket}/runs/run/x: "
     with pytest.raises(StorageError, match=place + cause.format(code)) as caught:
         store.write("x", bytes(size))
