@@ -34,7 +34,7 @@ _SMALL = 2**16
 """Bytes of a body that are sent at once over any link: what follows is silence."""
 
 
-class SilentError(BotoCoreError):  # type: ignore[misc]
+class SilentError(BotoCoreError):
     """Error for a server that has never answered. botocore does not ask it again, as it would after a timeout."""
 
     fmt = "No answer from {endpoint_url} within {seconds:.0f} s"
