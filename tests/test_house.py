@@ -36,7 +36,7 @@ FLOORS = (
     {"analysis", "export", "inference"},
     {"cluster"},
     {"cli"},
-    {"jobs"},
+    {"jobs", "__main__"},
 )
 """The wings of the house, lowest floor first: a wing imports only those on floors below its own."""
 
@@ -47,7 +47,7 @@ MOST_FILES = 15
 """In one folder, its __init__.py aside."""
 
 WINGS = {wing for floor in FLOORS for wing in floor}
-WITHOUT_RAY = WINGS - {"cluster", "jobs"}
+WITHOUT_RAY = WINGS - {"cluster", "jobs", "__main__"}
 BELOW_CLUSTER = WITHOUT_RAY - {"cli"}
 READS_ARGUMENTS = {"raymat/config/command_line.py"}
 """Below the commands, the only file that knows of command lines."""

@@ -163,6 +163,14 @@ assert not {"tyro", "yaml", "torch", "ray", "numpy"} & {*sys.modules}
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_module_is_run_as_the_command_is() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "raymat", "trian"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("raymat: error: unknown command 'trian'")
+
+
 def test_the_demos_help_needs_no_ray() -> None:
     script = """
 import sys
