@@ -145,13 +145,15 @@ def free_port() -> int:
         return port
 
 
-def start_proxy(target: int, latency: float) -> int:
-    """Serve a port that forwards to `target`, each request `latency` seconds late; return it."""
+def start_proxy(target: int, latency: float, seen: Callable[[], None] = lambda: None) -> int:
+    """Serve a port that forwards to `target`, each request `latency` seconds late and told to `seen`; return it."""
     port = free_port()
 
     async def pipe(source: asyncio.StreamReader, to: asyncio.StreamWriter, late: float) -> None:
         while data := await source.read(2**20):
-            await asyncio.sleep(late)
+            if late:
+                seen()
+                await asyncio.sleep(late)
             to.write(data)
             await to.drain()
         to.close()

@@ -135,6 +135,10 @@ COMMANDS: dict[str, Command] = {
     "matte": Command(
         "cut subjects out of pictures and videos", _later("raymat.cli.matte_command:main")
     ),
+    "runs": Command(
+        "list all runs of a storage, and where each stands",
+        _later("raymat.cli.runs.runs_command:main"),
+    ),
     "prune": Command("delete old checkpoints", _later("raymat.cli.prune:main")),
     "spot-watch": Command(
         "drain this machine's node when its cloud reclaims it",

@@ -40,6 +40,9 @@ class Backend(Protocol):
     def list(self, folder: str) -> Iterator[tuple[str, int, float]]:
         """Yield (path, bytes, modified in Unix seconds) of each file below `folder`."""
 
+    def folders(self, path: str) -> Sequence[str]:
+        """Return the names of the folders right below a folder."""
+
     def delete(self, paths: Sequence[str]) -> None:
         """Remove files, ignoring missing ones. Folders left empty may be removed too."""
 
@@ -89,6 +92,10 @@ class LocalBackend:
                 found = entry.stat()
                 if stat.S_ISREG(found.st_mode):
                     yield entry.path, found.st_size, found.st_mtime
+
+    def folders(self, path: str) -> Sequence[str]:
+        """See `Backend`."""
+        return [entry.name for entry in os.scandir(path) if entry.is_dir()]
 
     def delete(self, paths: Sequence[str]) -> None:
         """See `Backend`."""

@@ -65,6 +65,17 @@ class FsspecBackend:
             if info.get("type") == "file" and path != folder:
                 yield path, int(info["size"]), _modified(info)
 
+    def folders(self, path: str) -> Sequence[str]:
+        """See `Backend`: list one level, bypassing caches."""
+        self.filesystem.invalidate_cache()
+        found = self.filesystem.ls(path, detail=True)
+        names = [
+            info["name"].rstrip("/").rpartition("/")[2]
+            for info in found
+            if info["type"] == "directory"
+        ]
+        return [name for name in names if name]
+
     def delete(self, paths: Sequence[str]) -> None:
         """See `Backend`: remove up to 1000 files a request on S3, 100 on Google, one elsewhere."""
         if self._is("gs", "gcs"):

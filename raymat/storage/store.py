@@ -192,6 +192,29 @@ class Store:
             raise classify(error, action).error(action, self._url(path)) from error
 
 
+def open_each(
+    storage_url: str,
+    *,
+    retry: RetryPolicy = RetryPolicy(),
+    options: Mapping[str, Any] | None = None,
+) -> list[Store]:
+    """Return a store for each folder right below a storage URL, by name; one listing. They share one access to the storage.
+
+    Raises:
+        MissingFileError: there is no such folder. StorageError: it cannot be listed; as for `Store.open`.
+    """
+    first = _opened(storage_url, "x", retry, dict(options or {}))
+    access, backend = first._access, first.backend
+    try:
+        names: Sequence[str] = access.run("list", lambda: backend.folders(access.path), retry)
+    except backend_errors() as error:
+        raise classify(error, "list").error("list", redact(storage_url)) from error
+    places = [
+        [f"{place.rstrip('/')}/{n}" for place in (access.path, storage_url)] for n in sorted(names)
+    ]
+    return [Store(access, backend, root, url, retry) for root, url in places]
+
+
 def require_writable(store: Store) -> None:
     """Write a file to the run's folder and remove it. Raises StorageError where that fails."""
     path = f"events/.probe-{uuid.uuid4().hex}"

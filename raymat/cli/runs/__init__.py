@@ -1,0 +1,1 @@
+"""Commands that look at runs from anywhere that can read their storage."""
