@@ -6,7 +6,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from raymat.train.observability.event_kinds import tells
+
 Event = Mapping[str, Any]
+
+
+_NEEDED = {
+    "start": ("time", "attempt", "world"),
+    "restore": ("time", "attempt", "step"),
+    "first_step": ("time", "attempt", "seconds", "batch"),
+    "leave": ("time", "step", "reason"),
+    "failure": ("time", "ranks"),
+}
+"""What is read of an event, by kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +58,9 @@ def restarts(events: Iterable[Event]) -> list[Restart]:
     attempts: dict[int, dict[str, Event]] = {}
     ends: dict[int, Event] = {}
     for event in events:
-        kind = event["kind"]
+        kind = event.get("kind")
+        if not tells(event, _NEEDED):
+            continue
         if kind in ("failure", "leave"):
             end = event
         elif kind == "start":
@@ -88,8 +102,8 @@ def _last_known(end: Event | None) -> tuple[float, int | None]:
     if end["kind"] == "leave":
         return 0.0, int(end["step"])
     signs = end.get("last", {}).values()
-    silent = max((sign["silent"] for sign in signs), default=0.0)
-    return silent, max((sign["step"] for sign in signs), default=None)
+    silent = max((sign.get("silent", 0.0) for sign in signs), default=0.0)
+    return silent, max((sign["step"] for sign in signs if "step" in sign), default=None)
 
 
 def _why(end: Event | None) -> str:

@@ -149,7 +149,8 @@ def _read_points(store: Store, extra: Mapping[str, Any], metric: str) -> list[Po
     else:
         found = {point.step: point for point in _points_of(rows, "valid", metric)}
         examples: dict[int, Any] = {int(row["step"]): row.get("examples") for row in rows}
-        batch = (extra.get("config") or {}).get("batch_size", 1)
+        config = extra.get("config")
+        batch = config.get("batch_size", 1) if isinstance(config, dict) else 1
         for step, value in validated(extra, metric).items():
             found[step] = Point(step, float(examples.get(step, 0) or step * batch), value)
         # Step 0 has no checkpoint.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -31,6 +30,7 @@ from raymat.checkpoint.snapshot import Snapshot
 from raymat.checkpoint.state_dict import FORMAT as TRAINING_FORMAT
 from raymat.errors import CheckpointError, NewerFormatError
 from raymat.storage.digest import matches
+from raymat.storage.fields import parse_object
 from raymat.storage.store import FileInfo, Store
 
 
@@ -147,7 +147,7 @@ def _newer_format(store: Store, status: Status) -> int | None:
             try:
                 entries = Manifest.from_json(data).files
             except NewerFormatError:
-                return newer_format(json.loads(data), FORMATS[-1])
+                return newer_format(parse_object(data), FORMATS[-1])
             except CheckpointError:
                 continue
             digests |= {entry.name: entry.digest for entry in entries}
@@ -159,15 +159,13 @@ def _newer_format(store: Store, status: Status) -> int | None:
 def _newer_state(data: bytes, expected: str | None) -> int | None:
     """Return the newer format of a state file; None if it is known, or damaged by the `expected` digest."""
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
+        content = parse_object(data)
+    except ValueError:
         return None
     if expected is not None and not matches(expected, [data]):
         return None
     found = newer_format(content, STATE_FORMAT)
-    if found is None and isinstance(content, dict):
-        found = newer_format(content.get("extra"), TRAINING_FORMAT)
-    return found
+    return newer_format(content.get("extra"), TRAINING_FORMAT) if found is None else found
 
 
 def read_extra(store: Store, status: Status, run: str | None = None) -> dict[str, Any]:

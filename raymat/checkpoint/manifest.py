@@ -6,7 +6,6 @@ reader accepts exactly what a writer wrote, to the byte.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from raymat.errors import CheckpointError, NewerFormatError
 from raymat.storage.digest import canonical, is_digest, is_sealed, seal
+from raymat.storage.fields import Count, parse_fields, parse_object
 
 FORMATS = (1, 2)
 """Of manifests. 2: with the word of the saving."""
@@ -104,8 +104,21 @@ class FileEntry:
     """File in a manifest: `size` in bytes, `digest` as "algorithm:hex"."""
 
     name: str
-    size: int
+    size: Count
     digest: str
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a manifest's object says beside its format and its digest."""
+
+    run: str
+    step: Count
+    attempt: Count
+    rank: Count
+    world: Count
+    files: tuple[FileEntry, ...]
+    word: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,18 +145,19 @@ class Manifest:
         """Parse what `to_json` returned. Raises CheckpointError for a difference of one byte."""
         if len(data) > MAX_MANIFEST_BYTES:
             raise CheckpointError(f"manifest of {len(data)} bytes, more than {MAX_MANIFEST_BYTES}")
-        content = _parse_object(data)
+        try:
+            content = parse_object(data)
+        except ValueError as error:
+            raise CheckpointError(f"manifest is damaged: {error}") from error
         if newer_format(content, FORMATS[-1]) is not None and not is_sealed(content):
             raise CheckpointError("manifest is damaged: its digest or its format is wrong")
         refuse_format(content, FORMATS, "manifest")
-        manifest = cls(
-            run=_typed(content, "run", str),
-            id=CheckpointId(_count(content, "step"), _count(content, "attempt")),
-            rank=_count(content, "rank"),
-            world=_count(content, "world"),
-            files=tuple(_entry(item) for item in _typed(content, "files", list)),
-            word="" if content["format"] == 1 else _typed(content, "word", str),
-        )
+        try:
+            found = parse_fields(_Content, content)
+        except ValueError as error:
+            raise CheckpointError(f"manifest is damaged: {error}") from error
+        place = CheckpointId(found.step, found.attempt)
+        manifest = cls(found.run, place, found.rank, found.world, found.files, found.word)
         manifest._check()
         if manifest.to_json() != data:
             raise CheckpointError("manifest is damaged: its digest or its form is wrong")
@@ -162,6 +176,8 @@ class Manifest:
         }
 
     def _check(self) -> None:
+        if not all(is_digest(entry.digest) for entry in self.files):
+            raise CheckpointError("manifest is damaged or newer: unknown digest")
         if not self.rank < self.world <= MAX_WORLD:
             raise CheckpointError(f"manifest of rank {self.rank} in a world of {self.world}")
         names = tuple(entry.name for entry in self.files)
@@ -191,36 +207,3 @@ def refuse_format(content: Mapping[str, Any], known: Sequence[int], what: str) -
     hint = ": use the raymat that wrote it" if newer else ""
     message = f"{what} of format {found!r}, this version reads {known[-1]}{hint}"
     raise NewerFormatError(message) if newer else CheckpointError(message)
-
-
-def _parse_object(data: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError("manifest is damaged: it is not JSON") from error
-    if not isinstance(content, dict):
-        raise CheckpointError("manifest is damaged: it is not a JSON object")
-    return content
-
-
-def _typed(content: dict[str, Any], key: str, kind: type) -> Any:
-    value = content.get(key)
-    if type(value) is not kind:
-        raise CheckpointError(f"manifest is damaged: {key} is not a {kind.__name__}")
-    return value
-
-
-def _count(content: dict[str, Any], key: str) -> int:
-    value: int = _typed(content, key, int)
-    if not 0 <= value < 2**63:
-        raise CheckpointError(f"manifest is damaged: {key} is out of range")
-    return value
-
-
-def _entry(item: Any) -> FileEntry:
-    if not isinstance(item, dict):
-        raise CheckpointError("manifest is damaged: a file is not an object")
-    entry = FileEntry(_typed(item, "name", str), _count(item, "size"), _typed(item, "digest", str))
-    if not is_digest(entry.digest):
-        raise CheckpointError("manifest is damaged or newer: unknown digest")
-    return entry

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,17 +18,16 @@ from raymat.checkpoint.manifest import (
     MAX_MANIFEST_BYTES,
     MAX_STATE_BYTES,
     STATE,
-    STATE_FORMAT,
     CheckpointId,
     FileEntry,
     Manifest,
     manifest_name,
     parse_manifest_name,
-    refuse_format,
     shard_name,
 )
 from raymat.checkpoint.shards import assign, path_of
 from raymat.checkpoint.snapshot import Snapshot
+from raymat.checkpoint.state_dict import parse_state
 from raymat.errors import CheckpointError, NewerFormatError
 from raymat.storage.digest import matches
 from raymat.storage.faults import MissingFileError
@@ -132,7 +130,7 @@ class CheckpointReader:
             if not good:
                 raise _other_digest(checkpoint, entry.name)
         _require_state_size(checkpoint, len(self._data[STATE]))
-        extra = _decode_state(checkpoint, bytes(safetensors_io.memory_of(self._data[STATE])))
+        extra = parse_state(checkpoint, bytes(safetensors_io.memory_of(self._data[STATE])))
         shards = {name: data for name, data in self._data.items() if name != STATE}
         return Snapshot(checkpoint.step, _merge(checkpoint, shards), extra)
 
@@ -234,7 +232,7 @@ def read_state(store: Store, checkpoint: CheckpointId, entry: FileEntry) -> dict
     data = _read_small(store, checkpoint, entry.name)
     if not matches(entry.digest, [data]):
         raise _other_digest(checkpoint, entry.name)
-    return _decode_state(checkpoint, data)
+    return parse_state(checkpoint, data)
 
 
 def _other_digest(checkpoint: CheckpointId, name: str) -> CheckpointError:
@@ -296,19 +294,6 @@ def _merge(checkpoint: CheckpointId, shards: Mapping[str, Tensor]) -> dict[str, 
             )
         merged |= tensors
     return dict(sorted(merged.items()))
-
-
-def _decode_state(checkpoint: CheckpointId, data: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{checkpoint} is damaged: {STATE} is not JSON") from error
-    if isinstance(content, dict):
-        refuse_format(content, (STATE_FORMAT,), f"{checkpoint} has {STATE}")
-    extra = content.get("extra") if isinstance(content, dict) else None
-    if not isinstance(extra, dict) or content.get("step") != checkpoint.step:
-        raise CheckpointError(f"{checkpoint} is damaged: {STATE} is of another step or form")
-    return extra
 
 
 def parallel(work: Callable[[T], R], items: Sequence[T]) -> list[R]:

@@ -2,27 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
-from raymat.checkpoint.manifest import newer_format
+from raymat.checkpoint.manifest import (
+    STATE,
+    STATE_FORMAT,
+    CheckpointId,
+    newer_format,
+    refuse_format,
+)
 from raymat.errors import CheckpointError, NewerFormatError
+from raymat.storage.fields import Count, parse_fields, parse_object
 
 FORMAT = 1
 MODEL, OPTIMIZER, EMA = "model/", "optimizer/", "ema/"
 
 
-def require_format(extra: Mapping[str, Any]) -> None:
-    """Raise CheckpointError for the state of a format that this raymat does not know, NewerFormatError for a newer one."""
+class _Cursor(TypedDict):
+    version: int
+    next_example: Count
+
+
+class _Rates(TypedDict, total=False):
+    format: int
+    cosine_examples: Count | None
+    reductions: Count
+    reductions_before: Count
+
+
+class _Scaler(TypedDict):
+    scale: float
+    good_steps: Count
+
+
+class _Average(TypedDict):
+    updates: Count
+
+
+class _Measured(TypedDict):
+    step: Count
+    loss: float | None
+
+
+class _Validation(_Measured, total=False):
+    metrics: dict[str, float | None]
+
+
+class _State(TypedDict, total=False):
+    """What is read of a training state."""
+
+    format: int
+    step: Count
+    cursor: _Cursor
+    schedule: _Rates
+    scaler: _Scaler
+    bad_steps: Count
+    validations: list[_Validation]
+    config: dict[str, Any]
+    listing_digest: str
+    substitutes: Count
+    stopped: str | None
+    pending_validation: Count | None
+    channels_last: bool
+    past: dict[str, Any] | None
+    ema: _Average | None
+    arithmetic: list[dict[str, str]] | None
+
+
+_NEEDED = ("step", "cursor", "schedule", "scaler", "bad_steps", "config", "listing_digest")
+
+
+def parse_state(checkpoint: CheckpointId, data: bytes) -> dict[str, Any]:
+    """Return what a checkpoint's state file holds; whether training can go on from it says `require_state`.
+
+    Raises:
+        NewerFormatError: a newer raymat wrote the file. CheckpointError: it is damaged.
+    """
+    try:
+        content = parse_object(data)
+        refuse_format(content, (STATE_FORMAT,), f"{checkpoint} has {STATE}")
+        extra = content.get("extra")
+        if not isinstance(extra, dict) or content.get("step") != checkpoint.step:
+            raise ValueError("it is of another step or form")
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint} is damaged: {STATE}: {error}") from error
+    return extra
+
+
+def require_state(extra: Mapping[str, Any], needed: Sequence[str] = _NEEDED) -> None:
+    """Raise unless this is a training state that holds what is `needed`: by default all that training goes on from.
+
+    Raises:
+        NewerFormatError: a newer raymat wrote it. CheckpointError: its format is unknown, a field is missing or of another type.
+    """
     if extra.get("format") != FORMAT:
         newer = newer_format(extra, FORMAT) is not None
         raise (NewerFormatError if newer else CheckpointError)(
             f"expected a training state of format {FORMAT}, got {extra.get('format')!r}: "
             "resume with the raymat that wrote it"
         )
+    missing = next((field for field in needed if field not in extra), None)
+    if missing is not None:
+        raise CheckpointError(f"the training state is damaged: {missing} is missing")
+    try:
+        parse_fields(_State, extra)
+    except ValueError as error:
+        raise CheckpointError(f"the training state is damaged: {error}") from error
 
 
 def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -53,6 +54,7 @@ def fail(error: RaymatError) -> int:
 def _guarded(action: Callable[[], int]) -> int:
     try:
         try:
+            _print_all_text()
             return action()
         finally:
             sys.stdout.flush()  # here, where its error can still be caught
@@ -68,6 +70,13 @@ def _guarded(action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("raymat: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _print_all_text() -> None:
+    """Let text that an encoding lacks, such as a lone surrogate from a file's name, be escaped as it is printed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _discard_output() -> None:

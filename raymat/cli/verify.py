@@ -15,7 +15,7 @@ from raymat.errors import NewerFormatError, StorageError
 from raymat.storage.store import Store
 from raymat.train.observability.deletions import CommitRecord
 from raymat.train.observability.events import read_events
-from raymat.train.run.run_file import RUN_FILE, check_run_file, read_run
+from raymat.train.run.run_file import RUN_FILE, check_run_file, read_run_id
 from raymat.train.run.run_url import list_checkpoints, open_url
 
 GOOD, DAMAGED, UNREADABLE = 0, 1, 2
@@ -131,11 +131,11 @@ def _judge_torn(
 def _run_id(store: Store) -> tuple[str | None, list[Verdict]]:
     """Read the run's id, or None, and the verdict on a run.json that gives none."""
     try:
-        stored = read_run(store) or {}
+        run_id = read_run_id(store)
     except NewerFormatError as error:
         return None, [Verdict(RUN_FILE, "newer", f"written by a newer raymat: {error.line}")]
     except StorageError as error:
         store.read(RUN_FILE)  # raises again if it is the storage that fails
         return None, [Verdict(RUN_FILE, "damaged", error.line)]
     fault = check_run_file(store)
-    return stored.get("run_id"), [Verdict(RUN_FILE, "damaged", fault)] if fault else []
+    return run_id, [Verdict(RUN_FILE, "damaged", fault)] if fault else []

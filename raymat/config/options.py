@@ -129,7 +129,6 @@ class Option:
         if value is None and self.optional:
             return
         self.refuse_bad_urls(value)
-        self.refuse_bad_urls(value)
         if not fits(value, self.kind):
             expected = describe(self.kind) + (" or nothing" if self.optional else "")
             raise ConfigError(f"{self.flag} must be {expected}, got {value!r}")

@@ -215,12 +215,17 @@ def from_dict(flat: dict[str, Any]) -> RunConfig:
         NewerFormatError: its recipe is not known yet. ConfigError: it is no configuration.
     """
     options = {"recipe": RECIPES[0]} | flat  # a run from before there were recipes has the first
-    if options["recipe"] not in (*RECIPES, None):
+    if isinstance(options["recipe"], str) and options["recipe"] not in RECIPES:
         raise NewerFormatError(
             f"the run's pictures are augmented by recipe {options['recipe']}, this raymat knows {', '.join(RECIPES)}: "
             "use the one that began it"
         )
-    return build(options.pop("stage"), options)
+    stage = options.pop("stage", None)
+    require(isinstance(stage, str) and stage in STAGE_DEFAULTS, f"there is no stage {stage!r:.60}")
+    try:
+        return build(stage, options)
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise ConfigError(f"an option has a value of another type ({error})") from error
 
 
 def with_recipe(config: RunConfig, begun: RunConfig | None) -> RunConfig:

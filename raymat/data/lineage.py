@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from raymat.errors import DataError
+from raymat.storage.fields import Count, Positive, parse_fields
 
 
 @dataclass(frozen=True)
@@ -53,19 +54,19 @@ class DatasetSpan:
     Passes are never cut: a span is a whole number of them, perhaps none.
     """
 
-    end: int
-    pairs: int
-    backgrounds: int
+    end: Count
+    pairs: Positive
+    backgrounds: Positive
     listing: str
     """The digest of the dataset's listing."""
 
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> DatasetSpan:
-        """Parse a stored span, without fields that it does not know. Raises KeyError, TypeError."""
-        numbers = {name: _whole(stored[name]) for name in ("end", "pairs", "backgrounds")}
-        if not isinstance(stored["listing"], str):
-            raise TypeError(f"listing is {stored['listing']!r}")
-        return cls(**numbers, listing=stored["listing"])
+
+class _Stored(TypedDict):
+    """A lineage as it is stored."""
+
+    eras: tuple[DatasetSpan, ...]
+    ends: tuple[Count, ...]
+    valid_since: Count
 
 
 @dataclass(frozen=True)
@@ -118,21 +119,10 @@ class Lineage:
         if stored is None:
             return cls()
         try:
-            return cls(
-                spans=tuple(DatasetSpan.from_dict(span) for span in stored["eras"]),
-                ends=tuple(_whole(end) for end in stored["ends"]),
-                valid_since=_whole(stored["valid_since"]),
-            )
-        except (LookupError, TypeError) as error:
-            raise DataError(
-                f"the run's lineage is damaged ({type(error).__name__}: {error})"
-            ) from error
-
-
-def _whole(value: object) -> int:
-    if type(value) is not int:
-        raise TypeError(f"expected a whole number, got {value!r}")
-    return value
+            found = parse_fields(_Stored, stored)
+        except ValueError as error:
+            raise DataError(f"the run's lineage is damaged ({error})") from error
+        return cls(spans=found["eras"], ends=found["ends"], valid_since=found["valid_since"])
 
 
 NO_LINEAGE = Lineage()

@@ -164,7 +164,7 @@ def _section(example: Event) -> Iterator[str]:
     hints = get_type_hints(type(example), include_extras=True)
     yield "| field | type | |\n| --- | --- | --- |"
     for field in fields(example):
-        kind, about = get_args(hints[field.name])
+        kind, *_, about = get_args(hints[field.name])
         name = kind.__name__ if get_origin(kind) is None and isinstance(kind, type) else str(kind)
         name = name.replace("typing.", "").replace("raymat.train.observability.attempt_events.", "")
         optional = "optional; " if field.default is None else ""

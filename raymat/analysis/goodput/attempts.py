@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from raymat.train.observability.event_kinds import tells
+
 Event = Mapping[str, Any]
 
 
@@ -65,15 +67,14 @@ def records(events: Iterable[Event]) -> tuple[list[Launch], list[AttemptRecord]]
             continue
         if kind == "launch":
             launches.append(Launch(at, _slots(event), event.get("heard")))
-        elif kind == "start" and number is not None:
+        elif kind == "start" and number is not None and tells(event, _NEEDED):
             attempts[number] = AttemptRecord(number, int(event["world"]), at, last=at)
         elif number in attempts:
             record = attempts[number]
             if event.get("writer") != "driver":
                 record.last = max(record.last, at)
-            note = _NOTES.get(str(kind))
-            if note is not None:
-                note(record, event)
+            if kind in _NOTES and tells(event, _NEEDED):
+                _NOTES[kind](record, event)
     return launches, [attempts[number] for number in sorted(attempts)]
 
 
@@ -119,11 +120,11 @@ def _end(record: AttemptRecord, event: Event) -> None:
 
 
 def _failure(record: AttemptRecord, event: Event) -> None:
-    signs = event.get("last", {}).values()
-    silent = max((sign["silent"] for sign in signs), default=0.0)
+    signs = event["last"].values()
+    silent = max((sign.get("silent", 0.0) for sign in signs), default=0.0)
     record.over = event["time"]
     record.silent = event["time"] - silent
-    step = max((sign["step"] for sign in signs), default=None)
+    step = max((sign["step"] for sign in signs if "step" in sign), default=None)
     if step is not None:
         record.steps.append((record.silent, int(step)))
 
@@ -137,3 +138,15 @@ _NOTES = {
     "end": _end,
     "failure": _failure,
 }
+
+_NEEDED = {
+    "start": ("world",),
+    "restore": ("step",),
+    "first_step": ("step", "seconds", "batch"),
+    "commit": ("step", "seconds", "stall"),
+    "validation": ("step", "seconds", "place", "waited"),
+    "leave": ("step",),
+    "end": (),
+    "failure": ("last",),
+}
+"""What is read of an event, by kind, beside its time and attempt."""

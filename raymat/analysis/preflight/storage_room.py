@@ -72,7 +72,9 @@ def _run_there(store: Store, config: RunConfig) -> Iterator[Finding]:
     if stored is None:
         return
     begun = from_dict(stored["config"])
-    yield Finding("note", f"holds a run of this name, begun {stored['created']}: it is resumed")
+    yield Finding(
+        "note", f"holds a run of this name, begun {stored.get('created', 'earlier')}: it is resumed"
+    )
     asked = as_begun(config, begun)
     try:
         refuse_changes(begun, asked, store.url, but=DATASET if config.data.grow_dataset else ())

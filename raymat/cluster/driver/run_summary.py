@@ -10,8 +10,10 @@ from raymat.console import columns, count
 from raymat.data.dataset.source import Source
 from raymat.storage.store import Store
 from raymat.storage.urls import redact
+from raymat.train.observability.event_kinds import parse_event
 from raymat.train.observability.events import read_events
 from raymat.train.observability.progress import Progress
+from raymat.train.observability.training_events import ImageReplaced
 from raymat.train.observability.validation_events import values_line
 from raymat.train.run.open_run import OpenedRun
 from raymat.train.run.schedule import Schedule
@@ -114,7 +116,8 @@ def _values(validation: Validation) -> str:
 
 
 def _replaced(store: Store) -> Rows:
-    files = {event["path"] for event in read_events(store) if event["kind"] == "replaced"}
+    replaced = (e for e in map(parse_event, read_events(store)) if isinstance(e, ImageReplaced))
+    files = {event.path for event in replaced}
     told = f"{count(len(files), 'picture')} that could not be used, for which others stood in"
     return [("replaced", f"{told} (events/)")] if files else []
 

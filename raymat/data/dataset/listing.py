@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymat.errors import DataError, NewerFormatError
+from raymat.storage.fields import Count, parse_fields, parse_object
 
 _PREFIX = "raymat-listing-"
 _NUMBER = 1
@@ -127,17 +128,36 @@ class Listing:
         """
         try:
             head, content = zlib.decompress(data).split(b"\n", 1)
-            described = json.loads(head)
-            _refuse_newer(described["format"])
-            if described["format"] != FORMAT:
-                raise ValueError(f"its format is {described['format']}, not {FORMAT}")
-            if hashlib.sha256(content).hexdigest() != described["digest"]:
+            values = parse_object(head)
+            _refuse_newer(values.get("format"))
+            described = parse_fields(_Head, values)
+            if described.format != FORMAT:
+                raise ValueError(f"its format is {described.format}, not {FORMAT}")
+            if hashlib.sha256(content).hexdigest() != described.digest:
                 raise ValueError("its digest does not match")
             train, valid = _read_content(content)
-            urls = described["dataset"], described["backgrounds"]
-        except (zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (zlib.error, ValueError, LookupError) as error:
             raise DataError(f"the dataset's listing is damaged ({error})") from error
-        return cls(*urls, train, valid, described["digest"])
+        return cls(described.dataset, described.backgrounds, train, valid, described.digest)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The first line of a listing's file."""
+
+    format: str
+    dataset: str
+    backgrounds: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Meta:
+    """What the second line says of the blobs behind it."""
+
+    counts: list[Count]
+    suffixes: list[list[str]]
+    lengths: list[Count]
 
 
 def _refuse_newer(found: object) -> None:
@@ -200,13 +220,13 @@ def _unpack_sizes(blob: bytes, count: int) -> NDArray[np.int64]:
 
 def _read_content(content: bytes) -> tuple[Split, Split]:
     meta_line, body = content.split(b"\n", 1)
-    meta = json.loads(meta_line)
-    ends = np.cumsum([0, *meta["lengths"]])
+    meta = parse_fields(_Meta, parse_object(meta_line))
+    ends = [0, *itertools.accumulate(meta.lengths)]
     blobs = [body[a:b] for a, b in itertools.pairwise(ends)]
     half = len(blobs) // 2
     return (
-        _read_split("train", blobs[:half], meta["counts"][:3], meta["suffixes"][:3]),
-        _read_split("valid", blobs[half:], meta["counts"][3:], meta["suffixes"][3:]),
+        _read_split("train", blobs[:half], meta.counts[:3], meta.suffixes[:3]),
+        _read_split("valid", blobs[half:], meta.counts[3:], meta.suffixes[3:]),
     )
 
 

@@ -23,7 +23,7 @@ from raymat.checkpoint.state_dict import (
     OPTIMIZER,
     below,
     copy_same,
-    require_format,
+    require_state,
 )
 from raymat.config.fixed_options import DATASET, refuse_changes
 from raymat.config.run import RunConfig, from_dict, to_dict
@@ -119,7 +119,7 @@ class ResumeContract:
             ConfigError: an option differs, or, with --same-bits strict, what bits depend on. DataError: the dataset differs.
             CheckpointError: `extra` is not a state's.
         """
-        require_format(extra)
+        require_state(extra)
         # The dataset may have moved; what counts is that its listings are the same.
         refuse_changes(from_dict(extra["config"]), self.config, "the run", but=DATASET)
         used = Cursor.load_state_dict(extra["cursor"]).next_example
@@ -198,7 +198,7 @@ def install(step: TrainStep, tensors: Mapping[str, Tensor], extra: Mapping[str, 
     Raises:
         CheckpointError: it is not the state of such a network, or of a format that this raymat does not know.
     """
-    require_format(extra)
+    require_state(extra)
     copy_same(step.network.state_dict(), below(MODEL, tensors), "model")
     step.optimiser.load_state_dict(below(OPTIMIZER, tensors))
     step.scale.load_state_dict(extra["scaler"])

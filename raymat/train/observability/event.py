@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar
 
-Step = Annotated[int, "completed steps"]
-Rank = Annotated[int, "the worker's number, from 0"]
+from raymat.storage.fields import Count
+
+Step = Annotated[Count, "completed steps"]
+Rank = Annotated[Count, "the worker's number, from 0"]
 Checkpoint = Annotated[str, "its folder's name, as in step-000000120-a003"]
 Reason = Annotated[str, "why, for people"]
 ErrorLine = Annotated[str, "the error in one line"]

@@ -20,9 +20,11 @@ from typing import Any
 
 from raymat.errors import StorageError
 from raymat.storage.bulk import read_many, until_present
+from raymat.storage.fields import parse_objects
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.store import Store
 from raymat.train.observability.event import Event
+from raymat.train.observability.event_kinds import is_typed
 
 log = logging.getLogger(__name__)
 
@@ -179,13 +181,16 @@ class EventLog:
 
 
 def read_events(store: Store) -> list[dict[str, Any]]:
-    """Return all events of a run, oldest first. Lines of damaged objects that are no JSON object are left out.
+    """Return all events of a run, oldest first, but lines that are no JSON object or have a field of another type.
+
+    An event of another version may lack fields: `event_kinds.tells` says whether it has those that a reader needs.
 
     Raises:
         StorageError: the storage cannot be read.
     """
     lines = until_present(lambda: _read_event_lines(store))
-    return sorted(read_lines(b"\n".join(lines)), key=lambda event: event.get("time", 0.0))
+    events = filter(is_typed, parse_objects(lines))
+    return sorted(events, key=lambda event: event.get("time", 0.0))
 
 
 def _read_event_lines(store: Store) -> list[bytes]:
@@ -197,23 +202,7 @@ def _read_event_lines(store: Store) -> list[bytes]:
 
 def read_lines(data: bytes) -> list[dict[str, Any]]:
     """Return the JSON objects of a JSON-lines file, without damaged lines."""
-    lines = data.splitlines()
-    try:
-        # At once: several times faster, and rows share the memory of their keys.
-        values = json.loads(b"[" + b",".join(lines) + b"]")
-        if len(values) == len(lines):
-            return [value for value in values if isinstance(value, dict)]
-    except ValueError:
-        pass
-    found = []
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
+    return parse_objects(data.splitlines())
 
 
 def highest_attempt(store: Store, folders: Sequence[str] = (FOLDER, "checkpoints")) -> int:

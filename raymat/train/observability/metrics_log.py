@@ -15,11 +15,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raymat.storage.bulk import read_many, until_present
+from raymat.storage.fields import Count, Finite, Time, parse_fields
 from raymat.storage.store import Store
 from raymat.train.observability.events import read_lines
 from raymat.train.observability.logger import Row, Spans
@@ -28,6 +30,28 @@ FOLDER = "metrics"
 MOST_ON_THEIR_WAY = 2
 """Snapshots that an attempt may have on their way: one that is written, and one that waits."""
 _NAME = re.compile(r"(?:^|/)(\d+)-(\d+)-a(\d+)\.jsonl$")
+
+
+class _Place(TypedDict):
+    step: Count
+    kind: str
+
+
+class _Columns(_Place, total=False):
+    """What is read of a row."""
+
+    examples: Count
+    epoch: Finite
+    loss: Finite | None
+    digest: str
+    time: Time
+    lr: dict[str, Finite]
+    count: Count
+    metrics: dict[str, Finite | None]
+    step_seconds: Finite | None
+    data_wait: Finite | None
+    examples_per_second: Finite | None
+    memory: Finite | None
 
 
 def segment_path(first: int, last: int, attempt: int) -> str:
@@ -150,10 +174,17 @@ def _rows(store: Store, segments: list[Segment]) -> dict[tuple[int, str], Row]:
     contents = read_many(store, [segment.path for segment in segments])
     for segment, data in zip(segments, contents, strict=True):
         for row in read_lines(data):
-            step = row.get("step")
-            if isinstance(step, int) and step < segment.until:
-                kept[step, str(row.get("kind"))] = row
+            if _is_row(row) and row["step"] < segment.until:
+                kept[row["step"], row["kind"]] = row
     return kept
+
+
+def _is_row(row: Row) -> bool:
+    try:
+        parse_fields(_Columns, row)
+    except ValueError:
+        return False
+    return True
 
 
 def hidden(segments: list[Segment], needless: list[Segment]) -> list[tuple[Segment, int]]:

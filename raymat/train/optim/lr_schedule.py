@@ -10,17 +10,18 @@ from typing import Any
 from raymat.config.run import RunConfig
 from raymat.config.sections import OptimConfig, ScheduleKind
 from raymat.errors import ConfigError, NewerFormatError
+from raymat.storage.fields import Count, parse_fields
 
 
 @dataclass(frozen=True)
 class RateState:
     """What the learning rates depend on beside configuration and examples; part of a run's state."""
 
-    cosine_examples: int | None = None
+    cosine_examples: Count | None = None
     """Where the cosine ends, in examples; None without one. Fixed when a run begins: a longer run keeps its curve."""
-    reductions: int = 0
+    reductions: Count = 0
     """How often a plateau has lowered the rates."""
-    reductions_before: int = 0
+    reductions_before: Count = 0
     """How many of them came from validations with an earlier validation set, which were displaced since."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -41,9 +42,7 @@ class RateState:
                 f"expected a schedule of format 2, got {state.get('format')!r}: "
                 "resume with the raymat that wrote the checkpoint"
             )
-        return cls(
-            state["cosine_examples"], int(state["reductions"]), int(state["reductions_before"])
-        )
+        return parse_fields(cls, state)
 
 
 def rates(config: RunConfig, examples: int, state: RateState | None = None) -> dict[str, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raymat.checkpoint.catalog import Status, read_extra, require_committed
-from raymat.checkpoint.state_dict import require_format
+from raymat.checkpoint.state_dict import require_state
 from raymat.config.fixed_options import DATASET, LENGTH
 from raymat.config.run import RunConfig, from_dict, to_dict
 from raymat.data.dataset.run_dataset import Grown, grow_dataset, source_of
@@ -107,8 +107,8 @@ def read_position(
 
 
 def position_of(extra: Mapping[str, Any], first_pairs: int) -> RunPosition:
-    """Return the position of a checkpoint with this `extra`."""
-    require_format(extra)
+    """Return the position of a checkpoint with this `extra`. Raises CheckpointError, DataError or ConfigError if it tells none."""
+    require_state(extra, ("step", "cursor", "config"))
     used = Cursor.load_state_dict(extra["cursor"]).next_example
     lineage = Lineage.from_dict(extra.get("past"))
     total = total_examples(from_dict(extra["config"]), first_pairs, lineage)

@@ -7,13 +7,16 @@ import platform
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+from raymat.checkpoint.manifest import newer_format
 from raymat.config.run import RunConfig, to_dict
 from raymat.data.dataset.run_dataset import list_dataset
 from raymat.errors import NewerFormatError, StorageError
 from raymat.storage.digest import is_sealed, seal
+from raymat.storage.fields import Positive, parse_fields, parse_object
 from raymat.storage.store import Store
 from raymat.train.run.lease.entries import RECORDS, list_entries, path_of, term_of
 from raymat.train.run.lease.tenure import Tenure
@@ -27,6 +30,28 @@ _Found: TypeAlias = dict[str, Any] | StorageError | None
 """A file's content, what is wrong with it, or None if it is missing."""
 
 
+@dataclass(frozen=True)
+class _Listing:
+    """The dataset: its pictures are in a listing, or made."""
+
+    digest: str
+    file: str | None = None
+    synthetic: Positive | None = None
+    decoding: Positive = 1
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What is read of it."""
+
+    format: Literal[1, 2, 3]
+    run_id: str
+    config: dict[str, Any] | None = None
+    listing: _Listing | None = None
+    past: dict[str, Any] | None = None
+    created: str = ""
+
+
 def read_run(store: Store) -> dict[str, Any] | None:
     """Read what the run is; None where there is no such run.
 
@@ -35,6 +60,20 @@ def read_run(store: Store) -> dict[str, Any] | None:
     Raises:
         NewerFormatError: a newer raymat wrote it. StorageError: it is damaged, or the storage cannot be read.
     """
+    found = _believed(store)
+    missing = [] if found is None else [f for f in ("config", "listing") if found.get(f) is None]
+    if missing:
+        raise _damaged(store, RUN_FILE, f"it lacks {missing[0]}")
+    return found
+
+
+def read_run_id(store: Store) -> str | None:
+    """Read the run's id, whatever else `run.json` may lack; None where there is no such run. Raises as `read_run` does."""
+    found = _believed(store)
+    return None if found is None else str(found["run_id"])
+
+
+def _believed(store: Store) -> dict[str, Any] | None:
     published, record = _read_copies(store)
     believed = published if record is None else record
     if not isinstance(believed, StorageError):
@@ -126,25 +165,27 @@ def _read(store: Store, path: str) -> _Found:
     if data is None:
         return None
     try:
-        stored = json.loads(data)
-        if stored["format"] not in RUN_FORMATS:
-            newer = type(stored["format"]) is int and stored["format"] > RUN_FORMATS[-1]
-            message = (
+        stored = parse_object(data)
+        if newer_format(stored, RUN_FORMATS[-1]) is not None:
+            raise NewerFormatError(
                 f"{store.url}/{path} has format {stored['format']}, expected {RUN_FORMATS[-1]}: "
                 "resume it with the raymat that wrote it"
             )
-            if newer:
-                raise NewerFormatError(message)
-            return StorageError(message)
-        if stored["format"] == RUN_FORMATS[-1]:
+        found = parse_fields(_Content, stored)
+        if found.format == RUN_FORMATS[-1]:
             if not is_sealed(stored):
                 raise ValueError("its digest is wrong")
             del stored["digest"]
-        return dict(stored)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return StorageError(
-            f"{store.url}/{path} is damaged ({error}): restore it or use another --name"
-        )
+        listing = found.listing
+        if listing is not None and (listing.file is None) == (listing.synthetic is None):
+            raise ValueError("listing: it names no dataset, or two")
+        return stored
+    except ValueError as error:
+        return _damaged(store, path, str(error))
+
+
+def _damaged(store: Store, path: str, why: str) -> StorageError:
+    return StorageError(f"{store.url}/{path} is damaged ({why}): restore it or use another --name")
 
 
 def _encode(run: Mapping[str, Any]) -> bytes:

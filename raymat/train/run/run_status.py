@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymat.checkpoint.catalog import Status, newest, newest_extra, scan
+from raymat.checkpoint.state_dict import require_state
 from raymat.config.run import RunConfig
 from raymat.data.sample_order import SampleOrder
 from raymat.storage.store import Store
@@ -46,6 +47,8 @@ def read_status(
         StorageError: the storage cannot be read.
     """
     extra = newest_extra(store, statuses)
+    if extra:
+        require_state(extra, ("step",))
     stopped = _stopped(extra, config, order) if config.length.early_stop_patience else None
     validations = tuple(validations_of(extra))
     substitutes = int(extra.get("substitutes", 0))
@@ -72,6 +75,7 @@ def is_complete(
     if found is None:
         return False
     checkpoint, snapshot = found
+    require_state(snapshot.extra, ("step",))
     return checkpoint.step >= total or _stopped(snapshot.extra, config, order) is not None
 
 

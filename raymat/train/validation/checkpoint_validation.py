@@ -14,7 +14,7 @@ import torch
 
 from raymat.checkpoint.reader import read_checkpoint
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.checkpoint.state_dict import EMA, MODEL, below, copy_same, require_format
+from raymat.checkpoint.state_dict import EMA, MODEL, below, copy_same, require_state
 from raymat.config.run import RunConfig
 from raymat.data.batch import MicroBatch, Replacement
 from raymat.data.feed import LocalFeed
@@ -74,7 +74,7 @@ def evaluators_of(
     Raises:
         CheckpointError: it is not the state of such a network.
     """
-    require_format(snapshot.extra)
+    require_state(snapshot.extra, ("channels_last",))
     weights = {"": below(MODEL, snapshot.tensors)}
     if config.optim.ema_decay is not None:
         weights["ema_"] = below(EMA, snapshot.tensors) or weights[""]

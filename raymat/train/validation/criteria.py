@@ -14,13 +14,14 @@ from typing import Any
 from raymat.config.run import RunConfig
 from raymat.config.sections import Mode
 from raymat.data.lineage import NO_LINEAGE, Lineage, Steps
+from raymat.storage.fields import Count, parse_fields
 
 
 @dataclass(frozen=True)
 class Validation:
     """One validation: the means over all validation examples after `step` completed steps."""
 
-    step: int
+    step: Count
     loss: float | None
     """None where it was not finite."""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
@@ -33,7 +34,7 @@ class Validation:
 
 def validations_of(extra: Mapping[str, Any]) -> list[Validation]:
     """Read the validations from what a checkpoint holds beside its tensors."""
-    return [Validation(**validation) for validation in extra.get("validations", ())]
+    return [parse_fields(Validation, validation) for validation in extra.get("validations", ())]
 
 
 def best_of(validations: Iterable[Validation], metric: str, mode: Mode) -> Validation | None:

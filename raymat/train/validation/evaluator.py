@@ -19,6 +19,7 @@ from raymat.data.batch import MicroBatch
 from raymat.data.feed import Feed
 from raymat.data.sample_order import digest_lanes, digest_text
 from raymat.distributed.collectives import Group
+from raymat.storage.fields import Count
 from raymat.train.optim.forward import ForwardPass
 from raymat.train.validation.matting_metrics import alpha_metrics
 
@@ -56,7 +57,7 @@ class ValidationResult:
     loss: float | None
     metrics: dict[str, float | None]
     """All but the loss, by name."""
-    count: int
+    count: Count
     digest: str
 
 

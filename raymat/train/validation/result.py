@@ -12,6 +12,7 @@ from raymat.checkpoint.manifest import CheckpointId, refuse_format
 from raymat.data.batch import Replacement
 from raymat.errors import CheckpointError, NewerFormatError, first_line
 from raymat.storage.digest import is_sealed, seal
+from raymat.storage.fields import parse_fields, parse_object
 from raymat.storage.store import Store
 from raymat.train.validation.evaluator import ValidationResult
 
@@ -46,15 +47,12 @@ class StoredResult:
             NewerFormatError: a newer raymat wrote it. CheckpointError: it is damaged, or of another checkpoint or run.
         """
         try:
-            values = json.loads(data)
+            values = parse_object(data)
             refuse_format(values, FORMATS, "a validation's result")
-            if values["format"] != 1:
-                _verify(values, run, checkpoint)
-            del values["format"]
-            values["found"] = ValidationResult(**values["found"])
-            values["replaced"] = tuple(Replacement(**each) for each in values["replaced"])
-            return cls(**values)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            if values["format"] != 1 or "digest" in values:
+                _require_own(values, run, checkpoint)
+            return parse_fields(cls, values)
+        except ValueError as error:
             raise CheckpointError(f"it cannot be read: {first_line(error)}") from error
 
 
@@ -96,12 +94,10 @@ class ResultFolder:
         return next(filter(None, map(self.read, reversed(found))), None)
 
 
-def _verify(values: dict[str, Any], run: str, checkpoint: CheckpointId) -> None:
-    """Take out what tells a result from all others, if it is right. Raises CheckpointError, KeyError."""
+def _require_own(values: dict[str, Any], run: str, checkpoint: CheckpointId) -> None:
     if not is_sealed(values):
         raise CheckpointError("its digest is wrong")
-    del values["digest"]
-    if (values.pop("run"), values.pop("checkpoint")) != (run, str(checkpoint)):
+    if (values.get("run"), values.get("checkpoint")) != (run, str(checkpoint)):
         raise CheckpointError("it is of another checkpoint or run")
 
 

@@ -9,9 +9,11 @@ import re
 import time
 import uuid
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
+from raymat.checkpoint.manifest import newer_format
+from raymat.storage.fields import Count, Time, parse_fields, parse_object
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.store import FileInfo, Store
 from raymat.train.run.lease.process import Owner
@@ -81,15 +83,28 @@ class Entry:
         """Read the object of this name, without fields that are not known here."""
         who = f"a driver whose object {path_of(name)} this raymat cannot read"
         try:
-            values = json.loads(data)
-            if values.get("format", FORMAT) > FORMAT:
+            values = parse_object(data)
+            if newer_format(values, FORMAT) is not None:
                 who = "a newer raymat"
-            elif values["state"] in get_args(State):
-                owner = Owner(**_known(Owner, values["owner"]))
-                return cls(**_known(cls, values) | {"name": name, "owner": owner})
-        except (ValueError, KeyError, TypeError, AttributeError):
+            elif values.get("format", FORMAT) == FORMAT:
+                found = parse_fields(_Stored, values)
+                return cls(
+                    name, found.state, found.owner, found.since, found.renewals, found.replaces
+                )
+        except ValueError:
             pass
         return cls(name, "unreadable", who)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What an entry's object says beside its name."""
+
+    state: Literal["candidate", "holder", "released", "withdrawn"]
+    owner: Owner
+    since: Time = 0.0
+    renewals: Count = 0
+    replaces: str | None = None
 
 
 @dataclass(frozen=True)
@@ -128,10 +143,6 @@ class OwnEntry:
     def silence(self) -> float:
         """Return the seconds since the newest proof."""
         return boottime() - self.proved
-
-
-def _known(kind: type[Entry] | type[Owner], values: dict[str, Any]) -> dict[str, Any]:
-    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
 
 
 def remove_entries(store: Store, entries: list[Entry]) -> None:

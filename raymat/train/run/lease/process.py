@@ -7,9 +7,12 @@ import pwd
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from msgspec import Meta
 
 PROC = Path("/proc")
+Pid = Annotated[int, Meta(ge=1, lt=2**31)]
 DEAD_STATES = "ZX"  # a zombie has ended; only nobody has asked for its exit code yet
 
 
@@ -18,7 +21,7 @@ class Owner:
     """A process, for people and for `gone`."""
 
     host: str
-    pid: int
+    pid: Pid
     user: str
     machine: str | None = None
     """Host, boot and process name space, within which a process id means one process; None if this system does not say."""
