@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raymat.config.hints import closest
+from raymat.config.shadows import refuse_shadows
 from raymat.errors import ConfigError, RayLostError, RaymatError, StoppedError
 from raymat.storage.urls import redact_urls
 from raymat.version import __version__
@@ -55,6 +56,7 @@ def _guarded(action: Callable[[], int]) -> int:
     try:
         try:
             _print_all_text()
+            refuse_shadows(os.environ)
             return action()
         finally:
             sys.stdout.flush()  # here, where its error can still be caught

@@ -25,6 +25,7 @@ from raymat.cluster.ray_internals import (
     responds,
 )
 from raymat.config.run import RunConfig
+from raymat.config.shadows import find_shadow
 from raymat.errors import ClusterError, ConfigError, first_line
 from raymat.train.optim.mixed_precision import precision_on
 
@@ -94,7 +95,7 @@ def _start_ray(store_bytes: int) -> Literal["shared", "joined", "started"]:
         return "shared"
     hush_cluster()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    with own_package_first():
+    with installed_packages_first():
         if address := address_to_join():
             say(f"joining the Ray cluster at {address}")
             ray.init(address=address, **quiet)
@@ -160,18 +161,22 @@ def address_to_join() -> str | None:
 
 
 @contextmanager
-def own_package_first() -> Iterator[None]:
-    """Have the cluster's processes that start in the block import this raymat, whatever the working directory holds.
+def installed_packages_first() -> Iterator[None]:
+    """Have the cluster's processes that start in the block import this raymat and what it needs, whatever the working directory
+    holds.
 
     Ray puts the driver's working directory first into the import path of its processes. A folder there that is called
-    raymat, a clone's above all, would take the place of the installed package.
+    raymat, a clone's above all, or a file like torch.py would take the place of the installed package.
     """
     package = Path(__file__).resolve().parents[2]
     here = Path.cwd()
-    shadow = here / package.name
-    if not shadow.exists() or shadow.resolve() == package:
-        yield
-        return
+    clone = here / package.name
+    if not clone.exists() or clone.resolve() == package:
+        shadow = find_shadow(here)
+        if shadow is None:
+            yield
+            return
+        say(f"{shadow} is not the package {shadow.stem}: workers import nothing from {here}")
     # Of the paths that Ray hands on the working directory comes first: for a moment it is the one that holds this package.
     os.chdir(package.parent)
     try:

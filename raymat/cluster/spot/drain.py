@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -95,6 +96,8 @@ class DrainProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            # Python looks there first: in the working directory may be anything, a torch.py or a ray/ of the user's.
+            cwd=Path(__file__).resolve().parents[3],
         )
 
     def _give(self, order: bytes) -> str:

@@ -12,7 +12,11 @@ import pytest
 import ray
 
 import raymat
-from raymat.cluster.driver.cluster_setup import address_to_join, check_room, own_package_first
+from raymat.cluster.driver.cluster_setup import (
+    address_to_join,
+    check_room,
+    installed_packages_first,
+)
 from raymat.errors import ClusterError
 from tests.support.heads import free_port
 from tests.support.kit import tiny
@@ -107,16 +111,39 @@ def test_a_folder_called_raymat_in_the_working_directory_shadows_no_package(
     """Ray hands on the working directory of the moment in which a driver connects."""
     package = Path(raymat.__file__).resolve().parent
     monkeypatch.chdir(tmp_path)
-    with own_package_first():
+    with installed_packages_first():
         assert Path.cwd() == tmp_path
     (tmp_path / "raymat").mkdir()
-    with own_package_first():
+    with installed_packages_first():
         assert Path.cwd() == package.parent
     assert Path.cwd() == tmp_path
     monkeypatch.chdir(package.parent)
-    with own_package_first():
+    with installed_packages_first():
         assert Path.cwd() == package.parent
     assert os.getcwd() == str(package.parent)
+
+
+@pytest.mark.parametrize("name", ["torch.py", "ray/__init__.py", "yaml.py", "numpy.py", "queue.py"])
+def test_no_file_in_the_working_directory_shadows_a_package_in_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    package = Path(raymat.__file__).resolve().parent
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_losses.py").touch()
+    (tmp_path / "data").mkdir()
+    with installed_packages_first():
+        assert Path.cwd() == tmp_path
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with installed_packages_first():
+        assert Path.cwd() == package.parent
+    assert Path.cwd() == tmp_path
+    said = capsys.readouterr()
+    first = tmp_path / name.partition("/")[0]
+    assert (
+        f"{first} is not the package {first.stem}: workers import nothing from {tmp_path}"
+        in said.out + said.err
+    )
 
 
 def test_cores_that_others_have_are_said_to_be_waited_for(
