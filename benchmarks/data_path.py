@@ -2,9 +2,12 @@
 
     python benchmarks/data_path.py [--samples 8]
 
-Beside raymat's path (decode at the scale that the warp allows, one warp to the final crop) stands the straightforward one
-in the same process: Pillow decodes all pixels, warps them at the picture's size, crops and mirrors. Blur, sharpening, jitter and
-compositing are done by neither: they belong to the training device. Times are CPU milliseconds of this process, medians.
+Beside raymat's path (decode at the scale that the warp allows, one warp to the final crop) stands the straightforward one, sample
+by sample in the same process: Pillow decodes all pixels, warps them at the picture's size, crops and mirrors; then it also jitters
+the colours as torchvision does with Pillow and converts to float tensors, which raymat leaves to the training device. Blur and
+sharpening are done by neither. The floor is entropy decoding alone: JPEGs at 1/8 by libjpeg-turbo, PNGs by the quickest decoder.
+From prepared copies (`raymat prepare --longest 1024`) raymat is compared with the straightforward way from the originals. Times are
+CPU milliseconds of this process, medians; that both ways show the same pictures is asserted before.
 """
 
 from __future__ import annotations
@@ -20,28 +23,37 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import simplejpeg
+import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 
 from raymat.config.sections import Stage
 from raymat.config.values import Range
 from raymat.data.batch import Geometry
 from raymat.data.batch_maker import make_train_batch
-from raymat.data.dataset.discovery import build_listing
+from raymat.data.dataset.discovery import build_listing, list_either
 from raymat.data.dataset.listing import Files, Listing, Split
 from raymat.data.dataset.source import FolderSource
+from raymat.data.decoding.header import DECODING, read_header
+from raymat.data.decoding.quick_png import decode_png
+from raymat.data.preparation.copy_job import CopyJob
+from raymat.data.preparation.picture_copy import CopySettings
 from raymat.data.sample_order import Example, SampleOrder
 from raymat.data.warp import Warp, draw_background_warp, draw_pair_warp
+from raymat.storage.store import Store
 
 Pixels = NDArray[np.uint8]
 SIZES = {"4K": (3840, 2160), "HD": (1920, 1080)}
-CASES: list[tuple[str, str, Stage, int, Range]] = [
-    ("4K", "png", "base", 512, Range(256, 512)),
-    ("4K", "jpg", "base", 512, Range(256, 512)),
-    ("4K", "png", "refine", 2048, Range(1024, 2048)),
-    ("4K", "jpg", "refine", 2048, Range(1024, 2048)),
-    ("HD", "png", "base", 512, Range(256, 512)),
+CASES: list[tuple[str, str, Stage, int]] = [
+    ("4K", "png", "base", 512),
+    ("4K", "jpg", "base", 512),
+    ("4K", "png", "refine", 2048),
+    ("4K", "jpg", "refine", 2048),
+    ("HD", "png", "base", 512),
 ]
+LONGEST = 1024
+"""Of the prepared copies."""
 
 
 def photo(rng: np.random.Generator, width: int, height: int) -> Pixels:
@@ -117,13 +129,53 @@ def _inverse(
     return (*linear[0], offset[0], *linear[1], offset[1])
 
 
-def pillow_sample(source: FolderSource, example: Example, stage: Stage, resolution: int) -> None:
+def pillow_sample(
+    source: FolderSource, example: Example, stage: Stage, resolution: int
+) -> list[Pixels]:
+    """Foreground, alpha and background."""
     pair = draw_pair_warp(1, example.number, stage, train=True)
     fgr, pha = source.open_pair(example.pair)
-    pillow_picture(fgr.path, "RGB", pair, resolution)
-    pillow_picture(pha.path, "L", pair, resolution)
     wall = source.open_background(example.background)
-    pillow_picture(wall.path, "RGB", draw_background_warp(1, example.number, True), resolution)
+    behind = draw_background_warp(1, example.number, True)
+    return [
+        pillow_picture(fgr.path, "RGB", pair, resolution),
+        pillow_picture(pha.path, "L", pair, resolution),
+        pillow_picture(wall.path, "RGB", behind, resolution),
+    ]
+
+
+def jitter_and_convert(pictures: list[Pixels]) -> list[torch.Tensor]:
+    """ColorJitter(0.15, 0.15, 0.15, 0.05) of the colours, and ToTensor, step by step as torchvision does them."""
+    found = []
+    for pixels in pictures:
+        image = Image.fromarray(pixels)
+        if image.mode == "RGB":
+            for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+                image = enhance(image).enhance(1.1)
+            hue, saturation, value = image.convert("HSV").split()
+            turned = Image.fromarray(np.asarray(hue) + np.uint8(8))
+            image = Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+        planes = torch.from_numpy(np.array(image)).reshape(*pixels.shape[:2], -1)
+        found.append(planes.permute(2, 0, 1).contiguous().to(torch.float32).div(255))
+    return found
+
+
+def decode_entropy(files: list[tuple[bytes, bool]]) -> None:
+    """The floor: what no decoder can leave out."""
+    for data, grey in files:
+        if data[:2] == b"\xff\xd8":
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            sides = {"min_height": -(-height // 8), "min_width": -(-width // 8)}
+            simplejpeg.decode_jpeg(data, "GRAY" if grey else "RGB", **sides)
+        else:
+            decode_png(read_header(data, grey, DECODING))
+
+
+def files_of(source: FolderSource, example: Example) -> list[tuple[bytes, bool]]:
+    fgr, pha = source.open_pair(example.pair)
+    wall = source.open_background(example.background)
+    paths = ((fgr.path, False), (pha.path, True), (wall.path, False))
+    return [(Path(path).read_bytes(), grey) for path, grey in paths]
 
 
 def cpu_ms(call: Callable[..., object], *args: object) -> float:
@@ -132,33 +184,80 @@ def cpu_ms(call: Callable[..., object], *args: object) -> float:
     return (time.process_time() - start) * 1e3
 
 
-def ours(source: FolderSource, order: SampleOrder, geometry: Geometry) -> float:
-    return statistics.median(
-        cpu_ms(make_train_batch, source, order, geometry, step, range(1))
-        for step in range(order.total_steps)
-    )
+def assert_same_pictures(source: FolderSource, stage: Stage, resolution: int) -> None:
+    """At the whole frame and without scaled decoding both ways show the same, but for how they round."""
+    order = SampleOrder(1, source.pairs, source.backgrounds, 1, Range(resolution, resolution), 2)
+    geometry = Geometry(stage, resolution, scaled_decode=False)
+    for step, example in enumerate(order.examples(range(2))):
+        batch = make_train_batch(source, order, geometry, step, range(1))
+        theirs = pillow_sample(source, example, stage, resolution)
+        for ours, other in zip((batch.fgr, batch.pha, batch.bgr), theirs, strict=True):
+            error = np.abs(ours[0].astype(int) - other).mean()
+            assert error < 2, f"{error:.2f} levels of 255 apart"
 
 
-def straightforward(source: FolderSource, order: SampleOrder, geometry: Geometry) -> float:
-    return statistics.median(
-        cpu_ms(pillow_sample, source, example, geometry.stage, geometry.resolution)
-        for example in order.examples(range(order.total_steps))
-    )
+def prepared(root: Path) -> FolderSource:
+    """A copy of the dataset as `raymat prepare` makes it."""
+    for name in ("data", "walls"):
+        store = Store.open(str(root), f"small-{name}")
+        job = CopyJob(
+            list_either(f"{root}/{name}"),
+            CopySettings(longest=LONGEST, quality=92, alpha="png"),
+            store,
+        )
+        assert not [outcome for outcome in map(job.copy, job.places()) if outcome.left_out]
+    urls = (f"{root}/small-data", f"{root}/small-walls")
+    return FolderSource(build_listing(*urls, need_valid=False))
+
+
+Times = dict[str, float]
+
+
+def measure_case(
+    ours: FolderSource, theirs: FolderSource, stage: Stage, resolution: int, samples: int
+) -> Times:
+    """Medians of all ways, taken in turn."""
+    crop = Range(resolution // 2, resolution)
+    order = SampleOrder(1, ours.pairs, ours.backgrounds, 1, crop, samples + 1)
+    geometry = Geometry(stage, resolution)
+    found: dict[str, list[float]] = {name: [] for name in ("raymat", "Pillow", "all", "floor")}
+    for step, example in enumerate(order.examples(range(samples + 1))):
+        files = files_of(ours, example)
+        found["raymat"].append(cpu_ms(make_train_batch, ours, order, geometry, step, range(1)))
+        found["floor"].append(cpu_ms(decode_entropy, files))
+        pictures: list[Pixels] = []
+        plain = cpu_ms(
+            lambda: pictures.extend(pillow_sample(theirs, example, stage, resolution))  # noqa: B023
+        )
+        found["Pillow"].append(plain)
+        found["all"].append(plain + cpu_ms(jitter_and_convert, pictures))
+    return {name: statistics.median(times[1:]) for name, times in found.items()}
 
 
 def measure_samples(samples: int) -> None:
     print(f"CPU ms per sample on one core, median of {samples}")
-    print(f"{'case':<28}{'raymat':>9}{'no scaling':>12}{'Pillow':>9}{'ratio':>8}")
-    for name, alpha, stage, resolution, crop in CASES:
+    titles = ("raymat", "Pillow", "ratio", "and jitter", "ratio", "floor", "of it")
+    print(f"{'case':<34}" + "".join(f"{title:>11}" for title in titles))
+    for name, alpha, stage, resolution in CASES:
         with tempfile.TemporaryDirectory(prefix="raymat-") as folder:
             source = write_dataset(Path(folder), SIZES[name], alpha, count=3)
-            order = SampleOrder(1, source.pairs, source.backgrounds, 1, crop, samples)
-            scaled, full = (
-                ours(source, order, Geometry(stage, resolution, on)) for on in (True, False)
-            )
-            pillow = straightforward(source, order, Geometry(stage, resolution))
-        label = f"{name}, alpha {alpha}, to {resolution}"
-        print(f"{label:<28}{scaled:>9.1f}{full:>12.1f}{pillow:>9.1f}{pillow / scaled:>7.1f}x")
+            assert_same_pictures(source, stage, resolution)
+            label = f"{name}, alpha {alpha}, to {resolution}"
+            show(label, measure_case(source, source, stage, resolution, samples))
+            if (name, resolution) == ("4K", 512):
+                small = prepared(Path(folder))
+                label = f"{name}, alpha {alpha}, prepared, to {resolution}"
+                show(label, measure_case(small, source, stage, resolution, samples))
+
+
+def show(label: str, times: Times) -> None:
+    ours = times["raymat"]
+    print(
+        f"{label:<34}{ours:>11.1f}{times['Pillow']:>11.1f}{times['Pillow'] / ours:>10.1f}x"
+        f"{times['all']:>11.1f}{times['all'] / ours:>10.1f}x{times['floor']:>11.1f}"
+        f"{100 * ours / times['floor']:>10.0f}%",
+        flush=True,
+    )
 
 
 def large_listing(count: int) -> Listing:
@@ -206,6 +305,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     samples = parser.parse_args().samples
     cv2.setNumThreads(1)
+    torch.set_num_threads(1)
     measure_samples(samples)
     measure_listing(240_000)
     measure_start(240_000)

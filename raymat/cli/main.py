@@ -116,6 +116,10 @@ COMMANDS: dict[str, Command] = {
         "look at a run's pictures, storage and weights before it begins",
         _later("raymat.cli.preflight:main"),
     ),
+    "prepare": Command(
+        "make a smaller copy of a dataset, which is quicker to decode",
+        _later("raymat.cli.prepare:main"),
+    ),
     "demo": Command(
         "train both stages on made pictures, with a kill and a resume",
         _later("raymat.cli.demo:main"),

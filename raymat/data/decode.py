@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Literal, Protocol, TypeAlias, get_args
 
@@ -27,6 +28,7 @@ from raymat.data.dataset.image_folder import UnreadableImage
 from raymat.data.decoding.colour_profile import to_srgb
 from raymat.data.decoding.decoders import decode_jpeg, decode_opencv, decode_pillow, shrink
 from raymat.data.decoding.header import DECODING, MEMORY, BadPicture, check_pixels, read_header
+from raymat.data.decoding.orientation import UPRIGHT
 from raymat.data.matte_statistics import MatteStatistics
 
 __all__ = [
@@ -115,6 +117,13 @@ class EncodedImage:
     @property
     def depth(self) -> int:
         return 16 if self._header.mode.startswith("I") else 8
+
+    def as_stored(self, forms: Collection[str]) -> bytes | None:
+        """Return the file if it is of one of Pillow's formats `forms`, upright, without a colour profile, and a matte grey."""
+        header = self._header
+        is_matte = not self._grey or header.frame is not None or header.mode == "L"
+        plain = header.orientation == UPRIGHT and not header.profile and header.plain
+        return header.data if header.form in forms and plain and is_matte else None
 
     def decode(self, scale: Scale = 1, padded: bool = False) -> Pixels:
         stored = self._stored_scale(scale)

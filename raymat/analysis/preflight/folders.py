@@ -9,10 +9,11 @@ from contextlib import contextmanager
 
 from raymat.analysis.preflight.findings import Finding
 from raymat.config.run import RunConfig
-from raymat.data.dataset.image_folder import UnreachableError
+from raymat.data.dataset.image_folder import Folder, UnreachableError
 from raymat.data.dataset.listing import Files, Listing
 from raymat.data.dataset.run_dataset import list_pictures
-from raymat.errors import DataError
+from raymat.data.preparation.copy_record import ReadRecord, read_record
+from raymat.errors import DataError, NewerFormatError
 from raymat.storage.urls import redact
 
 _FACTS = ("passed over", "left out of ")
@@ -42,9 +43,48 @@ def find_pictures(config: RunConfig) -> tuple[Listing | None, list[Finding]]:
         urls = (*listing.dataset_url.splitlines(), *listing.backgrounds_url.splitlines())
         places = ", ".join(map(redact, urls))
         found[places] = Finding("note", f"{places}: each foreground has its alpha")
+    if listing is not None:
+        found |= {f.where or f.what: f for f in _copies(listing)}
     for line in said:
         found[line] = Finding("note" if line.startswith(_FACTS) else "warning", line)
     return listing, list(found.values())
+
+
+def _copies(listing: Listing) -> Iterator[Finding]:
+    """Say which folders are copies by `raymat prepare`, and what is no longer as it was written."""
+    groups: tuple[tuple[str, list[Files]], ...] = (
+        (listing.dataset_url, [f for s in (listing.train, listing.valid) for f in (s.fgr, s.pha)]),
+        (listing.backgrounds_url, [s.backgrounds for s in (listing.train, listing.valid)]),
+    )
+    for urls, files in groups:
+        for url in urls.splitlines():
+            try:
+                record = read_record(Folder(url))
+            except (DataError, NewerFormatError) as error:
+                yield Finding("warning", error.line)
+                continue
+            if record is not None:
+                yield Finding("note", _told(url, record))
+                # Of several folders the paths are other ones.
+                yield from _changed(record, url, files) if "\n" not in urls else ()
+
+
+def _told(url: str, record: ReadRecord) -> str:
+    head, left_out = record.head, sum(bool(outcome.left_out) for outcome in record.outcomes)
+    how = f"--longest {head['longest']} --quality {head['quality']} --alpha {head['alpha']}"
+    rest = f", {left_out:,} pairs or backgrounds left out" if left_out else ""
+    return f"{redact(url)} was prepared from {head['from']} with {how}{rest}"
+
+
+def _changed(record: ReadRecord, url: str, files: list[Files]) -> Iterator[Finding]:
+    listed = {row.path: row.size for each in files for row in map(each.row, range(len(each)))}
+    for outcome in record.outcomes:
+        for path, size, _ in outcome.files:
+            if listed.get(path) != size:
+                what = "not as raymat prepare wrote it"
+                detail = "missing" if path not in listed else f"{listed[path]} bytes, not {size}"
+                advice = "give its command again"
+                yield Finding("warning", what, f"{redact(url)}/{path}", detail, advice)
 
 
 def kinds_of(*files: Files) -> Counter[str]:

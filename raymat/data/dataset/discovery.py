@@ -11,12 +11,13 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
 from raymat.data.dataset.file_names import ANY_NAMES, NameRules, listed, others, without_junk
-from raymat.data.dataset.image_folder import READ_RETRY
-from raymat.data.dataset.layout_hints import no_pictures_hint, partner_hint
+from raymat.data.dataset.image_folder import READ_RETRY, Folder
+from raymat.data.dataset.layout_hints import missing_hint, no_pictures_hint, partner_hint
 from raymat.data.dataset.listing import Files, Listing, Split
 from raymat.data.dataset.roots import Found, Roots, is_numbered
 from raymat.errors import DataError
@@ -47,10 +48,12 @@ def build_listing(
         rules: which files are pictures, and how they are paired.
 
     Raises:
-        DataError: a folder is missing or empty, a file has no partner, is empty or there twice, or
+        DataError: a folder is missing, empty or an unfinished copy, a file has no partner, is empty or there twice, or
             the storage cannot be listed. The first ten files are named.
     """
     dataset, backgrounds = Roots(dataset_url, retry), Roots(backgrounds_url, retry)
+    for roots in (dataset, backgrounds):
+        roots.refuse_unfinished()
     lister = _Lister(rules)
     with ThreadPoolExecutor(6) as pool:
         listing = {
@@ -71,11 +74,40 @@ def build_listing(
     return Listing.of(dataset.urls, backgrounds.urls, train, valid)
 
 
+def list_either(url: str, rules: NameRules = ANY_NAMES) -> Listing:
+    """List a dataset, or a folder of backgrounds, whichever `url` is: its listing has no backgrounds, or them alone.
+
+    One of train/ and valid/ may be missing. Raises DataError as `build_listing` does.
+    """
+    roots, folder, lister = Roots(url), Folder(url), _Lister(rules)
+    inside = {split: folder.entries(split) for split in ("train", "valid")}
+    if inside["train"] is None and inside["valid"] is None:
+        raise DataError(f"no such folder: {folder.shown('train')}{missing_hint(folder, 'train')}")
+
+    def make(split: str) -> Split:
+        entries = inside[split]
+        empty = _empty(split)
+        if entries is None:
+            return empty
+        if not {"fgr", "pha"} & {*entries}:
+            return replace(empty, backgrounds=lister.files(roots, split))
+        fgr, pha = (lister.files(roots, f"{split}/{half}") for half in ("fgr", "pha"))
+        return Split(*lister.paired(roots, fgr, pha), empty.backgrounds)
+
+    train, valid = make("train"), make("valid")
+    lister.report()
+    return Listing.of(roots.urls, roots.urls, train, valid)
+
+
 def _or_empty(make: Callable[[str], Split], split: str) -> Split:
     try:
         return make(split)
     except DataError:
-        return Split(*(_files(f"{split}{below}", []) for below in ("/fgr", "/pha", "")))
+        return _empty(split)
+
+
+def _empty(split: str) -> Split:
+    return Split(*(_files(f"{split}{below}", []) for below in ("/fgr", "/pha", "")))
 
 
 class _Lister:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from raymat.data.dataset.image_folder import READ_RETRY, UNKNOWN_SIZE, Folder
 from raymat.data.dataset.layout_hints import missing_hint
+from raymat.data.dataset.prepared import refuse_unfinished
 from raymat.errors import DataError
 from raymat.storage.retry import RetryPolicy
 
@@ -39,6 +40,11 @@ class Roots:
         self._folders = [Folder(url, retry) for url in urls.split("\n")]
         self.urls = "\n".join(folder.url for folder in self._folders)
         self.remote = any(folder.remote for folder in self._folders)
+
+    def refuse_unfinished(self) -> None:
+        """Raise DataError if one of them is a copy that is not complete."""
+        for folder in self._folders:
+            refuse_unfinished(folder)
 
     def shown(self, path: str = "") -> str:
         """Return the URL of a path as messages may show it; without a path, all URLs."""

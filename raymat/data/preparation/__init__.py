@@ -1,0 +1,1 @@
+"""Smaller copies of datasets, made once: `raymat prepare`."""

@@ -1,0 +1,140 @@
+"""The record of a smaller copy: while it is made, in `prepared/`, so that it can go on; in the end `prepared.jsonl`.
+
+Its first line says how the copy was made; each other line is a pair or a background, with its files and their digests, or
+why it was left out. A part of the record is written when its files are there.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from raymat.data.dataset.image_folder import Folder
+from raymat.data.dataset.listing import FileRow
+from raymat.data.dataset.prepared import HEAD, PARTS, RECORD
+from raymat.data.preparation.copy_job import CopyOutcome
+from raymat.errors import ConfigError, DataError, NewerFormatError
+from raymat.storage.bulk import read_many
+from raymat.storage.digest import digest
+from raymat.storage.store import Store, unfinished_files
+
+FORMAT = 1
+_HEAD = f"{PARTS}/{HEAD}"
+_FLAGS = {name: f"--{name}" for name in ("longest", "quality", "alpha")}
+
+Head = Mapping[str, Any]
+Sources = tuple[FileRow, ...]
+
+
+class ReadRecord(NamedTuple):
+    """A copy's record: how it was made, and of what it consists."""
+
+    head: Head
+    outcomes: tuple[CopyOutcome, ...]
+
+
+class CopyRecord:
+    """Record of the copy in `store` as it is made; `head`: how."""
+
+    def __init__(self, store: Store, head: Head) -> None:
+        self._store, self._head = store, dict(head) | {"format": FORMAT}
+        self._new: list[CopyOutcome] = []
+        self._found: list[CopyOutcome] = []
+        self.done: dict[Sources, CopyOutcome] = {}
+        """What is copied, or is found to be unreadable, by its sources."""
+
+    def begin(self) -> None:
+        """Find what is copied already. What was left out is tried again: it may have been mended.
+
+        Raises:
+            ConfigError: something else is there, or a copy that is made in another way. StorageError, DataError.
+        """
+        sizes = {info.path: info.size for info in self._store.list()}
+        if RECORD in sizes:
+            read = parse(self._store.read(RECORD), f"{self._store.url}/{RECORD}")
+            self._require_same(read.head)
+            self._found += read.outcomes
+        elif _HEAD in sizes:
+            self._require_same(json.loads(self._store.read(_HEAD)))
+        elif sizes:
+            raise ConfigError(
+                f"{self._store.url} is not empty, and no copy that raymat prepare began: use another folder"
+            )
+        self._store.write(_HEAD, json.dumps(self._head).encode())
+        self._store.delete([info.path for info in unfinished_files(self._store)])
+        parts = [path for path in sizes if path.startswith(f"{PARTS}/part-")]
+        lines = (line for data in read_many(self._store, parts) for line in data.splitlines())
+        self._found += [CopyOutcome.from_json(json.loads(line)) for line in lines]
+        self.done = {o.sources: o for o in self._found if _is_there(o, sizes)}
+
+    def _require_same(self, head: Head) -> None:
+        other = [
+            f"{flag} {head.get(n)}" for n, flag in _FLAGS.items() if head.get(n) != self._head[n]
+        ]
+        if other:
+            raise ConfigError(
+                f"{self._store.url} was begun with {' '.join(other)}: say the same, or use another folder"
+            )
+
+    def add(self, outcome: CopyOutcome) -> None:
+        """Note what became of a pair or a background."""
+        self.done[outcome.sources] = outcome
+        self._new.append(outcome)
+
+    def flush(self) -> None:
+        """Write what was noted since. Raises StorageError."""
+        if self._new:
+            self._store.write(f"{PARTS}/part-{uuid.uuid4().hex}.jsonl", _lines(self._new))
+            self._new = []
+
+    def finish(self, order: Sequence[Sources]) -> None:
+        """Write the record of a complete copy, its outcomes in this `order` of their sources, and delete what is left of others.
+
+        Raises StorageError.
+        """
+        outcomes = [self.done[sources] for sources in order]
+        body = _lines(outcomes)
+        head = self._head | {"content": digest([body])}
+        self._store.write(RECORD, [json.dumps(head).encode(), b"\n", body])
+        kept = {file.path for outcome in outcomes for file in outcome.files}
+        stale = {file.path for outcome in self._found for file in outcome.files} - kept
+        self._store.delete(sorted(stale))
+        self._store.delete([info.path for info in self._store.list(PARTS)])
+
+
+def read_record(folder: Folder) -> ReadRecord | None:
+    """Read the record of the copy in a folder; None if it is no copy.
+
+    Raises:
+        DataError: its record is damaged or cannot be read. NewerFormatError: a newer raymat made it.
+    """
+    if RECORD not in (folder.entries() or {}):
+        return None
+    return parse(folder.read(RECORD), folder.shown(RECORD))
+
+
+def parse(data: bytes, where: str) -> ReadRecord:
+    """Parse a record. Raises DataError if it is damaged; NewerFormatError."""
+    try:
+        first, _, body = data.partition(b"\n")
+        head = json.loads(first)
+        if isinstance(head["format"], int) and head["format"] > FORMAT:
+            raise NewerFormatError(
+                f"{where} has format {head['format']}, this version reads {FORMAT}"
+            )
+        if head["content"] != digest([body]):
+            raise ValueError("its digest does not match")
+        outcomes = tuple(CopyOutcome.from_json(json.loads(line)) for line in body.splitlines())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{where} is damaged ({error}): make the copy anew") from error
+    return ReadRecord(head, outcomes)
+
+
+def _is_there(outcome: CopyOutcome, sizes: Mapping[str, int]) -> bool:
+    return not outcome.left_out and all(sizes.get(f.path) == f.size for f in outcome.files)
+
+
+def _lines(outcomes: Iterable[CopyOutcome]) -> bytes:
+    return b"".join(json.dumps(outcome.to_json()).encode() + b"\n" for outcome in outcomes)
