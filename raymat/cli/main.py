@@ -114,11 +114,11 @@ COMMANDS: dict[str, Command] = {
     "refine": Command("train the refine network", functools.partial(_train, "refine")),
     "check": Command(
         "look at a run's pictures, storage and weights before it begins",
-        _later("raymat.cli.preflight:main"),
+        _later("raymat.cli.pictures.preflight:main"),
     ),
     "prepare": Command(
         "make a smaller copy of a dataset, which is quicker to decode",
-        _later("raymat.cli.prepare:main"),
+        _later("raymat.cli.pictures.prepare:main"),
     ),
     "demo": Command(
         "train both stages on made pictures, with a kill and a resume",
@@ -148,7 +148,7 @@ COMMANDS: dict[str, Command] = {
         "write a network as weights, TorchScript or ONNX", _later("raymat.cli.export:main")
     ),
     "matte": Command(
-        "cut subjects out of pictures and videos", _later("raymat.cli.matte_command:main")
+        "cut subjects out of pictures and videos", _later("raymat.cli.pictures.matte_command:main")
     ),
     "runs": Command(
         "list all runs of a storage, and where each stands",

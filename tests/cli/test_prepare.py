@@ -171,7 +171,7 @@ def test_a_picture_that_was_removed_from_the_dataset_leaves_its_copy_too(
 
 KILLED = """
 import os, signal, sys
-from raymat.cli import prepare
+from raymat.cli.pictures import prepare
 from raymat.data.preparation.copy_job import CopyJob
 
 copy, begun = CopyJob.copy, []

@@ -1,0 +1,1 @@
+"""Commands for pictures: to look at them, to make smaller copies, to cut subjects out."""
