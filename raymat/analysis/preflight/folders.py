@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from raymat.analysis.preflight.findings import Finding
 from raymat.config.run import RunConfig
 from raymat.data.dataset.image_folder import Folder, UnreachableError
 from raymat.data.dataset.listing import Files, Listing
+from raymat.data.dataset.roots import Roots
 from raymat.data.dataset.run_dataset import list_pictures
 from raymat.data.preparation.copy_record import ReadRecord, read_record
 from raymat.errors import DataError, NewerFormatError
@@ -57,7 +58,7 @@ def _copies(listing: Listing) -> Iterator[Finding]:
         (listing.backgrounds_url, [s.backgrounds for s in (listing.train, listing.valid)]),
     )
     for urls, files in groups:
-        for url in urls.splitlines():
+        for number, url in enumerate(urls.splitlines()):
             try:
                 record = read_record(Folder(url))
             except (DataError, NewerFormatError) as error:
@@ -65,8 +66,7 @@ def _copies(listing: Listing) -> Iterator[Finding]:
                 continue
             if record is not None:
                 yield Finding("note", _told(url, record))
-                # Of several folders the paths are other ones.
-                yield from _changed(record, url, files) if "\n" not in urls else ()
+                yield from _changed(record, url, _sizes(files, Roots(urls), number))
 
 
 def _told(url: str, record: ReadRecord) -> str:
@@ -76,8 +76,15 @@ def _told(url: str, record: ReadRecord) -> str:
     return f"{redact(url)} was prepared from {head['from']} with {how}{rest}"
 
 
-def _changed(record: ReadRecord, url: str, files: list[Files]) -> Iterator[Finding]:
-    listed = {row.path: row.size for each in files for row in map(each.row, range(len(each)))}
+def _sizes(files: list[Files], roots: Roots, number: int) -> dict[str, int]:
+    """Return the sizes of the files that are listed in one of the folders, by their paths there."""
+    rows = (row for each in files for row in map(each.row, range(len(each))))
+    placed = ((roots.locate(row.path), row.size) for row in rows)
+    return {path: size for (where, path), size in placed if where == number}
+
+
+def _changed(record: ReadRecord, url: str, listed: Mapping[str, int]) -> Iterator[Finding]:
+    """Yield the copy's files that are missing among those `listed`, or have another size."""
     for outcome in record.outcomes:
         for path, size, _ in outcome.files:
             if listed.get(path) != size:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -71,20 +73,29 @@ def main(argv: Sequence[str]) -> int:
     store = _open_target(options)
     rules = NameRules(pair_suffix=options.pair_suffix, skip_unpaired=options.skip_unpaired)
     job = CopyJob(list_either(options.source, rules), options.settings, store)
-    record = CopyRecord(store, _head(job))
+    record = CopyRecord(store, _head(job), [job.sources(place) for place in job.places()])
     record.begin()
     with ProgressBar("prepare", noun="pictures") as bar:
         _copy_missing(job, record, _copier(options), bar)
-    record.finish([job.sources(place) for place in job.places()])
-    return _tell(job, record)
+    removed = record.finish()
+    return _tell(job, record.outcomes(), removed)
 
 
 def _open_target(options: Options) -> Store:
-    source, target = (url.rstrip("/") for url in (options.source, options.target))
+    source, target = map(_whole, (options.source, options.target))
     if f"{target}/".startswith(f"{source}/"):
         raise ConfigError(f"OUT {redact(target)} lies in IN: name a folder beside it")
     folder, name = posixpath.split(target)
-    return Store.open(folder or ("/" if target.startswith("/") else "."), name)
+    if not name or folder.endswith(":"):
+        shown = redact(target)
+        raise ConfigError(f"OUT {shown} is no folder of its own: write {shown.rstrip('/')}/FOLDER")
+    return Store.open(folder, name)
+
+
+def _whole(url: str) -> str:
+    """Return a URL without a slash at its end, a local one as its absolute path without links. Raises StorageError."""
+    access = Access(url)
+    return os.path.realpath(access.path) if access.is_local else url.rstrip("/")
 
 
 def _head(job: CopyJob) -> dict[str, object]:
@@ -100,7 +111,8 @@ def _head(job: CopyJob) -> dict[str, object]:
 
 def _copy_missing(job: CopyJob, record: CopyRecord, copy_all: CopyAll, bar: ProgressBar) -> None:
     """Copy what is not there yet, and record it every few seconds; also at an interrupt."""
-    missing = [place for place in job.places() if job.sources(place) not in record.done]
+    places = list(job.places())
+    missing = [place for place in places if job.sources(place) not in record.done]
     bar.begin(sum(len(job.sources(place)) for place in missing))
     flushed = time.monotonic()
     try:
@@ -112,6 +124,10 @@ def _copy_missing(job: CopyJob, record: CopyRecord, copy_all: CopyAll, bar: Prog
                 flushed = time.monotonic()
     finally:
         record.flush()
+        left = sum(job.sources(place) not in record.done for place in missing)
+        if left:
+            done = f"{len(places) - left:,} of {len(places):,} pairs or backgrounds are copied"
+            print(f"note: {done}, the same command goes on", file=sys.stderr)
 
 
 def _copier(options: Options) -> CopyAll:
@@ -127,20 +143,18 @@ def _copy_here(job: CopyJob, places: Sequence[CopyPlace]) -> Iterator[CopyOutcom
     return in_order(job.copy, places, threads())
 
 
-def _tell(job: CopyJob, record: CopyRecord) -> int:
-    """Print what was copied and left out, and return the exit code."""
-    rows = [job.sources(place) for place in job.places()]
-    outcomes = [record.done[sources] for sources in rows]
+def _tell(job: CopyJob, outcomes: Sequence[CopyOutcome], removed: int) -> int:
+    """Print what was copied, left out and removed, and return the exit code."""
     files = [file for outcome in outcomes for file in outcome.files]
     left_out = [outcome.left_out for outcome in outcomes if outcome.left_out]
     for reason in left_out[:_NAMED]:
         print(f"left out: {reason}")
     if len(left_out) > _NAMED:
         print(f"left out: {len(left_out) - _NAMED:,} more, named in prepared.jsonl")
-    before = sum(max(0, row.size) for sources in rows for row in sources)
+    before = sum(max(0, row.size) for outcome in outcomes for row in outcome.sources)
     after = sum(file.size for file in files)
-    rest = (
-        f"; left out: {len(left_out):,} of {len(rows):,} pairs or backgrounds" if left_out else ""
-    )
+    rest = f"; removed: {count(removed, 'picture')} that IN no longer has" if removed else ""
+    if left_out:
+        rest += f"; left out: {len(left_out):,} of {len(outcomes):,} pairs or backgrounds"
     print(f"{job.store.url}: {count(len(files), 'picture')}, {size(after)} of {size(before)}{rest}")
     return FOUND if left_out else FINE

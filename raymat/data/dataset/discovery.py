@@ -17,7 +17,12 @@ import numpy as np
 
 from raymat.data.dataset.file_names import ANY_NAMES, NameRules, listed, others, without_junk
 from raymat.data.dataset.image_folder import READ_RETRY, Folder
-from raymat.data.dataset.layout_hints import missing_hint, no_pictures_hint, partner_hint
+from raymat.data.dataset.layout_hints import (
+    missing_hint,
+    no_pictures_hint,
+    partner_hint,
+    refuse_misnamed_halves,
+)
 from raymat.data.dataset.listing import Files, Listing, Split
 from raymat.data.dataset.roots import Found, Roots, is_numbered
 from raymat.errors import DataError
@@ -77,19 +82,21 @@ def build_listing(
 def list_either(url: str, rules: NameRules = ANY_NAMES) -> Listing:
     """List a dataset, or a folder of backgrounds, whichever `url` is: its listing has no backgrounds, or them alone.
 
-    One of train/ and valid/ may be missing. Raises DataError as `build_listing` does.
+    One of train/ and valid/ may be missing. Raises DataError as `build_listing` does, also for halves of other names.
     """
     roots, folder, lister = Roots(url), Folder(url), _Lister(rules)
+    roots.refuse_unfinished()
     inside = {split: folder.entries(split) for split in ("train", "valid")}
     if inside["train"] is None and inside["valid"] is None:
         raise DataError(f"no such folder: {folder.shown('train')}{missing_hint(folder, 'train')}")
+    has_pairs = any({"fgr", "pha"} & {*(entries or ())} for entries in inside.values())
 
     def make(split: str) -> Split:
-        entries = inside[split]
         empty = _empty(split)
-        if entries is None:
+        if inside[split] is None:
             return empty
-        if not {"fgr", "pha"} & {*entries}:
+        if not has_pairs:
+            refuse_misnamed_halves(folder, split)
             return replace(empty, backgrounds=lister.files(roots, split))
         fgr, pha = (lister.files(roots, f"{split}/{half}") for half in ("fgr", "pha"))
         return Split(*lister.paired(roots, fgr, pha), empty.backgrounds)

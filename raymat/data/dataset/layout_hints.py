@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from raymat.data.dataset.file_names import ARCHIVES, SUFFIXES, VIDEOS
 from raymat.data.dataset.image_folder import Folder
+from raymat.errors import DataError
 
 _OTHER_NAMES = {
     "train": ("training", "trainset", "train_set", "train-set"),
@@ -41,6 +42,15 @@ def missing_hint(folder: Folder, path: str) -> str:
         if not entries.get(part, False):
             return f": {_instead(folder, here, part, entries)}"
     return ""
+
+
+def refuse_misnamed_halves(folder: Folder, path: str) -> None:
+    """Raise DataError if `path` has what is likely fgr/ and pha/ under other names, with what to rename."""
+    folders = [name for name, is_folder in (folder.entries(path) or {}).items() if is_folder]
+    if len(_renamings("fgr", folders)) == 2:
+        raise DataError(
+            f"no such folder: {folder.shown(f'{path}/fgr')}{missing_hint(folder, f'{path}/fgr')}"
+        )
 
 
 def no_pictures_hint(folder: Folder, path: str, names: Iterable[str]) -> str:

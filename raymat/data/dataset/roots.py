@@ -50,13 +50,13 @@ class Roots:
         """Return the URL of a path as messages may show it; without a path, all URLs."""
         if not path:
             return " and ".join(folder.shown() for folder in self._folders)
-        folder, there = self._at(path)
-        return folder.shown(there)
+        number, there = self.locate(path)
+        return self._folders[number].shown(there)
 
     def read(self, path: str, size: int = UNKNOWN_SIZE) -> bytes:
         """Return all bytes of a file, as `Folder.read` does."""
-        folder, there = self._at(path)
-        return folder.read(there, size)
+        number, there = self.locate(path)
+        return self._folders[number].read(there, size)
 
     def find(self, path: str, is_junk: Callable[[str], bool], optional: bool) -> list[Found]:
         """List every file below `path` in each of the folders; `optional`: some of them may lack it.
@@ -76,9 +76,9 @@ class Roots:
             raise DataError(lacking)
         return found
 
-    def _at(self, path: str) -> tuple[Folder, str]:
-        """Return the folder that has a path, and the path in it."""
+    def locate(self, path: str) -> tuple[int, str]:
+        """Return which folder has a path, counted from 0, and the path in it."""
         number = _NUMBER.search(path) if len(self._folders) > 1 else None
         if number is None:
-            return self._folders[0], path
-        return self._folders[int(number[2]) - 1], path.replace(f"@{number[2]}/", "", 1)
+            return 0, path
+        return int(number[2]) - 1, path.replace(f"@{number[2]}/", "", 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from raymat.data.dataset.image_folder import Folder
@@ -23,6 +24,8 @@ from raymat.storage.store import Store, unfinished_files
 FORMAT = 1
 _HEAD = f"{PARTS}/{HEAD}"
 _FLAGS = {name: f"--{name}" for name in ("longest", "quality", "alpha")}
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
+"""Errors of a line that is not what was written."""
 
 Head = Mapping[str, Any]
 Sources = tuple[FileRow, ...]
@@ -36,10 +39,11 @@ class ReadRecord(NamedTuple):
 
 
 class CopyRecord:
-    """Record of the copy in `store` as it is made; `head`: how."""
+    """Record of the copy in `store` as it is made; `head`: how; `order`: all that is copied, by its sources."""
 
-    def __init__(self, store: Store, head: Head) -> None:
+    def __init__(self, store: Store, head: Head, order: Sequence[Sources]) -> None:
         self._store, self._head = store, dict(head) | {"format": FORMAT}
+        self._order = order
         self._new: list[CopyOutcome] = []
         self._found: list[CopyOutcome] = []
         self.done: dict[Sources, CopyOutcome] = {}
@@ -49,27 +53,44 @@ class CopyRecord:
         """Find what is copied already. What was left out is tried again: it may have been mended.
 
         Raises:
-            ConfigError: something else is there, or a copy that is made in another way. StorageError, DataError.
+            ConfigError: something else is there, or a copy that is made in another way or of another dataset. StorageError.
+            DataError: the record of what is there is damaged. NewerFormatError.
         """
         sizes = {info.path: info.size for info in self._store.list()}
-        if RECORD in sizes:
-            read = parse(self._store.read(RECORD), f"{self._store.url}/{RECORD}")
-            self._require_same(read.head)
-            self._found += read.outcomes
-        elif _HEAD in sizes:
-            self._require_same(json.loads(self._store.read(_HEAD)))
+        head = self._find(sizes)
+        if head is not None:
+            self._require_same(head)
         elif sizes:
             raise ConfigError(
                 f"{self._store.url} is not empty, and no copy that raymat prepare began: use another folder"
             )
         self._store.write(_HEAD, json.dumps(self._head).encode())
         self._store.delete([info.path for info in unfinished_files(self._store)])
-        parts = [path for path in sizes if path.startswith(f"{PARTS}/part-")]
-        lines = (line for data in read_many(self._store, parts) for line in data.splitlines())
-        self._found += [CopyOutcome.from_json(json.loads(line)) for line in lines]
         self.done = {o.sources: o for o in self._found if _is_there(o, sizes)}
 
+    def _find(self, sizes: Mapping[str, int]) -> Head | None:
+        """Read what the files there record, and return how the copy was begun; None if there is none."""
+        head: Head | None = None
+        if _HEAD in sizes:
+            head = _parse_head(self._store.read(_HEAD), self._shown(_HEAD))
+        if RECORD in sizes:
+            read = parse(self._store.read(RECORD), self._shown(RECORD))
+            self._found += read.outcomes
+            head = read.head
+        parts = [path for path in sizes if path.startswith(f"{PARTS}/part-")]
+        for line in (line for data in read_many(self._store, parts) for line in data.splitlines()):
+            with suppress(*_DAMAGE):  # what it recorded is copied again
+                self._found.append(CopyOutcome.from_json(json.loads(line)))
+        return head
+
+    def _shown(self, path: str) -> str:
+        return f"{self._store.url}/{path}"
+
     def _require_same(self, head: Head) -> None:
+        if head.get("from") != self._head["from"] and not self._is_same_dataset():
+            raise ConfigError(
+                f"{self._store.url} is a copy of {head.get('from')}, which has other files: use another folder"
+            )
         other = [
             f"{flag} {head.get(n)}" for n, flag in _FLAGS.items() if head.get(n) != self._head[n]
         ]
@@ -77,6 +98,10 @@ class CopyRecord:
             raise ConfigError(
                 f"{self._store.url} was begun with {' '.join(other)}: say the same, or use another folder"
             )
+
+    def _is_same_dataset(self) -> bool:
+        """Whether all that is recorded is in the dataset: it is the same one in another place."""
+        return {outcome.sources for outcome in self._found} <= {*self._order}
 
     def add(self, outcome: CopyOutcome) -> None:
         """Note what became of a pair or a background."""
@@ -89,12 +114,12 @@ class CopyRecord:
             self._store.write(f"{PARTS}/part-{uuid.uuid4().hex}.jsonl", _lines(self._new))
             self._new = []
 
-    def finish(self, order: Sequence[Sources]) -> None:
-        """Write the record of a complete copy, its outcomes in this `order` of their sources, and delete what is left of others.
+    def finish(self) -> int:
+        """Write the record of a complete copy, and delete what is not in the dataset any more; return how many files that was.
 
         Raises StorageError.
         """
-        outcomes = [self.done[sources] for sources in order]
+        outcomes = self.outcomes()
         body = _lines(outcomes)
         head = self._head | {"content": digest([body])}
         self._store.write(RECORD, [json.dumps(head).encode(), b"\n", body])
@@ -102,6 +127,11 @@ class CopyRecord:
         stale = {file.path for outcome in self._found for file in outcome.files} - kept
         self._store.delete(sorted(stale))
         self._store.delete([info.path for info in self._store.list(PARTS)])
+        return len(stale)
+
+    def outcomes(self) -> list[CopyOutcome]:
+        """Return what became of everything, in its order; all is copied."""
+        return [self.done[sources] for sources in self._order]
 
 
 def read_record(folder: Folder) -> ReadRecord | None:
@@ -119,17 +149,31 @@ def parse(data: bytes, where: str) -> ReadRecord:
     """Parse a record. Raises DataError if it is damaged; NewerFormatError."""
     try:
         first, _, body = data.partition(b"\n")
-        head = json.loads(first)
-        if isinstance(head["format"], int) and head["format"] > FORMAT:
-            raise NewerFormatError(
-                f"{where} has format {head['format']}, this version reads {FORMAT}"
-            )
+        head = _parse_head(first, where)
         if head["content"] != digest([body]):
             raise ValueError("its digest does not match")
         outcomes = tuple(CopyOutcome.from_json(json.loads(line)) for line in body.splitlines())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where} is damaged ({error}): make the copy anew") from error
+    except _DAMAGE as error:
+        raise _damaged(where, error) from error
     return ReadRecord(head, outcomes)
+
+
+def _parse_head(data: bytes, where: str) -> Head:
+    """Parse how a copy is made. Raises DataError if it is damaged; NewerFormatError."""
+    try:
+        head: Head = json.loads(data)
+        found = head["format"]
+        if not isinstance(found, int):
+            raise ValueError(f"format {found!r}")
+    except _DAMAGE as error:
+        raise _damaged(where, error) from error
+    if found > FORMAT:
+        raise NewerFormatError(f"{where} has format {found}, this version reads {FORMAT}")
+    return head
+
+
+def _damaged(where: str, error: Exception) -> DataError:
+    return DataError(f"{where} is damaged ({error}): make the copy anew, in another folder")
 
 
 def _is_there(outcome: CopyOutcome, sizes: Mapping[str, int]) -> bool:
