@@ -168,10 +168,9 @@ class Store:
 
     def _at(self, path: str) -> str:
         """Return the backend's path of `path`, which must stay inside the run's folder."""
-        parts = path.split("/") if path else []
-        if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
+        if path and not can_be_stored(path):
             raise ValueError(f"not a path inside a run: {path!r}")
-        return "/".join([self.root, *parts])
+        return f"{self.root}/{path}" if path else self.root
 
     def _url(self, path: str) -> str:
         return f"{self.url}/{path}" if path else self.url
@@ -213,6 +212,11 @@ def open_each(
         [f"{place.rstrip('/')}/{n}" for place in (access.path, storage_url)] for n in sorted(names)
     ]
     return [Store(access, backend, root, url, retry) for root, url in places]
+
+
+def can_be_stored(path: str) -> bool:
+    """Whether a store has a file of this name: its parts are names, on any system."""
+    return not any(p in ("", ".", "..") or "\\" in p or "\0" in p for p in path.split("/"))
 
 
 def require_writable(store: Store) -> None:

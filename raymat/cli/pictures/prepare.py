@@ -153,7 +153,9 @@ def _tell(job: CopyJob, outcomes: Sequence[CopyOutcome], removed: int) -> int:
         print(f"left out: {len(left_out) - _NAMED:,} more, named in prepared.jsonl")
     before = sum(max(0, row.size) for outcome in outcomes for row in outcome.sources)
     after = sum(file.size for file in files)
-    rest = f"; removed: {count(removed, 'picture')} that IN no longer has" if removed else ""
+    rest = (
+        f"; removed: {count(removed, 'picture')} that are no longer part of it" if removed else ""
+    )
     if left_out:
         rest += f"; left out: {len(left_out):,} of {len(outcomes):,} pairs or backgrounds"
     print(f"{job.store.url}: {count(len(files), 'picture')}, {size(after)} of {size(before)}{rest}")

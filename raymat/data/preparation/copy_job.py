@@ -13,7 +13,7 @@ from raymat.data.dataset.source import FolderSource
 from raymat.data.decode import use_one_thread
 from raymat.data.preparation.picture_copy import Copied, CopySettings, copy_colours, copy_matte
 from raymat.storage.digest import digest
-from raymat.storage.store import Store
+from raymat.storage.store import Store, can_be_stored
 
 
 class CopyPlace(NamedTuple):
@@ -89,6 +89,9 @@ class CopyJob:
         use_one_thread()
         sources = self.sources(place)
         try:
+            for source in sources:
+                if not can_be_stored(source.path):
+                    raise UnreadableImage(source.path, "a name that cannot be stored: rename it")
             copied = self._copied(place)
         except UnreadableImage as error:
             return CopyOutcome(sources, left_out=str(error))
