@@ -6,7 +6,8 @@ Beside raymat's path (decode at the scale that the warp allows, one warp to the 
 by sample in the same process: Pillow decodes all pixels, warps them at the picture's size, crops and mirrors; then it also jitters
 the colours as torchvision does with Pillow and converts to float tensors, which raymat leaves to the training device. Blur and
 sharpening are done by neither. The floor is entropy decoding alone: JPEGs at 1/8 by libjpeg-turbo, PNGs by the quickest decoder.
-From prepared copies (`raymat prepare --longest 1024`) raymat is compared with the straightforward way from the originals. Times are
+From prepared copies (`raymat prepare --longest 1024`) raymat is compared with the straightforward way from the originals; their
+bytes, and the time that making them takes, are told. Times are
 CPU milliseconds of this process, medians; that both ways show the same pictures is asserted before.
 """
 
@@ -196,18 +197,47 @@ def assert_same_pictures(source: FolderSource, stage: Stage, resolution: int) ->
             assert error < 2, f"{error:.2f} levels of 255 apart"
 
 
-def prepared(root: Path) -> FolderSource:
-    """A copy of the dataset as `raymat prepare` makes it."""
+def prepared(root: Path, alpha: str) -> FolderSource:
+    """A copy of the dataset as `raymat prepare` makes it, with alphas of the same kind."""
+    copied, took = [], 0.0
     for name in ("data", "walls"):
         store = Store.open(str(root), f"small-{name}")
-        job = CopyJob(
-            list_either(f"{root}/{name}"),
-            CopySettings(longest=LONGEST, quality=92, alpha="png"),
-            store,
-        )
-        assert not [outcome for outcome in map(job.copy, job.places()) if outcome.left_out]
+        how = CopySettings(longest=LONGEST, quality=92, alpha="png" if alpha == "png" else "jpeg")
+        job = CopyJob(list_either(f"{root}/{name}"), how, store)
+        start = time.process_time()
+        copied += [job.copy(place) for place in job.places()]
+        took += time.process_time() - start
+    assert not [outcome for outcome in copied if outcome.left_out]
+    before = sum(row.size for outcome in copied for row in outcome.sources)
+    after = sum(file.size for outcome in copied for file in outcome.files)
+    pictures = sum(len(outcome.files) for outcome in copied)
+    print(
+        f"copies: {1e3 * took / pictures:.0f} ms a picture, {before / pictures / 1e3:,.0f} kB "
+        f"become {after / pictures / 1e3:,.0f}"
+    )
     urls = (f"{root}/small-data", f"{root}/small-walls")
     return FolderSource(build_listing(*urls, need_valid=False))
+
+
+def tell_differences(whole: FolderSource, copy: FolderSource, resolution: int) -> None:
+    """Show by how much the same examples from the copies differ."""
+    order = SampleOrder(1, whole.pairs, whole.backgrounds, 1, Range(resolution // 2, resolution), 4)
+    geometry = Geometry("base", resolution)
+    found: dict[str, list[float]] = {"foreground": [], "alpha": [], "background": []}
+    for step, example in enumerate(order.examples(range(4))):
+        stems = [
+            [Path(image.path).stem for image in source.open_pair(example.pair)]
+            for source in (whole, copy)
+        ]
+        assert stems[0] == stems[1]
+        pictures = [make_train_batch(s, order, geometry, step, range(1)) for s in (whole, copy)]
+        planes = [(batch.fgr, batch.pha, batch.bgr) for batch in pictures]
+        for name, ours, theirs in zip(found, *planes, strict=True):
+            assert ours.shape == theirs.shape
+            found[name].append(float(np.abs(ours.astype(int) - theirs).mean()))
+            assert found[name][-1] < 6, f"{name}: {found[name][-1]:.2f} levels of 255 apart"
+    told = ", ".join(f"{name} {statistics.mean(each):.2f}" for name, each in found.items())
+    print(f"samples of the copies differ by (mean of levels of 255): {told}")
 
 
 Times = dict[str, float]
@@ -245,7 +275,8 @@ def measure_samples(samples: int) -> None:
             label = f"{name}, alpha {alpha}, to {resolution}"
             show(label, measure_case(source, source, stage, resolution, samples))
             if (name, resolution) == ("4K", 512):
-                small = prepared(Path(folder))
+                small = prepared(Path(folder), alpha)
+                tell_differences(source, small, resolution)
                 label = f"{name}, alpha {alpha}, prepared, to {resolution}"
                 show(label, measure_case(small, source, stage, resolution, samples))
 

@@ -66,7 +66,7 @@ _ADVICE: dict[Kind, str] = {
     "denied": "permission denied ({}); give this account the rights that it needs there, or use another URL",
     "credentials": "no usable credentials ({}); give the machine a role, or set the provider's variables or files",
     "settings": "the provider's settings cannot be used ({}); correct its variables (AWS_...) or files (~/.aws)",
-    "full": "no space left there ({}); free some or keep fewer checkpoints",
+    "full": "no space left there ({}); free some, a run can keep fewer checkpoints",
     "readonly": "it is read-only; use another URL",
     "clash": "a file lies where a folder should be, or the other way round ({}); use another name or URL",
     "unreachable": "the storage does not answer ({}); check the network and the endpoint, and the proxy if there is one",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from PIL import Image
 from raymat.data.dataset.discovery import build_listing
 from raymat.data.decode import EncodedImage
 from raymat.errors import DataError
+from raymat.storage.store import Store
 from tests.support.datakit import disc, encode, photo, write, write_dataset
 from tests.support.s3 import S3Server
 
@@ -253,15 +252,23 @@ def test_a_copy_is_made_from_bucket_to_bucket(
 ) -> None:
     for name, value in (s3_server.environment | {"RAY_ADDRESS": "local"}).items():
         monkeypatch.setenv(name, value)
-    folder = s3_server.folder / "prepared-0"
-    for i in range(3):
-        write(f"{folder}/in/train/fgr/{i}.jpg", encode(photo(i), "JPEG"))
-        write(f"{folder}/in/train/pha/{i}.png", encode(disc(i), "PNG"))
-    time.sleep(0.1)
+    pairs = [
+        {
+            f"in/train/fgr/{i}.jpg": encode(photo(i), "JPEG"),
+            f"in/train/pha/{i}.png": encode(disc(i), "PNG"),
+        }
+        for i in range(3)
+    ]
+    s3_server.fill("prepared-0", {path: data for pair in pairs for path, data in pair.items()})
     words = ("s3://prepared-0/in", "s3://prepared-0/out", "--longest", "48")
     code, lines, errors = command("prepare", *words)
     assert (code, lines[-1].split(",")[0]) == (0, "s3://prepared-0/out: 6 pictures"), errors
     assert command("prepare", *words)[0] == 0
-    names = sorted(os.listdir(folder / "out/train/pha"))
-    assert names == ["0.png", "1.png", "2.png"]
-    assert record_of(folder / "out")[0]["from"] == "s3://prepared-0/in"
+    copy = Store.open("s3://prepared-0", "out", options=s3_server.options)
+    expected = [
+        f"train/{half}"
+        for half in ("fgr/0.jpg", "fgr/1.jpg", "fgr/2.jpg", "pha/0.png", "pha/1.png", "pha/2.png")
+    ]
+    assert sorted(info.path for info in copy.list()) == ["prepared.jsonl", *expected]
+    head = json.loads(copy.read("prepared.jsonl").splitlines()[0])
+    assert head["from"] == "s3://prepared-0/in"
