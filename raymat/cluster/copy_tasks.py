@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from raymat.cluster.driver.cluster_setup import address_to_join, own_package_first
+from raymat.cluster.driver.cluster_setup import address_to_join, installed_packages_first
 from raymat.cluster.driver.say import say
 from raymat.data.preparation.copy_job import CopyJob, CopyOutcome, CopyPlace
 from raymat.errors import ClusterError, RaymatError, first_line
@@ -32,7 +32,7 @@ def copier_on_cluster() -> Callable[[CopyJob, Sequence[CopyPlace]], Iterator[Cop
         if address is None:
             return None
         say(f"copying on the Ray cluster at {address}")
-        with own_package_first():
+        with installed_packages_first():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     return copy_on_cluster
 

@@ -221,6 +221,29 @@ def test_a_file_that_was_damaged_is_made_again(command: Command, dataset: Path, 
     assert files_of(out) == before
 
 
+def test_a_record_that_is_damaged_or_newer_is_said_in_one_line(
+    command: Command, dataset: Path, out: Path
+) -> None:
+    words = ("prepare", dataset, out, "--longest", "48")
+    assert command(*words)[0] == 0
+    record = out / "prepared.jsonl"
+    whole = record.read_bytes()
+    head, _, body = whole.partition(b"\n")
+    for changed, expected in {
+        whole[:-40]: "is damaged (its digest does not match)",
+        b"[]\n" + body: "is damaged (it is no JSON object)",
+        head.replace(b'"longest": 48', b'"longest": "x"') + b"\n" + body: "is damaged (longest: ",
+        head.replace(b'"format": 1', b'"format": 2') + b"\n" + body: "has format 2, this version",
+    }.items():
+        record.write_bytes(changed)
+        code, _, errors = command(*words)
+        assert (code, len(errors)) == (2, 1)
+        assert expected in errors[0]
+        check = ("check", "--dataset", out, "--backgrounds", dataset.parent / "walls")
+        told = command(*check, "--resolution", "48", "--crop", "32:48")[1]
+        assert any(expected in line for line in told)
+
+
 def test_what_cannot_be_done_is_refused_in_one_line(
     command: Command, dataset: Path, out: Path, tmp_path: Path
 ) -> None:
@@ -271,4 +294,4 @@ def test_a_copy_is_made_from_bucket_to_bucket(
     ]
     assert sorted(info.path for info in copy.list()) == ["prepared.jsonl", *expected]
     head = json.loads(copy.read("prepared.jsonl").splitlines()[0])
-    assert head["from"] == "s3://prepared-0/in"
+    assert head["source"] == "s3://prepared-0/in"

@@ -71,9 +71,9 @@ def _copies(listing: Listing) -> Iterator[Finding]:
 
 def _told(url: str, record: ReadRecord) -> str:
     head, left_out = record.head, sum(bool(outcome.left_out) for outcome in record.outcomes)
-    how = f"--longest {head['longest']} --quality {head['quality']} --alpha {head['alpha']}"
+    how = f"--longest {head.longest} --quality {head.quality} --alpha {head.alpha}"
     rest = f"; left out: {left_out:,} of {len(record.outcomes):,}" if left_out else ""
-    return f"{redact(url)} was prepared from {head['from']} with {how}{rest}"
+    return f"{redact(url)} was prepared from {head.source} with {how}{rest}"
 
 
 def _sizes(files: list[Files], roots: Roots, number: int) -> dict[str, int]:

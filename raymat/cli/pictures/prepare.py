@@ -19,7 +19,7 @@ from raymat.data.dataset.discovery import list_either
 from raymat.data.dataset.file_names import NameRules
 from raymat.data.feed import in_order
 from raymat.data.preparation.copy_job import CopyJob, CopyOutcome, CopyPlace
-from raymat.data.preparation.copy_record import CopyRecord
+from raymat.data.preparation.copy_record import CopyHead, CopyRecord
 from raymat.data.preparation.picture_copy import Alpha, CopySettings
 from raymat.errors import ConfigError
 from raymat.storage.access import Access
@@ -98,15 +98,15 @@ def _whole(url: str) -> str:
     return os.path.realpath(access.path) if access.is_local else url.rstrip("/")
 
 
-def _head(job: CopyJob) -> dict[str, object]:
+def _head(job: CopyJob) -> CopyHead:
     how = job.settings
-    return {
-        "raymat": __version__,
-        "from": redact(job.listing.dataset_url),
-        "longest": how.longest,
-        "quality": how.quality,
-        "alpha": how.alpha,
-    }
+    return CopyHead(
+        raymat=__version__,
+        source=redact(job.listing.dataset_url),
+        longest=how.longest,
+        quality=how.quality,
+        alpha=how.alpha,
+    )
 
 
 def _copy_missing(job: CopyJob, record: CopyRecord, copy_all: CopyAll, bar: ProgressBar) -> None:

@@ -44,16 +44,8 @@ class CopyOutcome:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON has it."""
-        told = {"from": self.sources, "files": self.files}
+        told = {"sources": self.sources, "files": self.files}
         return told | ({"left_out": self.left_out} if self.left_out else {})
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> CopyOutcome:
-        """Parse what `to_json` returned. Raises KeyError, TypeError or ValueError."""
-        files = tuple(CopiedFile(*file) for file in stored["files"])
-        return cls(
-            tuple(FileRow(*row) for row in stored["from"]), files, stored.get("left_out", "")
-        )
 
 
 class CopyJob:

@@ -10,7 +10,8 @@ import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 from raymat.data.dataset.image_folder import Folder
 from raymat.data.dataset.listing import FileRow
@@ -19,30 +20,46 @@ from raymat.data.preparation.copy_job import CopyOutcome
 from raymat.errors import ConfigError, DataError, NewerFormatError
 from raymat.storage.bulk import read_many
 from raymat.storage.digest import digest
+from raymat.storage.fields import Positive, parse_fields, parse_object
 from raymat.storage.store import Store, unfinished_files
 
 FORMAT = 1
 _HEAD = f"{PARTS}/{HEAD}"
-_FLAGS = {name: f"--{name}" for name in ("longest", "quality", "alpha")}
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
-"""Errors of a line that is not what was written."""
-
-Head = Mapping[str, Any]
+_FLAGS = ("longest", "quality", "alpha")
 Sources = tuple[FileRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyHead:
+    """How a copy is made: by which raymat, from where (without secrets), with which options."""
+
+    raymat: str
+    source: str
+    longest: int
+    quality: int
+    alpha: str
+    format: int = FORMAT
+    content: str = ""
+    """Digest of the lines below it."""
+
+
+@dataclass(frozen=True)
+class _Format:
+    format: Positive
 
 
 class ReadRecord(NamedTuple):
     """A copy's record: how it was made, and of what it consists."""
 
-    head: Head
+    head: CopyHead
     outcomes: tuple[CopyOutcome, ...]
 
 
 class CopyRecord:
     """Record of the copy in `store` as it is made; `head`: how; `order`: all that is copied, by its sources."""
 
-    def __init__(self, store: Store, head: Head, order: Sequence[Sources]) -> None:
-        self._store, self._head = store, dict(head) | {"format": FORMAT}
+    def __init__(self, store: Store, head: CopyHead, order: Sequence[Sources]) -> None:
+        self._store, self._head = store, head
         self._order = order
         self._new: list[CopyOutcome] = []
         self._found: list[CopyOutcome] = []
@@ -64,13 +81,13 @@ class CopyRecord:
             raise ConfigError(
                 f"{self._store.url} is not empty, and no copy that raymat prepare began: use another folder"
             )
-        self._store.write(_HEAD, json.dumps(self._head).encode())
+        self._store.write(_HEAD, json.dumps(asdict(self._head)).encode())
         self._store.delete([info.path for info in unfinished_files(self._store)])
         self.done = {o.sources: o for o in self._found if _is_there(o, sizes)}
 
-    def _find(self, sizes: Mapping[str, int]) -> Head | None:
+    def _find(self, sizes: Mapping[str, int]) -> CopyHead | None:
         """Read what the files there record, and return how the copy was begun; None if there is none."""
-        head: Head | None = None
+        head: CopyHead | None = None
         if _HEAD in sizes:
             head = _parse_head(self._store.read(_HEAD), self._shown(_HEAD))
         if RECORD in sizes:
@@ -79,20 +96,22 @@ class CopyRecord:
             head = read.head
         parts = [path for path in sizes if path.startswith(f"{PARTS}/part-")]
         for line in (line for data in read_many(self._store, parts) for line in data.splitlines()):
-            with suppress(*_DAMAGE):  # what it recorded is copied again
-                self._found.append(CopyOutcome.from_json(json.loads(line)))
+            with suppress(ValueError):  # what it recorded is copied again
+                self._found.append(parse_fields(CopyOutcome, parse_object(line)))
         return head
 
     def _shown(self, path: str) -> str:
         return f"{self._store.url}/{path}"
 
-    def _require_same(self, head: Head) -> None:
-        if head.get("from") != self._head["from"] and not self._is_same_dataset():
+    def _require_same(self, head: CopyHead) -> None:
+        if head.source != self._head.source and not self._is_same_dataset():
             raise ConfigError(
-                f"{self._store.url} is a copy of {head.get('from')}, which has other files: use another folder"
+                f"{self._store.url} is a copy of {head.source}, which has other files: use another folder"
             )
         other = [
-            f"{flag} {head.get(n)}" for n, flag in _FLAGS.items() if head.get(n) != self._head[n]
+            f"--{n} {getattr(head, n)}"
+            for n in _FLAGS
+            if getattr(head, n) != getattr(self._head, n)
         ]
         if other:
             raise ConfigError(
@@ -121,8 +140,8 @@ class CopyRecord:
         """
         outcomes = self.outcomes()
         body = _lines(outcomes)
-        head = self._head | {"content": digest([body])}
-        self._store.write(RECORD, [json.dumps(head).encode(), b"\n", body])
+        head = replace(self._head, content=digest([body]))
+        self._store.write(RECORD, [json.dumps(asdict(head)).encode(), b"\n", body])
         kept = {file.path for outcome in outcomes for file in outcome.files}
         stale = {file.path for outcome in self._found for file in outcome.files} - kept
         self._store.delete(sorted(stale))
@@ -150,26 +169,24 @@ def parse(data: bytes, where: str) -> ReadRecord:
     try:
         first, _, body = data.partition(b"\n")
         head = _parse_head(first, where)
-        if head["content"] != digest([body]):
+        if head.content != digest([body]):
             raise ValueError("its digest does not match")
-        outcomes = tuple(CopyOutcome.from_json(json.loads(line)) for line in body.splitlines())
-    except _DAMAGE as error:
+        outcomes = tuple(parse_fields(CopyOutcome, parse_object(n)) for n in body.splitlines())
+    except ValueError as error:
         raise _damaged(where, error) from error
     return ReadRecord(head, outcomes)
 
 
-def _parse_head(data: bytes, where: str) -> Head:
+def _parse_head(data: bytes, where: str) -> CopyHead:
     """Parse how a copy is made. Raises DataError if it is damaged; NewerFormatError."""
     try:
-        head: Head = json.loads(data)
-        found = head["format"]
-        if not isinstance(found, int):
-            raise ValueError(f"format {found!r}")
-    except _DAMAGE as error:
+        stored = parse_object(data)
+        found = parse_fields(_Format, stored).format
+        if found > FORMAT:
+            raise NewerFormatError(f"{where} has format {found}, this version reads {FORMAT}")
+        return parse_fields(CopyHead, stored)
+    except ValueError as error:
         raise _damaged(where, error) from error
-    if found > FORMAT:
-        raise NewerFormatError(f"{where} has format {found}, this version reads {FORMAT}")
-    return head
 
 
 def _damaged(where: str, error: Exception) -> DataError:
