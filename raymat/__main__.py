@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from raymat.cli.main import main
+from raymat.config.shadows import forget_working_directory
 
-sys.exit(main())
+if __name__ == "__main__":
+    forget_working_directory()  # before what a file there could take the place of
+    from raymat.cli.main import main
+
+    sys.exit(main())

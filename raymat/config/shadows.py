@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from importlib.machinery import BuiltinImporter, FrozenImporter, all_suffixes
 from pathlib import Path
 
 from raymat.errors import ConfigError
@@ -33,16 +34,36 @@ def find_shadow(folder: Path) -> Path | None:
 
 def refuse_shadows(environment: Mapping[str, str]) -> None:
     """Raise ConfigError if PYTHONPATH, which Ray's processes inherit, leads to a file in the place of a package."""
-    for entry in filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)):
-        shadow = find_shadow(Path(entry))
+    path = environment.get("PYTHONPATH")
+    for entry in path.split(os.pathsep) if path else ():
+        shadow = find_shadow(Path(entry))  # an empty entry is the working directory, to Python too
         if shadow is not None:
+            where = entry or "its empty entry"
             raise ConfigError(
-                f"{shadow} takes the place of the package {shadow.stem}: rename it, "
-                f"or take {entry} out of PYTHONPATH"
+                f"{shadow} takes the place of the package {module_of(shadow)}: rename it, "
+                f"or take {where} out of PYTHONPATH"
             )
 
 
+def forget_working_directory() -> None:
+    """Take the working directory, which `python -m` puts first, out of the import path, unless this raymat lies there."""
+    here = Path.cwd()
+    if Path(__file__).resolve().parents[2] != here and not getattr(sys.flags, "safe_path", False):
+        sys.path[:] = sys.path[1:]
+
+
 def _shadows(path: Path) -> bool:
-    if path.name in PACKAGES:
-        return (path / "__init__.py").exists()
-    return path.suffix == ".py" and (path.stem in PACKAGES or path.stem in sys.stdlib_module_names)
+    name = module_of(path)
+    if name in PACKAGES:
+        return True
+    # What is built in, or frozen into Python, is never looked for in folders.
+    found = name in sys.stdlib_module_names
+    return found and not (BuiltinImporter.find_spec(name) or FrozenImporter.find_spec(name))
+
+
+def module_of(path: Path) -> str:
+    """Return the name of the module that a file or a folder is; "" for what Python does not import in place of a package."""
+    stem, dot, suffix = path.name.partition(".")
+    if dot:
+        return stem if dot + suffix in all_suffixes() else ""
+    return stem if (path / "__init__.py").exists() else ""

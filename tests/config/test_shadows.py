@@ -33,7 +33,8 @@ def said(tmp_path: Path, path: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["torch.py", "ray/__init__.py", "yaml.py", "numpy.py", "graphlib.py"]
+    "name",
+    ["torch.py", "ray/__init__.py", "yaml.py", "numpy.abi3.so", "queue.py", "email/__init__.py"],
 )
 def test_a_pythonpath_with_a_file_in_the_place_of_a_package_is_refused(
     tmp_path: Path, name: str
@@ -41,10 +42,11 @@ def test_a_pythonpath_with_a_file_in_the_place_of_a_package_is_refused(
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("raise SystemExit('imported')\n")
     first = tmp_path / name.partition("/")[0]
+    package = first.name.partition(".")[0]
     code, error = said(tmp_path, f"{ROOT}{os.pathsep}{tmp_path}")
     assert (code, error) == (
         2,
-        f"raymat: error: {first} takes the place of the package {first.stem}: rename it, "
+        f"raymat: error: {first} takes the place of the package {package}: rename it, "
         f"or take {tmp_path} out of PYTHONPATH\n",
     )
 
@@ -52,7 +54,17 @@ def test_a_pythonpath_with_a_file_in_the_place_of_a_package_is_refused(
 def test_a_pythonpath_of_the_users_own_modules_or_of_installed_packages_is_none_of_raymats_business(
     tmp_path: Path,
 ) -> None:
-    for name in ("my_losses.py", "data", "raymat", "ray", "torch"):  # folders without __init__.py
+    # Folders without __init__.py, and names that are built into Python.
+    for name in (
+        "my_losses.py",
+        "data",
+        "raymat",
+        "ray",
+        "torch",
+        "torch.old.py",
+        "time.py",
+        "io.py",
+    ):
         path = tmp_path / name
         path.touch() if path.suffix else path.mkdir()
     assert find_shadow(tmp_path) is None
@@ -62,6 +74,29 @@ def test_a_pythonpath_of_the_users_own_modules_or_of_installed_packages_is_none_
     assert find_shadow(tmp_path) is None
     assert find_shadow(tmp_path / "nothing") is None
     assert find_shadow(ROOT) is None
+
+
+@pytest.mark.parametrize("name", ["torch.py", "json.py", "tempfile.py"])
+def test_an_empty_entry_of_pythonpath_is_the_working_directory(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("raise SystemExit('imported')\n")
+    assert said(tmp_path, f"{os.pathsep}{ROOT}") == (
+        2,
+        f"raymat: error: {name} takes the place of the package {name[:-3]}: rename it, "
+        "or take its empty entry out of PYTHONPATH\n",
+    )
+
+
+@pytest.mark.parametrize("name", ["torch.py", "json.py", "tempfile.py"])
+def test_python_m_raymat_imports_nothing_from_the_working_directory(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("raise SystemExit('imported')\n")
+    command = [sys.executable, "-m", "raymat", "base", "--help"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_package_that_raymat_requires_is_guarded() -> None:

@@ -25,7 +25,7 @@ from raymat.cluster.ray_internals import (
     responds,
 )
 from raymat.config.run import RunConfig
-from raymat.config.shadows import find_shadow
+from raymat.config.shadows import find_shadow, module_of
 from raymat.errors import ClusterError, ConfigError, first_line
 from raymat.train.optim.mixed_precision import precision_on
 
@@ -167,6 +167,9 @@ def installed_packages_first() -> Iterator[None]:
 
     Ray puts the driver's working directory first into the import path of its processes. A folder there that is called
     raymat, a clone's above all, or a file like torch.py would take the place of the installed package.
+
+    Raises:
+        ConfigError: there is such a file beside this raymat itself.
     """
     package = Path(__file__).resolve().parents[2]
     here = Path.cwd()
@@ -176,7 +179,10 @@ def installed_packages_first() -> Iterator[None]:
         if shadow is None:
             yield
             return
-        say(f"{shadow} is not the package {shadow.stem}: workers import nothing from {here}")
+        name = module_of(shadow)
+        if clone.exists():  # workers import raymat from here
+            raise ConfigError(f"{shadow} takes the place of the package {name}: rename it")
+        say(f"{shadow} is not the package {name}: workers import nothing from {here}")
     # Of the paths that Ray hands on the working directory comes first: for a moment it is the one that holds this package.
     os.chdir(package.parent)
     try:
