@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from raymat.cli.main import COMMANDS as KNOWN
 from raymat.cli.main import main
 from raymat.config.flags import read_yaml
-from raymat.config.run import build
+from raymat.config.options import Option, options_of
+from raymat.config.run import all_options, build
 from raymat.errors import ConfigError
 from raymat.storage.urls import redact_urls
 
@@ -113,6 +117,28 @@ def test_no_command_shows_or_stores_a_secret_in_a_url(
         url = URLS[number % len(URLS)]
         line = said([word.replace("{}", url) for word in COMMANDS[place]])
         assert CANARY not in line, url
+    assert list(tmp_path.iterdir()) == []
+
+
+def options(command: str) -> list[Option]:
+    """All options of a command that take text; of a run's, for `base` alone."""
+    found = {} if command == "refine" else all_options()
+    if command not in ("base", "refine"):
+        target = inspect.getclosurevars(KNOWN[command].run).nonlocals["target"]
+        found = options_of(importlib.import_module(target.partition(":")[0]).Options)
+    return [option for option in found.values() if "str" in str(option.kind)]
+
+
+def test_no_option_that_there_is_takes_a_secret_in_a_url(said: Said, tmp_path: Path) -> None:
+    places = [(command, option) for command in KNOWN for option in options(command)]
+    assert len(places) > 40
+    assert {"matte", "events", "runs", "check"} < {command for command, _ in places}
+    for number, (command, option) in enumerate(places):
+        url = URLS[number % len(URLS)]
+        words = [] if option.spelling.positional else [option.flag]
+        line = said([command, *words, url])
+        assert "Missing" not in line, (command, option.name)
+        assert CANARY not in line, (command, option.name, url)
     assert list(tmp_path.iterdir()) == []
 
 
