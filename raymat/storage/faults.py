@@ -190,6 +190,9 @@ def classify(error: BaseException, action: str = "read") -> Fault:
         return Fault("credentials", bool(names & set(_REFRESH)), detail)
     if names & set(_SETTINGS):
         return Fault("settings", False, detail)
+    unsent = getattr(error, "kwargs", {}).get("error")  # what an HTTP client raised
+    if isinstance(unsent, ValueError):
+        return Fault("settings", False, redact_text(one_line(unsent)))
     # Before permissions: an exceeded quota comes as 403. Some providers give a status without a code.
     if number in _FULL or code in _FULL_CODES or "507" in (code, str(status)):
         named = code and code not in detail  # s3fs replaces some codes by a number of this system

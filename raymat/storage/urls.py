@@ -16,6 +16,8 @@ _QUERY_IN_TEXT = re.compile(r"\?(?=[\w.%~-]+=)[^\s\"'<>]*")
 _SECRET_IN_TEXT = re.compile(
     r"(?i)\b((?:\w*(?:secret|token|password|signature|key|sig|credential))\s*=\s*)\S+"
 )
+_USER_IN_TEXT = re.compile(r"(?<![^\s\"'<>(=,])[^\s\"'<>(=,@:/]*:(?!//)[^\s\"'<>@]+@(?=[\w\[])")
+"""Credentials in front of a host that has no scheme."""
 
 _PATHS = {"file", "local"}
 """Schemes of local files: the rest is a path, in which every character is allowed."""
@@ -93,9 +95,11 @@ def redact_urls(text: str) -> str:
 def redact_text(text: str, length: int = 200) -> str:
     """Return text of any origin as one line of at most `length` characters, every URL in it redacted.
 
-    Queries become ?..., fragments #..., and values of names such as secret, token, key and signature are cut as well.
+    Queries become ?..., fragments #..., and values of names such as secret, token, key and signature are cut as well, as are
+    a user and a password before a host.
     """
     text = redact_urls(" ".join(text.split()))
+    text = _USER_IN_TEXT.sub("...@", text)
     text = _QUERY_IN_TEXT.sub("?...", text)
     text = _SECRET_IN_TEXT.sub(r"\1...", text)
     return text if len(text) <= length else text[: length - 3] + "..."

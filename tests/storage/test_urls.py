@@ -104,4 +104,7 @@ def test_texts_show_no_secret_outside_of_urls_either() -> None:
     assert redact_text("exceeded with url: /x?X-Amz-Credential=A (why?)") == (
         "exceeded with url: /x?... (why?)"
     )
+    assert redact_text("endpoint: me:pw/1@host:9, x=:pw@host") == "endpoint: ...@host:9, x=...@host"
+    plain = "at 10:30 a@b, s3://bucket/a@ema: bad, [Errno 2] no file: /a@b"
+    assert redact_text(plain) == plain
     assert redact_text("a  b\n" + 300 * "c", 20) == "a b " + 13 * "c" + "..."

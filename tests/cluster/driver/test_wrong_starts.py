@@ -70,6 +70,18 @@ ENVIRONMENT = {
         f"{SETTINGS}Invalid endpoint: storage.example, expected http://HOST or https://HOST{CORRECT}",
         {"AWS_ENDPOINT_URL_S3": "storage.example"},
     ),
+    "an endpoint without a scheme, with a password": Wrong(
+        f"{SETTINGS}Invalid endpoint: ...@127.0.0.1:9000, expected http://HOST or https://HOST{CORRECT}",
+        {"AWS_ENDPOINT_URL": "me:secret@127.0.0.1:9000"},
+    ),
+    "an endpoint with a password": Wrong(
+        f"{SETTINGS}Cannot combine AUTHORIZATION header with AUTH argument or credentials encoded in URL{CORRECT}",
+        {"AWS_ENDPOINT_URL": "http://me:secret@127.0.0.1:9"},
+    ),
+    "a token with a line break": Wrong(
+        f"{SETTINGS}Forbidden control character detected in headers.",
+        {"AWS_ENDPOINT_URL": "[page]/200", "AWS_SESSION_TOKEN": "secret\n-more"},
+    ),
     "an endpoint that refuses": Wrong(
         f'{SILENT}Could not connect to the endpoint URL: "{DEAD}/', {"AWS_ENDPOINT_URL": DEAD}
     ),
