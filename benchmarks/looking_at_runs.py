@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from typing import Any
 from long_run import start_proxy, start_s3
 
 COMMITS, RESTARTS, WORLD, KEPT = 400, 5, 4, 10
+WATCHED_SECONDS = 20
 NOW = time.time()
 
 
@@ -135,16 +137,25 @@ def measure(port: int, latency: float, folder: Path) -> None:
         "AWS_SECRET_ACCESS_KEY": "SECRETKEY",
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy}",
     }
-    for words in (["--help"], ["runs", "s3://bucket/runs"]):
+    for words in (
+        ["runs", "s3://bucket/runs"],
+        ["watch", "s3://bucket/runs/run-00"],
+    ):
         requests.clear()
         began, before = time.perf_counter(), cpu()
         command = [str(Path(sys.executable).parent / "raymat"), *words]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as run:
+            assert run.stdout is not None
+            if words[0] == "watch":  # which would go on
+                run.stdout.readline()
+                requests.clear()
+                time.sleep(WATCHED_SECONDS)
+                print(f"raymat watch: {len(requests) / WATCHED_SECONDS:.1f} requests a second")
+                run.send_signal(signal.SIGINT)
+            last = run.stdout.read().splitlines()[-1:]
         took = time.perf_counter() - began
-        print(
-            f"raymat {' '.join(words)}: {took:.1f} s, {cpu() - before:.1f} s of CPU, {len(requests)} requests"
-        )
-        print("\n".join([*done.stdout.splitlines()[-1:], done.stderr]), flush=True)
+        used = f"{took:.1f} s, {cpu() - before:.1f} s of CPU, {len(requests)} requests"
+        print(f"raymat {' '.join(words)}: {used}\n{''.join(last)}\n", flush=True)
 
 
 if __name__ == "__main__":

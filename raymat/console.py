@@ -113,6 +113,49 @@ class Display:
         self._stream.flush()
 
 
+class Screen:
+    """A terminal's whole screen, redrawn in place; what it showed before comes back at the end."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and lines that may be written."""
+        try:
+            columns, lines = os.get_terminal_size(self._stream.fileno())
+        except (OSError, ValueError):
+            columns, lines = 80, 24
+        return max(20, (columns or 80) - 1), max(5, (lines or 24) - 1)
+
+    def __enter__(self) -> Screen:
+        self._write("\x1b[?1049h\x1b[?25l")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._write("\x1b[?25h\x1b[?1049l")
+
+    def show(self, lines: Sequence[str]) -> None:
+        """Show these lines instead of those before, cut to the size of the screen."""
+        columns, most = self.size
+        shown = "".join(f"{line[:columns]}\x1b[K\n" for line in lines[:most])
+        self._write(f"\x1b[H{shown}\x1b[J")
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+def bar(part: float, length: int) -> str:
+    """Draw a share of 0 to 1 as a bar of so many characters between brackets."""
+    return f"[{'#' * int(length * part):<{length}}]"
+
+
 class ProgressBar:
     """Work done while a block runs, as a bar on a terminal and plain lines in a log.
 
@@ -183,7 +226,7 @@ class ProgressBar:
         length = min(BAR, BAR if width is None else width - taken - 4)
         if not self._display.terminal or length < 4:
             return ""
-        return f"[{'#' * int(length * part):<{length}}]  "
+        return f"{bar(part, length)}  "
 
     def _amount(self, done: int) -> str:
         return str(done) if self._noun else size(done)

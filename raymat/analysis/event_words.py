@@ -88,6 +88,7 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"{e['checkpoint']} is committed after {e['seconds']:.1f} s, {size(e['bytes'])} a worker; "
         f"training stood still for {e['stall'] * 1000:.0f} ms"
     ),
+    "delete": lambda e: f"removed {', '.join(e['checkpoints'])}: not kept any more",
     "save_skipped": lambda e: (
         f"no save after step {e['step']}: earlier ones are still on their way"
     ),

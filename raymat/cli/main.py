@@ -154,6 +154,10 @@ COMMANDS: dict[str, Command] = {
         "list all runs of a storage, and where each stands",
         _later("raymat.cli.runs.runs_command:main"),
     ),
+    "watch": Command(
+        "follow a run from anywhere that can read its storage",
+        _later("raymat.cli.runs.watch_command:main"),
+    ),
     "prune": Command("delete old checkpoints", _later("raymat.cli.prune:main")),
     "spot-watch": Command(
         "drain this machine's node when its cloud reclaims it",

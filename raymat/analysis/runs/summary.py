@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from raymat.analysis.event_words import words_of
-from raymat.analysis.goodput.ledger import make_ledger
+from raymat.analysis.goodput.ledger import Ledger, make_ledger
 from raymat.analysis.runs.event_reader import EventReader
 from raymat.checkpoint.catalog import Status, scan
 from raymat.errors import NewerFormatError, StorageError
@@ -69,7 +69,10 @@ class RunReader:
         self.store = store
         self.events = EventReader(store)
         self._lease = LeaseObserver(store, pace)
-        self._config: dict[str, Any] | None = None
+        self.config: dict[str, Any] = {}
+        """The run's configuration; empty until it is read."""
+        self.ledger: Ledger | None = None
+        """Where its time went; None until it is read, or if its events cannot be made sense of."""
         self._checkpoints: Sequence[Status] = ()
 
     @property
@@ -93,8 +96,9 @@ class RunReader:
     def read_or_raise(self, storage_now: float = 0.0) -> RunSummary:
         """Do the same. Raises StorageError where the storage fails, NewerFormatError for a newer raymat's run."""
         view = self._lease.look(max(storage_now, self.events.modified))
-        if self.events.refresh() or self._config is None:
+        if self.events.refresh() or not self.config:
             self._checkpoints = scan(self.store)
+            self.ledger = _ledger(self.events.events) if self.events.whole else None
             fault = self._read_config()
             if fault is not None:
                 return fault
@@ -113,7 +117,7 @@ class RunReader:
         try:
             run = read_run(self.store)
             if run is not None:
-                self._config = dict(run["config"])
+                self.config = dict(run["config"])
                 return None
         except NewerFormatError:
             raise
@@ -131,7 +135,7 @@ class RunReader:
         return RunSummary(name=self.name, url=self.store.url, state=state, reason=reason)
 
     def _summary(self, view: LeaseView) -> RunSummary:
-        config, events = self._config or {}, self.events.events
+        config, events, ledger = self.config, self.events.events, self.ledger
         committed = [status for status in self._checkpoints if status.state == "committed"]
         newest = max(committed, key=lambda status: status.id, default=None)
         starts = [e for e in events if e.get("kind") == "start"]
@@ -148,7 +152,7 @@ class RunReader:
             step=newest.id.step if newest else 0,
             steps=_whole(starts[-1].get("total_steps")) if starts else None,
             committed=(newest.modified or None) if newest else None,
-            goodput=_goodput(events) if self.events.whole else None,
+            goodput=ledger.goodput if ledger is not None and ledger.slot_seconds else None,
             metric=metric,
             best=best.value(metric) if best else None,
             best_step=best.step if best else None,
@@ -192,12 +196,11 @@ def _best(events: Sequence[dict[str, Any]], metric: str, mode: Any) -> Validatio
         return None
 
 
-def _goodput(events: Sequence[dict[str, Any]]) -> float | None:
+def _ledger(events: Sequence[dict[str, Any]]) -> Ledger | None:
     try:
-        ledger = make_ledger(events)
+        return make_ledger(events)
     except MALFORMED:
         return None
-    return ledger.goodput if ledger.slot_seconds else None
 
 
 def _whole(value: object) -> int | None:
