@@ -62,7 +62,8 @@ def make_run(folder: Path, run: int) -> None:
     """Write what a run of the number `run` leaves in storage."""
     for name in ("events", "metrics", "lease"):
         (folder / name).mkdir(parents=True)
-    stored = {"format": 1, "run_id": f"{run}", "config": {"stage": "base", "best_metric": "loss"}}
+    stored = {"format": 1, "run_id": f"{run}", "created": "", "listing": {}, "versions": {}}
+    stored["config"] = {"stage": "base", "best_metric": "loss"}
     (folder / "run.json").write_text(json.dumps(stored))
     (folder / f"events/a{RESTARTS:03d}-rank-00000-0badcafe-00000.jsonl").write_text(lines_of(run))
     for number in range(1, KEPT + 1):

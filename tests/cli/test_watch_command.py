@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pty
@@ -113,21 +114,19 @@ def test_a_run_is_followed_in_a_pipe_through_a_storage_that_goes_away_to_its_end
 
 
 def test_ctrl_c_leaves_the_terminal_as_it_was(store: Store) -> None:
-    store.write("lease/000009-0123abcd.json", b"of a newer driver")  # which is watched for 20 s
-    child, master = pty.fork()
-    if child == 0:
-        os.chdir(ROOT)
-        os.execvp(WATCH[0], [*WATCH, store.url])
     written = b""
-    while b"9/16" not in written:
-        written += os.read(master, 65536)
-    os.kill(child, signal.SIGINT)
-    try:
-        while data := os.read(master, 65536):
-            written += data
-    except OSError:  # as which the end of a terminal is reported
-        pass
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    with Lease.acquire(store, pace=PACE, owner=dataclasses.replace(Owner.me(), machine=None)):
+        child, master = pty.fork()
+        if child == 0:
+            os.chdir(ROOT)
+            os.execvp(WATCH[0], [*WATCH, store.url])
+        while b"9/16" not in written:
+            written += os.read(master, 65536)
+        os.kill(child, signal.SIGINT)
+        with contextlib.suppress(OSError):  # as which the end of a terminal is reported
+            while data := os.read(master, 65536):
+                written += data
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
     assert written.startswith(b"\x1b[?1049h\x1b[?25l")
     assert written.endswith(b"\x1b[?25h\x1b[?1049lraymat: interrupted\r\n")
 
