@@ -62,7 +62,8 @@ def make_run(folder: Path, run: int) -> None:
     """Write what a run of the number `run` leaves in storage."""
     for name in ("events", "metrics", "lease"):
         (folder / name).mkdir(parents=True)
-    stored = {"format": 1, "run_id": f"{run}", "created": "", "listing": {}, "versions": {}}
+    stored: dict[str, Any] = {"format": 1, "run_id": f"{run}", "created": "", "versions": {}}
+    stored["listing"] = {"synthetic": 20, "digest": "synthetic-20"}
     stored["config"] = {"stage": "base", "best_metric": "loss"}
     (folder / "run.json").write_text(json.dumps(stored))
     (folder / f"events/a{RESTARTS:03d}-rank-00000-0badcafe-00000.jsonl").write_text(lines_of(run))
@@ -141,6 +142,7 @@ def measure(port: int, latency: float, folder: Path) -> None:
     for words in (
         ["runs", "s3://bucket/runs"],
         ["watch", "s3://bucket/runs/run-00"],
+        ["report", "s3://bucket/runs/run-02", "-o", str(folder / "report.html")],
     ):
         requests.clear()
         began, before = time.perf_counter(), cpu()

@@ -56,6 +56,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "docstring_parser": "docstring-parser",
+    "google": "protobuf",
     "grpc": "grpcio",
     "kornia_rs": "kornia-rs",
     "yaml": "pyyaml",

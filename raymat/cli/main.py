@@ -158,6 +158,10 @@ COMMANDS: dict[str, Command] = {
         "follow a run from anywhere that can read its storage",
         _later("raymat.cli.runs.watch_command:main"),
     ),
+    "report": Command(
+        "write a run's whole past as one HTML page, or compare several",
+        _later("raymat.cli.runs.report_command:main"),
+    ),
     "prune": Command("delete old checkpoints", _later("raymat.cli.prune:main")),
     "spot-watch": Command(
         "drain this machine's node when its cloud reclaims it",

@@ -154,6 +154,7 @@ def test_a_folder_that_is_no_run_a_broken_one_and_a_newer_one_are_rows_that_say_
     shutil.rmtree(root / "headless/run", ignore_errors=True)
     (root / "headless/run.json").unlink()
     odd = b'{"time": 1, "attempt": "x", "kind": "start", "world": "many"}\n[1]\n\xff\n{"time": "soon"}\n'
+    odd += b'{"time": NaN}\n{"time": 1e300}\n'
     (root / "odd/events/a001-rank-00001-0123abcd-00000.jsonl").write_bytes(odd)
     assert states(root) == {
         "damaged": "broken",

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -115,20 +116,31 @@ def test_a_run_is_followed_in_a_pipe_through_a_storage_that_goes_away_to_its_end
 
 def test_ctrl_c_leaves_the_terminal_as_it_was(store: Store) -> None:
     written = b""
+    master, slave = pty.openpty()
     with Lease.acquire(store, pace=PACE, owner=dataclasses.replace(Owner.me(), machine=None)):
-        child, master = pty.fork()
-        if child == 0:
-            os.chdir(ROOT)
-            os.execvp(WATCH[0], [*WATCH, store.url])
-        while b"9/16" not in written:
-            written += os.read(master, 65536)
-        os.kill(child, signal.SIGINT)
-        with contextlib.suppress(OSError):  # as which the end of a terminal is reported
-            while data := os.read(master, 65536):
-                written += data
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+        watch = subprocess.Popen(
+            [*WATCH, store.url], stdin=slave, stdout=slave, stderr=slave, cwd=ROOT
+        )
+        os.close(slave)
+        try:
+            while b"9/16" not in written:
+                written += _read_soon(master)
+            watch.send_signal(signal.SIGINT)
+            with contextlib.suppress(OSError):  # as which the end of a terminal is reported
+                while data := _read_soon(master):
+                    written += data
+            assert watch.wait(60) == 130
+        finally:
+            watch.kill()
+            watch.wait()
+            os.close(master)
     assert written.startswith(b"\x1b[?1049h\x1b[?25l")
     assert written.endswith(b"\x1b[?25h\x1b[?1049lraymat: interrupted\r\n")
+
+
+def _read_soon(terminal: int) -> bytes:
+    assert select.select([terminal], [], [], 60)[0], "nothing more was written"
+    return os.read(terminal, 65536)
 
 
 def test_what_is_no_run_is_not_watched(store: Store, raymat: Callable[..., object]) -> None:

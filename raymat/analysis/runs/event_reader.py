@@ -12,6 +12,8 @@ from raymat.train.observability.events import FOLDER
 
 MOST_BYTES = 32 * 2**20
 """Of a run's events that are read, the newest first: some 150,000 events."""
+_END_OF_TIME = 1e11
+"""In Unix seconds: what comes after it is no time, and no calendar has it."""
 
 
 class EventReader:
@@ -71,10 +73,10 @@ class EventReader:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """Return the event of a line; None for one that is damaged, or has no time."""
+    """Return the event of a line; None for one that is damaged, or has no time. What JSON does not know (NaN) is null."""
     try:
-        event = json.loads(line)
+        event = json.loads(line, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return None
-    timed = isinstance(event, dict) and type(event.get("time")) in (int, float)
-    return event if timed else None
+    at = event.get("time") if isinstance(event, dict) else None
+    return event if isinstance(at, int | float) and 0 <= at < _END_OF_TIME else None

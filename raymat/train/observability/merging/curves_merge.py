@@ -104,7 +104,7 @@ def clear_replayed(store: Store, attempt: int, step: int) -> None:
 def _cut(store: Store, file: EventFile, attempt: int, step: int) -> EventFile:
     """Replace a merged file by one that ends with `step`."""
     (data,) = read_many(store, [file.path])
-    records = [record for record, event in _events(data) if event.step <= step]
+    records = [record for record, event in decode_events(data) if event.step <= step]
     # By way of a name behind it: a reader in between finds both, and drops what it has read of the first.
     between, path = event_file_path(file.last, attempt), event_file_path(step, attempt)
     _write(store, between, file.after + 1, records)
@@ -154,7 +154,8 @@ def _batches(files: list[EventFile]) -> Iterator[list[EventFile]]:
     yield group
 
 
-def _events(data: bytes) -> Iterator[tuple[bytes, Event]]:
+def decode_events(data: bytes) -> Iterator[tuple[bytes, Event]]:
+    """Yield each whole record of a file, and the event in it. Raises DecodeError for what is none."""
     for record, content in _records(data):
         yield record, Event.FromString(content)
 

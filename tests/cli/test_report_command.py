@@ -1,0 +1,196 @@
+"""`raymat report` writes one page that needs nothing else, and in which nothing from storage can run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raymat.analysis.report.chart_data import chart_data
+from raymat.analysis.report.story import read_story
+from tests.support.troubled_run import TroubledRun
+
+Command = Callable[..., tuple[int, list[str], list[str]]]
+CHROMIUM = os.environ.get("RAYMAT_TEST_CHROMIUM") or shutil.which("chromium")
+HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)>"'
+
+
+class Page(HTMLParser):
+    """What a browser makes of a page: its elements, the content of its scripts, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.scripts: list[str] = []
+        self.text: list[str] = []
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attributes}))
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif self._inside != "style":
+            self.text.append(data)
+
+    @property
+    def data(self) -> Any:
+        """What the charts draw."""
+        return json.loads(self.scripts[0])
+
+
+@pytest.fixture
+def make(tmp_path: Path, raymat: Command) -> Callable[..., Page]:
+    def report(*urls: str) -> Page:
+        code, said, errors = raymat("report", *urls, "-o", str(tmp_path / "page.html"))
+        assert (code, errors) == (0, [])
+        assert re.fullmatch(r".*page\.html: [\d.]+ [kM]B", said[0])
+        return Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+
+    return report
+
+
+def test_a_page_loads_nothing_and_runs_its_own_scripts_alone(
+    tmp_path: Path, make: Callable[..., Page]
+) -> None:
+    page = make(TroubledRun(tmp_path, "run").write(3, 20).url)
+    links = [
+        value
+        for _, attributes in page.elements
+        for name, value in attributes.items()
+        if name in ("src", "href", "srcset", "action", "data")
+    ]
+    assert links
+    assert all(link.startswith("data:image/jpeg;base64,") for link in links)
+    assert not [tag for tag, _ in page.elements if tag in ("link", "iframe", "object", "base")]
+    policy = next(a["content"] for tag, a in page.elements if "http-equiv" in a)
+    digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in page.scripts]
+    scripts = " ".join(f"'sha256-{digest}'" for digest in digests[1:])
+    assert policy == (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {scripts}"
+    )
+
+
+def test_names_paths_errors_and_options_from_storage_are_text(
+    tmp_path: Path, make: Callable[..., Page]
+) -> None:
+    name = "<script>alert(0)<img src=x onerror=alert(3)>"
+    run = TroubledRun(tmp_path, name, config={"dataset": HOSTILE, HOSTILE: "x"})
+    for kind, fields in {
+        "replaced": {"path": HOSTILE, "reason": HOSTILE, "example": 1},
+        "machine_lost": {"node": "1", "ip": HOSTILE, "reason": "", "ranks": [], "still": 1.0},
+        HOSTILE: {"field": HOSTILE},
+    }.items():
+        run.add(kind, 1, **fields)
+    page = make(run.write(3, 20).url)
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("script") == 3
+    assert not [a for _, attributes in page.elements for a in attributes if a.startswith("on")]
+    pictures = [attributes["src"] for tag, attributes in page.elements if tag == "img"]
+    assert len(pictures) == 2
+    assert all(source.startswith("data:image/jpeg;base64,") for source in pictures)
+    assert "<" not in page.scripts[0]
+    assert page.data["runs"][0]["name"] == name
+    text = "".join(page.text)
+    assert name in text
+    assert text.count(HOSTILE) >= 3
+
+
+def test_a_page_tells_what_a_run_did(tmp_path: Path, make: Callable[..., Page]) -> None:
+    page = make(TroubledRun(tmp_path, "portraits").write(3, 20).url)
+    text = " ".join(page.text)
+    assert "portraits  complete" in text
+    assert "the run is complete after step 2000: the run's length" in text
+    assert "ActorDiedError: the worker's machine is gone" in text
+    for title in ("Timeline", "Where the time went", "Curves", "Restarts", "What happened", "Checkpoints", "Pictures"):  # fmt: skip
+        assert title in text
+    kinds = [a["data-chart"] for _, a in page.elements if "data-chart" in a]
+    assert kinds == ["time", "steps", "loss", "valid", "speed", "lr"]
+    (run,) = page.data["runs"]
+    assert len(run["train"]["steps"]) == 200
+    assert run["valid"]["steps"] == [1000, 2000]
+    assert [how for _, how, _ in run["time"]["marks"]].count("note") == 2
+
+
+def test_the_timeline_covers_all_time_of_all_workers(tmp_path: Path) -> None:
+    story = read_story(TroubledRun(tmp_path, "run").write(10, 400))
+    spans = chart_data([story])["runs"][0]["time"]["spans"]
+    drawn = sum((end - begin) * (high - low) for begin, end, _, low, high, _ in spans)
+    assert drawn == pytest.approx(story.ledger.slot_seconds, rel=0.01)
+    assert len(spans) < 400
+
+
+def test_a_long_run_makes_a_page_that_a_phone_can_show(
+    tmp_path: Path, make: Callable[..., Page]
+) -> None:
+    page = make(TroubledRun(tmp_path, "run").write(40, 1500).url)
+    assert (tmp_path / "page.html").stat().st_size < 1e6
+    (run,) = page.data["runs"]
+    assert len(run["train"]["steps"]) <= 1501
+    assert len(run["time"]["spans"]) <= 8000
+
+
+def test_several_runs_are_compared(tmp_path: Path, make: Callable[..., Page]) -> None:
+    one = TroubledRun(tmp_path, "one", 1, {"seed": 0, "lr_refiner": 1e-3}).write(1, 20)
+    two = TroubledRun(tmp_path, "two", 2, {"seed": 0, "lr_refiner": 3e-4}).write(0, 20, False)
+    page = make(one.url, two.url)
+    text = " ".join(page.text)
+    assert "option one two lr_refiner 0.001 0.0003 " in text
+    assert "seed 0 0" not in text[: text.index("Timeline")]
+    assert [run["name"] for run in page.data["runs"]] == ["one", "two"]
+    links = [a["href"] for tag, a in page.elements if tag == "a"]
+    assert links == ["#run-0", "#run-1"]
+
+
+def test_what_is_damaged_is_missing_from_the_page_and_nothing_else(
+    tmp_path: Path, make: Callable[..., Page]
+) -> None:
+    store = TroubledRun(tmp_path, "run").write(2, 20)
+    store.write("tensorboard/events.out.tfevents.000009999.a001", b"\x08" + b"\0" * 11 + b"\xff" * 12)  # fmt: skip
+    store.write("metrics/000002001-000002100-a099.jsonl", b'{"step": "x"}\n\xff\n[]\n')
+    odd = b'{"time": 1795000001, "attempt": 2, "kind": "start", "world": "many"}\n'
+    store.write("events/a002-rank-00001-0badcafe-00000.jsonl", odd)
+    page = make(store.url)
+    assert len(page.data["runs"][0]["train"]["steps"]) == 200
+    assert sum(tag == "img" for tag, _ in page.elements) == 2
+    assert "cannot be shown" in " ".join(page.text)
+
+
+def test_what_is_no_run_or_no_page_is_refused(tmp_path: Path, raymat: Command) -> None:
+    code, _, errors = raymat("report", str(tmp_path / "nothing"), "-o", str(tmp_path / "a.html"))
+    assert (code, len(errors)) == (2, 1)
+    assert "there is no run to report on" in errors[0]
+    code, _, errors = raymat("report", str(tmp_path / "nothing"), "-o", str(tmp_path / "a.pdf"))
+    assert (code, len(errors)) == (2, 1)
+    assert raymat("report")[0] == 2
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+@pytest.mark.parametrize("size", ["1200,900", "390,800"])
+def test_a_browser_draws_all_charts(tmp_path: Path, make: Callable[..., Page], size: str) -> None:
+    make(TroubledRun(tmp_path, "run", config={"name": HOSTILE}).write(5, 50).url)
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={size}"]
+    command += ["--virtual-time-budget=5000", "--enable-logging=stderr", "--dump-dom"]
+    page = f"file://{tmp_path}/page.html"
+    done = subprocess.run([*command, page], capture_output=True, text=True, check=True)
+    assert 'data-drawn="6"' in done.stdout
+    assert "CONSOLE" not in done.stderr
