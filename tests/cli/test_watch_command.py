@@ -119,7 +119,12 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(store: Store) -> None:
     master, slave = pty.openpty()
     with Lease.acquire(store, pace=PACE, owner=dataclasses.replace(Owner.me(), machine=None)):
         watch = subprocess.Popen(
-            [*WATCH, store.url], stdin=slave, stdout=slave, stderr=slave, cwd=ROOT
+            [*WATCH, store.url],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            cwd=ROOT,
+            preexec_fn=_hear_interrupts,
         )
         os.close(slave)
         try:
@@ -136,6 +141,11 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(store: Store) -> None:
             os.close(master)
     assert written.startswith(b"\x1b[?1049h\x1b[?25l")
     assert written.endswith(b"\x1b[?25h\x1b[?1049lraymat: interrupted\r\n")
+
+
+def _hear_interrupts() -> None:
+    """Undo what a shell does to what it starts in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _read_soon(terminal: int) -> bytes:

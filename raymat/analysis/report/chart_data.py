@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from raymat.analysis.event_words import words_of
@@ -52,10 +52,16 @@ def _timeline(story: Story) -> dict[str, Any]:
     return {
         "spans": _spans(story),
         "marks": [[_at(e), MARKED[e["kind"]], words_of(e)[:200]] for e in marks],
-        "commits": [_at(e) for e in events if e.get("kind") == "commit"][-MOST_SPANS:],
-        "validations": [_at(e) for e in events if e.get("kind") == "validation"][-MOST_SPANS:],
+        "commits": _times(events, "commit"),
+        "validations": _times(events, "validation"),
         "steps": list(_steps(story)),
     }
+
+
+def _times(events: Sequence[Any], kind: str) -> list[float]:
+    """Return when events of this kind happened: some of them, evenly, where there are more than a screen can show."""
+    times = [_at(event) for event in events if event.get("kind") == kind]
+    return times[:: len(times) // PARTS + 1]
 
 
 def _at(event: Any) -> float:

@@ -16,7 +16,7 @@ function draw(box, title, height, options, data) {
   const chart = new uPlot({ title, ...size(), cursor: { drag: { x: true, y: false } }, ...options }, data, box);
   charts.push(chart);
   const fit = () => { if (box.clientWidth > 0 && Math.abs(size().width - chart.width) > 1) chart.setSize(size()); };
-  new ResizeObserver(() => requestAnimationFrame(fit)).observe(box);
+  addEventListener("resize", fit);
   return chart;
 }
 
