@@ -11,7 +11,7 @@ from typing import Any
 
 from raymat.analysis.report.chart_data import chart_data
 from raymat.analysis.report.markup import Html, tag
-from raymat.analysis.report.sections import clock, comparison, run_sections
+from raymat.analysis.report.page_parts import clock, comparison, run_sections
 from raymat.analysis.report.story import Story
 from raymat.version import __version__
 
