@@ -25,7 +25,7 @@ from raymat.cluster.ray_internals import (
     responds,
 )
 from raymat.config.run import RunConfig
-from raymat.config.shadows import find_shadow, module_of
+from raymat.config.shadows import find_shadow, module_of, refuse_shadows
 from raymat.errors import ClusterError, ConfigError, first_line
 from raymat.train.optim.mixed_precision import precision_on
 
@@ -169,8 +169,9 @@ def installed_packages_first() -> Iterator[None]:
     raymat, a clone's above all, or a file like torch.py would take the place of the installed package.
 
     Raises:
-        ConfigError: there is such a file beside this raymat itself.
+        ConfigError: there is such a file beside this raymat itself, or on PYTHONPATH.
     """
+    refuse_shadows(os.environ)  # again, for programs that call raymat
     package = Path(__file__).resolve().parents[2]
     here = Path.cwd()
     clone = here / package.name

@@ -17,7 +17,7 @@ from raymat.cluster.driver.cluster_setup import (
     check_room,
     installed_packages_first,
 )
-from raymat.errors import ClusterError
+from raymat.errors import ClusterError, ConfigError
 from tests.support.heads import free_port
 from tests.support.kit import tiny
 from tests.support.paths import ROOT
@@ -144,6 +144,31 @@ def test_no_file_in_the_working_directory_shadows_a_package_in_workers(
         f"{first} is not the package {first.stem}: workers import nothing from {tmp_path}"
         in said.out + said.err
     )
+
+
+def test_no_program_starts_ray_with_a_file_on_pythonpath_that_shadows_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "yaml.py").touch()
+    with (
+        pytest.raises(ConfigError, match=r"yaml\.py takes the place of the package yaml"),
+        installed_packages_first(),
+    ):
+        pass
+
+
+def test_a_file_that_shadows_a_package_beside_raymat_itself_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "raymat").symlink_to(Path(raymat.__file__).resolve().parent)
+    (tmp_path / "yaml.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(ConfigError, match=r"yaml\.py takes the place of the package yaml"),
+        installed_packages_first(),
+    ):
+        pass
 
 
 def test_cores_that_others_have_are_said_to_be_waited_for(
