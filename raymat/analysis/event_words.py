@@ -71,7 +71,10 @@ def _started(e: Mapping[str, Any]) -> str:
 
 
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "launch": lambda e: f"process {e['pid']} on {e['host']} drives the run",
+    "launch": lambda e: (
+        f"process {e['pid']} on {e['host']} drives the run"
+        + ("; the driver before it died" if e.get("heard") else "")
+    ),
     "grow": lambda e: (
         "the dataset has grown: "
         + ", ".join(f"{number} {kind}" for kind, number in e["added"].items())

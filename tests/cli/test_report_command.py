@@ -130,6 +130,18 @@ def test_a_page_tells_what_a_run_did(tmp_path: Path, make: Callable[..., Page]) 
     assert [how for _, how, _ in run["time"]["marks"]].count("note") == 2
 
 
+def test_a_driver_that_died_is_bad_news_and_what_it_lost_is_not_known(
+    tmp_path: Path, make: Callable[..., Page]
+) -> None:
+    run = TroubledRun(tmp_path, "run")
+    run.add("start", 0, world=1, ranks=[], stage="base", total_steps=100, device="cpu")
+    run.add("launch", after=9.0, pid=8, host="b", lease="1", resumed=True, config={}, heard=1.0)
+    page = make(run.write(0, 2).url)
+    assert "0 or more steps done again" in " ".join(page.text)
+    (bad,) = [mark for mark in page.data["runs"][0]["time"]["marks"] if mark[1] == "bad"]
+    assert bad[2] == "process 8 on b drives the run; the driver before it died"
+
+
 def test_the_timeline_covers_all_time_of_all_workers(tmp_path: Path) -> None:
     story = read_story(TroubledRun(tmp_path, "run").write(10, 400))
     spans = chart_data([story])["runs"][0]["time"]["spans"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from raymat.analysis.event_words import words_of
@@ -51,11 +51,17 @@ def _timeline(story: Story) -> dict[str, Any]:
     marks = [e for e in events if e.get("kind") in MARKED][-MOST_MARKS:]
     return {
         "spans": _spans(story),
-        "marks": [[_at(e), MARKED[e["kind"]], words_of(e)[:200]] for e in marks],
+        "marks": [[_at(e), loudness(e), words_of(e)[:200]] for e in marks],
         "commits": _times(events, "commit"),
         "validations": _times(events, "validation"),
         "steps": list(_steps(story)),
     }
+
+
+def loudness(event: Mapping[str, Any]) -> str:
+    """Return how loud an event is: bad, warn, note, or empty. A launch is bad news where the driver before it had died."""
+    kind = str(event.get("kind"))
+    return "bad" if kind == "launch" and event.get("heard") else MARKED.get(kind, "")
 
 
 def _times(events: Sequence[Any], kind: str) -> list[float]:

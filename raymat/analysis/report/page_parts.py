@@ -10,7 +10,7 @@ from typing import Any
 from raymat.analysis.event_words import words_of
 from raymat.analysis.goodput.ledger import CAUSES
 from raymat.analysis.goodput.table import WORDS
-from raymat.analysis.report.chart_data import MARKED
+from raymat.analysis.report.chart_data import MARKED, loudness
 from raymat.analysis.report.markup import Html, folded, join, section, table, tag
 from raymat.analysis.report.story import Story
 from raymat.console import age, count, size
@@ -50,10 +50,9 @@ def comparison(stories: Sequence[Story]) -> Html:
     for number, story in enumerate(stories):
         s = story.summary
         name = join([tag("i", class_=f"swatch run{number % 8}"), tag("a", s.name, href=f"#run-{number}")])  # fmt: skip
-        lost = sum(restart.lost or 0 for restart in story.restarts)
         steps = f"{s.step} of {s.steps or '?'}"
         results = (s.state, steps, _best(story), _goodput(story), _hours(story))
-        rows.append((name, *results, str(len(story.restarts)), str(lost)))
+        rows.append((name, *results, str(len(story.restarts)), _lost(story)))
     head = ("run", "state", "steps", "best", "goodput", "worker hours", "restarts", "steps lost")
     return tag(
         "article",
@@ -94,13 +93,12 @@ def _sentence(story: Story, now: float) -> str:
 def _cards(story: Story, now: float) -> Html:
     s = story.summary
     committed = "-" if s.committed is None else f"{age(now - s.committed)} before this page"
-    lost = sum(restart.lost or 0 for restart in story.restarts)
     values = {
         "steps": (f"{s.step}", f"of {s.steps or '?'}"),
         "goodput": (_goodput(story), f"of {_hours(story)} worker hours"),
         f"best {s.metric}": ("-" if s.best is None else f"{s.best:.4g}", f"step {s.best_step}"),
         "newest commit": (f"{s.step}", committed),
-        "restarts": (str(len(story.restarts)), f"{count(lost, 'step')} done again"),
+        "restarts": (str(len(story.restarts)), f"{_lost(story)} steps done again"),
     }
     cards = [
         tag("div", tag("small", name), tag("b", value), tag("span", more))
@@ -116,6 +114,13 @@ def _best(story: Story) -> str:
 
 def _goodput(story: Story) -> str:
     return "-" if story.summary.goodput is None else f"{story.summary.goodput:.1%}"
+
+
+def _lost(story: Story) -> str:
+    """Return how many steps were done again; of a driver that died nobody knows how far its workers had come."""
+    known = sum(restart.lost or 0 for restart in story.restarts)
+    whole = all(restart.lost is not None for restart in story.restarts)
+    return str(known) if whole else f"{known} or more"
 
 
 def _hours(story: Story) -> str:
@@ -196,7 +201,7 @@ def _event_table(events: Sequence[Mapping[str, Any]]) -> Html:
             clock(event["time"]),
             str(event.get("attempt") or ""),
             str(event.get("writer", "")).replace("rank-0000", "rank "),
-            tag("span", words_of(event)[:_LONGEST], class_=MARKED.get(str(event.get("kind")), "")),
+            tag("span", words_of(event)[:_LONGEST], class_=loudness(event)),
         )
         for event in events
     ]
