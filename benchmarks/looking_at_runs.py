@@ -15,7 +15,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -154,7 +153,7 @@ def measure(port: int, latency: float, folder: Path) -> None:
                 requests.clear()
                 time.sleep(WATCHED_SECONDS)
                 print(f"raymat watch: {len(requests) / WATCHED_SECONDS:.1f} requests a second")
-                run.send_signal(signal.SIGINT)
+                run.terminate()
             last = run.stdout.read().splitlines()[-1:]
         took = time.perf_counter() - began
         used = f"{took:.1f} s, {cpu() - before:.1f} s of CPU, {len(requests)} requests"
