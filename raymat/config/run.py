@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from raymat.config.options import (
@@ -31,15 +31,11 @@ from raymat.errors import ConfigError, NewerFormatError
 from raymat.storage.urls import root_problem
 
 STAGE_DEFAULTS: dict[Stage, dict[str, Any]] = {
-    "base": {"epochs": 8.0},
+    "base": {},
     "refine": {
         "batch_size": 4,
         "resolution": 2048,
         "crop": Range(1024, 2048),
-        "epochs": 1.0,
-        "checkpoint_interval": 2000,
-        "valid_interval": 2000,
-        "log_images_interval": 1000,
         "lr_backbone": 5e-5,
         "lr_aspp": 5e-5,
         "lr_decoder": 1e-4,
@@ -226,15 +222,3 @@ def from_dict(flat: dict[str, Any]) -> RunConfig:
         return build(stage, options)
     except (TypeError, AttributeError, OverflowError) as error:
         raise ConfigError(f"an option has a value of another type ({error})") from error
-
-
-def with_recipe(config: RunConfig, begun: RunConfig | None) -> RunConfig:
-    """Settle the recipe where `config` leaves it open: that of the configuration a run was `begun` with, or the newest."""
-    recipe = config.data.recipe or (RECIPES[-1] if begun is None else begun.data.recipe)
-    return replace(config, data=replace(config.data, recipe=recipe))
-
-
-def as_begun(config: RunConfig, begun: RunConfig) -> RunConfig:
-    """Settle all that `config` leaves open and a resumed run may not change as the run was `begun`: recipe and precision."""
-    precision = config.optim.precision or begun.optim.precision
-    return with_recipe(replace(config, optim=replace(config.optim, precision=precision)), begun)

@@ -203,7 +203,8 @@ class LengthConfig(OptionGroup):
     """The length of a run."""
 
     epochs: Annotated[float | None, LENGTH, MORE_THAN_0] = None
-    """Stop after this many virtual epochs; may be fractional."""
+    """Stop after this many virtual epochs; may be fractional. Default: 8 (base) or 1 (refine); a dataset of fewer than 4000
+    pairs is trained on for as many steps as one of 4000 would be."""
     epoch_examples: Annotated[int | None, LENGTH, MORE_THAN_0] = None
     """Examples in a virtual epoch. Default: the size of the dataset when the run began."""
     steps: Annotated[int | None, LENGTH, MORE_THAN_0] = None
@@ -221,16 +222,15 @@ class LengthConfig(OptionGroup):
         super().__post_init__()
         given = (self.epochs is not None) + (self.steps is not None)
         require(given < 2, "give --epochs or --steps, not both")
-        require(given > 0, "give one of --epochs and --steps")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig(OptionGroup):
     """Checkpoints: how often, and which are kept."""
 
-    checkpoint_interval: Annotated[int, FREE, at_least(1)] = 5000
+    checkpoint_interval: Annotated[int | None, FREE, at_least(1)] = None
     """Steps between checkpoints. There is one more at the run's end, and one at the end of each virtual epoch before which none
-    was due for a tenth of this interval."""
+    was due for a tenth of this interval. Default: a twentieth of the run, from 50 to 5000 (base) or 2000 (refine)."""
     keep: Annotated[int, FREE, at_least(1)] = 3
     """Newest committed checkpoints to keep, besides the best."""
     best_metric: Annotated[str, FREE] = "loss"
@@ -256,8 +256,8 @@ class LogConfig(OptionGroup):
     while training goes on; it shares training's cores if it must, and the workers pause only if even that is impossible.
     auto: beside if the cluster has a free core (with --device cuda: a free GPU), else loop. With beside and auto, a result
     counts from the next validation on, wherever it was computed."""
-    valid_interval: Annotated[int, FIXED_BY_PLATEAU, at_least(1)] = 5000
-    """Steps between validations."""
+    valid_interval: Annotated[int | None, FIXED_BY_PLATEAU, at_least(1)] = None
+    """Steps between validations. Default: a tenth of the run, from 100 to 5000 (base) or 2000 (refine)."""
     valid_examples: Annotated[int, FIXED_BY_PLATEAU, NOT_NEGATIVE] = 50
     """Validation examples, spread evenly over the validation set; 0: no validation."""
     valid_metrics: Annotated[
@@ -270,8 +270,8 @@ class LogConfig(OptionGroup):
     """Metrics of a validation, separated by commas: loss, and sad, mse, grad and conn of the alpha."""
     log_loss_interval: Annotated[int, FREE, at_least(1)] = 10
     """Steps between training rows in metrics/."""
-    log_images_interval: Annotated[int, FREE, at_least(1)] = 2000
-    """Steps between image grids."""
+    log_images_interval: Annotated[int | None, FREE, at_least(1)] = None
+    """Steps between image grids. Default: a tenth of the run, from 100 to 2000 (base) or 1000 (refine)."""
     logger: Annotated[str | None, FREE, matches(r"[\w.]+:[\w.]+", "must be MODULE:NAME")] = None
     """MODULE:NAME of your own logger, besides metrics/ and tensorboard/: a callable that makes one from the run's store and
     the attempt's number (see raymat.train.observability.logger)."""

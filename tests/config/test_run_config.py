@@ -11,6 +11,7 @@ import pytest
 
 from raymat.config.fixed_options import RULES, promise_changes
 from raymat.config.run import RunConfig, build, from_dict, to_dict
+from raymat.config.settled import with_pace
 from raymat.config.values import Duration, Range
 from raymat.distributed.world import World
 from raymat.errors import ClusterError, ConfigError, RaymatError
@@ -45,7 +46,7 @@ def test_a_range_reads_what_it_writes() -> None:
 
 
 def test_base_defaults_are_the_documented_ones() -> None:
-    flat = to_dict(run("base"))
+    flat = to_dict(with_pace(run("base"), 250_000))
     assert flat["storage"] == "./runs"
     assert (flat["batch_size"], flat["resolution"], flat["crop"]) == (8, 512, "256:512")
     assert (flat["epochs"], flat["steps"], flat["epoch_examples"]) == (8.0, None, None)
@@ -58,7 +59,7 @@ def test_base_defaults_are_the_documented_ones() -> None:
 
 
 def test_refine_defaults_are_the_documented_ones() -> None:
-    flat = to_dict(run("refine"))
+    flat = to_dict(with_pace(run("refine"), 250_000))
     assert (flat["batch_size"], flat["resolution"], flat["crop"]) == (4, 2048, "1024:2048")
     assert flat["epochs"] == 1.0
     assert (flat["checkpoint_interval"], flat["valid_interval"]) == (2000, 2000)

@@ -15,7 +15,8 @@ from raymat.checkpoint.catalog import scan
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.reader import read_checkpoint
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.config.run import RunConfig, build, with_recipe
+from raymat.config.run import RunConfig, build
+from raymat.config.settled import with_recipe
 from raymat.data.batch import Geometry, MicroBatch
 from raymat.data.dataset.source import SourceSpec
 from raymat.data.feed import LocalFeed

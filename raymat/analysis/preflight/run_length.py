@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from raymat.analysis.preflight.findings import Finding
 from raymat.analysis.preflight.subject import Subject
+from raymat.config.settled import with_pace
 from raymat.data.dataset.run_dataset import sample_order
 from raymat.data.lineage import NO_LINEAGE
 from raymat.errors import ConfigError
@@ -18,6 +19,7 @@ def check_length(subject: Subject) -> Iterator[Finding]:
     config, source = subject.config, subject.source
     if source is None or not subject.trainable:
         return
+    config = with_pace(config, source.pairs)
     total = total_examples(config, source.pairs, NO_LINEAGE)
     try:
         schedule = Schedule.of(config, sample_order(config, source, total))

@@ -15,7 +15,8 @@ import torch
 from raymat.analysis.preflight.findings import Finding
 from raymat.analysis.preflight.subject import Subject
 from raymat.config.fixed_options import DATASET, promise_changes, refuse_changes
-from raymat.config.run import RunConfig, as_begun, from_dict
+from raymat.config.run import RunConfig, from_dict
+from raymat.config.settled import as_begun
 from raymat.console import size
 from raymat.errors import ConfigError, StorageError
 from raymat.model.matting import construct

@@ -28,9 +28,9 @@ def opening(run: OpenedRun, source: Source) -> str:
     schedule = Schedule.of(config, order)
     steps = f"{count(order.total_steps, 'step')} of {config.data.batch_size} examples"
     epochs = round(schedule.total_examples / schedule.epoch_examples, 1)
-    passes = f", {epochs:g} epochs of {schedule.epoch_examples}" if epochs else ""
+    passes = f", {epochs:,g} epochs of {schedule.epoch_examples}" if epochs else ""
     begins = f", from step {run.status.step}" if run.resumed and run.status.step else ""
-    kept, log = config.checkpoint, config.log
+    kept = config.checkpoint
     workers = f"{config.workers.workers} on {config.workers.device}"
     weights = f"weights of {redact(config.model.init)}" if config.model.init else "new weights"
     rows = [
@@ -38,8 +38,8 @@ def opening(run: OpenedRun, source: Source) -> str:
         ("network", f"{config.stage}, {config.model.backbone}, {weights}"),
         ("workers", f"{workers}, {config.optim.precision}"),
         ("length", f"{steps}{passes}{begins}"),
-        ("saves", f"every {count(kept.checkpoint_interval, 'step')} and epoch; kept: the newest {kept.keep}, the best"),
-        *_validation(log.valid_interval, log.valid_examples),
+        ("saves", f"every {count(schedule.checkpoint_interval, 'step')} and epoch; kept: the newest {kept.keep}, the best"),
+        *_validation(schedule.valid_interval, config.log.valid_examples),
         ("run", _bare(run.store)),
         ("watch", f"tensorboard --logdir {shlex.quote(_bare(run.store) + '/tensorboard')}"),
     ]  # fmt: skip

@@ -15,7 +15,9 @@ from typing import Any
 
 from raymat.checkpoint.catalog import Status, scan
 from raymat.config.fixed_options import DATASET, refuse_changes
-from raymat.config.run import RunConfig, from_dict, to_dict, with_recipe
+from raymat.config.run import RunConfig, from_dict, to_dict
+from raymat.config.settled import FEW, with_pace, with_pace_of, with_recipe
+from raymat.console import count
 from raymat.data.batch import Geometry
 from raymat.data.dataset.run_dataset import geometry_of, mend_listing, sample_order, source_of
 from raymat.data.dataset.source import SourceSpec
@@ -143,7 +145,7 @@ def survey_run(
     begun = None if stored is None else from_dict(stored["config"])
     config = with_recipe(config, begun)
     if begun is not None:
-        config = resolve(config, begun)
+        config = resolve(with_pace_of(begun, config), begun)
     extends = begun is not None and (grow or config.length != begun.length)
     if begun is not None:
         refuse_changes(begun, config, store.url, DATASET if grow or moves(begun, config) else ())
@@ -151,10 +153,26 @@ def survey_run(
         tenure.wait_until_alone()
     statuses = scan(store)
     run, mended = stored or describe_run(config, store), _mended(config, store, stored)
+    config, paced = _paced(config, store, run) if begun is None else (config, [])
     run, moved = follow_moves(begun, config, store, run) if begun and not grow else (run, [])
     run, changes = extend_run(config, store, run, statuses, grow) if extends else (run, [])
     source, order = data_of_run(config, store, run)
-    return Survey(config, stored, run, (*mended, *moved, *changes), statuses, source, order)
+    return Survey(config, stored, run, (*mended, *moved, *changes, *paced), statuses, source, order)
+
+
+def _paced(
+    config: RunConfig, store: Store, run: dict[str, Any]
+) -> tuple[RunConfig, list[RunChange]]:
+    """Settle a new run's length and intervals, and say so where it has few pairs."""
+    pairs = source_of(config, store, run["listing"]).open().pairs
+    paced = with_pace(config, pairs)
+    if paced.length.steps == config.length.steps:
+        return paced, []
+    line = (
+        f"{count(pairs, 'pair')}, fewer than {FEW}: the run has {count(paced.length.steps or 0, 'step')}, as with {FEW}; "
+        "--epochs or --steps set another length"
+    )
+    return paced, [RunChange(line)]
 
 
 def _mended(config: RunConfig, store: Store, stored: dict[str, Any] | None) -> list[RunChange]:

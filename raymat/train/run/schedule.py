@@ -47,16 +47,18 @@ class Schedule:
             raise ConfigError(
                 "--batch-size 1 cannot be trained: batch norm needs at least 2 examples in a step"
             )
+        interval, log = config.checkpoint.checkpoint_interval, config.log
+        assert interval and log.valid_interval and log.log_images_interval, "not settled"
         return cls(
             batch_size=order.batch_size,
             total_examples=order.total_examples,
             epoch_examples=config.length.epoch_examples or order.first_pairs,
-            checkpoint_interval=config.checkpoint.checkpoint_interval,
-            valid_interval=config.log.valid_interval,
+            checkpoint_interval=interval,
+            valid_interval=log.valid_interval,
             valid_examples=order.valid_examples,
-            validates_late=config.log.validation != "loop",
-            log_loss_interval=config.log.log_loss_interval,
-            log_images_interval=config.log.log_images_interval,
+            validates_late=log.validation != "loop",
+            log_loss_interval=log.log_loss_interval,
+            log_images_interval=log.log_images_interval,
             ends=order.lineage.ends,
         )
 

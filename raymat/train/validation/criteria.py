@@ -94,8 +94,9 @@ def plateau_reductions(
     optim = config.optim
     if "plateau" not in config.schedules.values():
         return 0
-    assert optim.plateau_patience is not None
-    regular = [v for v in validations if v.step % config.log.valid_interval == 0]
+    interval = config.log.valid_interval
+    assert optim.plateau_patience is not None and interval is not None
+    regular = [v for v in validations if v.step % interval == 0]
     return follow(
         _points(config, regular, lineage, optim.plateau_metric),
         mode=optim.plateau_mode,

@@ -23,7 +23,8 @@ from raymat.train.run.schedule import Schedule
 
 
 def config(**options: Any) -> RunConfig:
-    return build("base", {"name": "r", "synthetic": 8} | options)
+    intervals = {"checkpoint_interval": 5000, "valid_interval": 5000, "log_images_interval": 2000}
+    return build("base", {"name": "r", "synthetic": 8} | intervals | options)
 
 
 def test_a_length_is_a_number_of_examples_whatever_the_batch_and_the_dataset() -> None:

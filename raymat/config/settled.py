@@ -1,0 +1,88 @@
+"""What a run's options leave open: a resumed run keeps what it was begun with, a new one takes the defaults."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from raymat.config.run import RunConfig
+from raymat.config.sections import RECIPES, LengthConfig, Stage
+
+EPOCHS: dict[Stage, float] = {"base": 8.0, "refine": 1.0}
+FEW = 4000
+"""With fewer pairs a new run whose length is left open is as long as with this many.
+
+Not made pictures: they are for trials, and as many as they are told to be.
+"""
+INTERVALS: dict[Stage, tuple[int, int, int]] = {
+    "base": (5000, 5000, 2000),
+    "refine": (2000, 2000, 1000),
+}
+"""Steps between two checkpoints, validations and image grids, if the run is long enough."""
+OFTEN = (20, 10, 10)
+"""In how many parts these divide a shorter run."""
+LEAST = (50, 100, 100)
+"""Steps that are between two of them even so: a trial of some steps shall not spend its time on them."""
+
+
+def as_begun(config: RunConfig, begun: RunConfig) -> RunConfig:
+    """Settle what `config` leaves open as the run was `begun`: recipe, precision, length and intervals."""
+    optim = replace(config.optim, precision=config.optim.precision or begun.optim.precision)
+    return with_pace_of(begun, with_recipe(replace(config, optim=optim), begun))
+
+
+def with_recipe(config: RunConfig, begun: RunConfig | None) -> RunConfig:
+    """Settle the recipe where `config` leaves it open: that of the configuration a run was `begun` with, or the newest."""
+    recipe = config.data.recipe or (RECIPES[-1] if begun is None else begun.data.recipe)
+    return replace(config, data=replace(config.data, recipe=recipe))
+
+
+def with_pace_of(begun: RunConfig, config: RunConfig) -> RunConfig:
+    """Settle length and intervals where `config` leaves them open as the run was `begun`."""
+    length = config.length
+    if length.epochs is None and length.steps is None:
+        length = replace(
+            length,
+            epochs=begun.length.epochs,
+            steps=begun.length.steps,
+            epoch_examples=length.epoch_examples or begun.length.epoch_examples,
+        )
+    return _with_intervals(replace(config, length=length), _intervals(begun))
+
+
+def with_pace(config: RunConfig, pairs: int) -> RunConfig:
+    """Settle length and intervals of a new run with this many `pairs` where `config` leaves them open."""
+    length, size = config.length, config.data.batch_size
+    if length.epochs is None and length.steps is None:
+        few = pairs < FEW and config.data.dataset is not None and length.epoch_examples is None
+        length = _length(length, EPOCHS[config.stage], few, size)
+    epochs = length.epochs or 0.0
+    steps = length.steps or math.ceil(epochs * (length.epoch_examples or pairs) / size)
+    capped = (
+        min(most, max(least, steps // parts))
+        for most, parts, least in zip(INTERVALS[config.stage], OFTEN, LEAST, strict=True)
+    )
+    return _with_intervals(replace(config, length=length), tuple(capped))
+
+
+def _length(length: LengthConfig, epochs: float, few: bool, batch_size: int) -> LengthConfig:
+    if few:
+        return replace(length, steps=math.ceil(epochs * FEW / batch_size))
+    return replace(length, epochs=epochs)
+
+
+def _intervals(config: RunConfig) -> tuple[int | None, ...]:
+    log = config.log
+    return config.checkpoint.checkpoint_interval, log.valid_interval, log.log_images_interval
+
+
+def _with_intervals(config: RunConfig, defaults: tuple[int | None, ...]) -> RunConfig:
+    saves, validations, images = (
+        default if asked is None else asked
+        for asked, default in zip(_intervals(config), defaults, strict=True)
+    )
+    return replace(
+        config,
+        checkpoint=replace(config.checkpoint, checkpoint_interval=saves),
+        log=replace(config.log, valid_interval=validations, log_images_interval=images),
+    )
