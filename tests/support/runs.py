@@ -25,6 +25,7 @@ from raymat.distributed.world import World
 from raymat.storage.store import Store
 from raymat.train.loop.interfaces import Host, Worker
 from raymat.train.loop.trainer import Outcome, run
+from raymat.train.run.first_weights import FirstWeights
 from raymat.train.run.open_run import OpenedRun, open_run
 from raymat.train.validation.interface import Job, Validator
 from tests.support.workers import in_workers
@@ -91,6 +92,7 @@ class Prepared:
     run_id: str
     listing_digest: str
     order: SampleOrder
+    first_weights: FirstWeights | None = None
 
 
 class Feed:

@@ -38,7 +38,6 @@ from raymat.train.run.lease.lease import Lease
 from raymat.train.run.open_run import OpenedRun, Resolve, Survey, open_run, survey_run
 from raymat.train.run.run_file import anchor_run, mend_run_file
 from raymat.train.run.run_status import RunStatus, read_status
-from raymat.train.run.selected_weights import match_init
 
 
 @dataclass(frozen=True)
@@ -153,13 +152,12 @@ def _survey(config: RunConfig, store: Store, resolve: Resolve, lease: Lease) -> 
         what = f"{store.url} to be read"
     else:
         what = f"{shown_urls(config.data.dataset)} to be listed"
+    if config.model.init is not None:
+        what += f" and {redact(config.model.init)} to be read"
     with waiting_for(what):
         survey = survey_run(config, store, resolve=resolve, tenure=lease)
     if survey.stored is None and config.workers.device != "auto":
         resolve(config, None)  # raises for a precision that the device does not have
-    if config.model.init is not None and survey.untrained:
-        with waiting_for(f"{redact(config.model.init)} to be read"):
-            match_init(config)
     return survey
 
 

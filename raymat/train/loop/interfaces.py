@@ -15,6 +15,7 @@ from raymat.distributed.world import World
 from raymat.train.loop.watchdog import Activity, Heartbeat
 from raymat.train.observability.event import Event
 from raymat.train.observability.progress import Progress
+from raymat.train.run.first_weights import FirstWeights
 from raymat.train.run.notice import HeardNotice
 
 
@@ -33,6 +34,10 @@ class TrainableRun(Protocol):
 
     @property
     def order(self) -> SampleOrder: ...
+
+    @property
+    def first_weights(self) -> FirstWeights | None:
+        """What --init was when the run was begun."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.distributed.collectives import Group
 from raymat.model.matting import MattingBase, build
-from raymat.model.pretrained import InitReport, load_init, load_matching
+from raymat.model.pretrained import InitReport, load_matching
 from raymat.storage.urls import redact
 from raymat.train.loop.attempt import Attempt
 from raymat.train.loop.interfaces import Host
@@ -22,6 +22,7 @@ from raymat.train.observability.checkpoint_events import CheckpointRestored, Che
 from raymat.train.observability.training_events import AverageStarted, WeightsInitialized
 from raymat.train.optim.forward import ForwardPass
 from raymat.train.optim.lr_schedule import fix_cosine_end
+from raymat.train.run.first_weights import FirstWeights
 from raymat.train.run.selected_weights import Selected, read_weights
 from raymat.train.run.weights_reference import parse_reference, pin
 
@@ -114,23 +115,32 @@ def _initialise(attempt: Attempt, step: TrainStep) -> None:
     step.share_weights()
     url = attempt.config.model.init
     if url is not None:
-        report = initialise_from(step.network, url, attempt.group)
+        report = initialise_from(step.network, url, attempt.group, attempt.run.first_weights)
         attempt.emit(WeightsInitialized(url=url, summary=report.summary))
     # Last: the average begins with the weights that training begins with.
     if step.ema is not None:
         step.ema.restart()
 
 
-def initialise_from(network: MattingBase, url: str, group: Group) -> InitReport:
-    """Load the weights at `url` into `network`, the same on every worker.
+def initialise_from(
+    network: MattingBase, url: str, group: Group, settled: FirstWeights | None = None
+) -> InitReport:
+    """Load the weights at `url`, or the `settled` ones, into `network`, the same on every worker.
 
     `url`: a file, or whatever `raymat.train.run.weights_reference` reads. Called by all workers; raises on all of them.
 
     Raises:
-        WeightsError: nothing there fits. StorageError: a run's checkpoint cannot be read.
+        WeightsError: nothing there fits, or not what was settled. StorageError: a run's checkpoint cannot be read.
     """
+    url = url if settled is None else settled.url
+
+    def put(selected: Selected, source: str) -> InitReport:
+        if settled is not None:
+            settled.require(selected.weights)
+        return load_matching(network, selected.weights, source)
+
     if parse_reference(url).is_file:
-        return group.on_all(lambda: load_init(network, url))
+        return group.on_all(lambda: put(read_weights(url), redact(url)))
     notes: list[str] = []
     mine: list[Selected] = []
 
@@ -145,6 +155,6 @@ def initialise_from(network: MattingBase, url: str, group: Group) -> InitReport:
     def load() -> InitReport:
         selected = mine[0] if mine else read_weights(pin(url, checkpoint))
         source = "; ".join([f"{redact(url)} ({selected.checkpoint})", *notes])
-        return load_matching(network, selected.weights, source)
+        return put(selected, source)
 
     return group.on_all(load)

@@ -120,8 +120,8 @@ class ResumeContract:
             CheckpointError: `extra` is not a state's.
         """
         require_state(extra)
-        # The dataset may have moved; what counts is that its listings are the same.
-        refuse_changes(from_dict(extra["config"]), self.config, "the run", but=DATASET)
+        # The dataset may have moved; what counts is that its listings are the same. The first weights count no more.
+        refuse_changes(from_dict(extra["config"]), self.config, "the run", but=(*DATASET, "init"))
         used = Cursor.load_state_dict(extra["cursor"]).next_example
         was = Lineage.from_dict(extra.get("past")).listings(used, extra["listing_digest"])
         now = self.lineage.listings(used, self.listing_digest)

@@ -27,6 +27,12 @@ from raymat.errors import DataError
 from raymat.storage.store import Store
 from raymat.storage.urls import shown_urls
 from raymat.train.run.extension import RunChange, extend_run, total_examples
+from raymat.train.run.first_weights import (
+    FirstWeights,
+    first_weights_of,
+    has_moved,
+    settle_first_weights,
+)
 from raymat.train.run.lease.entries import name_after
 from raymat.train.run.lease.tenure import Tenure, Undisputed
 from raymat.train.run.move import follow_moves, moves
@@ -48,6 +54,8 @@ class OpenedRun:
     source: SourceSpec
     listing_digest: str
     order: SampleOrder
+    first_weights: FirstWeights | None
+    """Of --init; None without, and if an older version began the run and it is trained."""
     geometry: Geometry
     resumed: bool
     changes: tuple[RunChange, ...]
@@ -113,6 +121,7 @@ def open_run(
         source=found.source,
         listing_digest=run["listing"]["digest"],
         order=order,
+        first_weights=first_weights_of(run),
         geometry=geometry_of(config),
         resumed=found.stored is not None,
         changes=found.changes,
@@ -136,7 +145,7 @@ def survey_run(
 
     Raises:
         ConfigError: a resumed run was asked to change what its promise rests on, or the validation set is too small.
-        DataError: the dataset cannot be used. StorageError: the storage cannot be read or written.
+        DataError: the dataset cannot be used. WeightsError: --init cannot. StorageError: the storage cannot be read or written.
     """
     grow = config.data.grow_dataset
     # A request for this start alone, no part of what the run is.
@@ -148,7 +157,9 @@ def survey_run(
         config = resolve(with_pace_of(begun, config), begun)
     extends = begun is not None and (grow or config.length != begun.length)
     if begun is not None:
-        refuse_changes(begun, config, store.url, DATASET if grow or moves(begun, config) else ())
+        moved_dataset = DATASET if grow or moves(begun, config) else ()
+        moved_init = ("init",) if has_moved(begun, config, stored or {}) else ()
+        refuse_changes(begun, config, store.url, but=(*moved_dataset, *moved_init))
     if extends and tenure:  # before the scan: it decides where the extension begins
         tenure.wait_until_alone()
     statuses = scan(store)
@@ -157,7 +168,11 @@ def survey_run(
     run, moved = follow_moves(begun, config, store, run) if begun and not grow else (run, [])
     run, changes = extend_run(config, store, run, statuses, grow) if extends else (run, [])
     source, order = data_of_run(config, store, run)
-    return Survey(config, stored, run, (*mended, *moved, *changes, *paced), statuses, source, order)
+    survey = Survey(
+        config, stored, run, (*mended, *moved, *changes, *paced), statuses, source, order
+    )
+    run, found = settle_first_weights(config, begun, store, run, survey.untrained)
+    return replace(survey, run=run, changes=(*survey.changes, *found))
 
 
 def _paced(

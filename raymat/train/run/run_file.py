@@ -41,6 +41,14 @@ class _Listing:
 
 
 @dataclass(frozen=True)
+class _Init:
+    """The weights that the run begins with."""
+
+    url: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class _Content:
     """What is read of it."""
 
@@ -49,6 +57,7 @@ class _Content:
     config: dict[str, Any] | None = None
     listing: _Listing | None = None
     past: dict[str, Any] | None = None
+    init: _Init | None = None
     created: str = ""
 
 

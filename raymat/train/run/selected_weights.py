@@ -119,8 +119,8 @@ def build_network(selected: Selected) -> MattingBase:
     return network.eval()
 
 
-def match_init(config: RunConfig) -> InitReport:
-    """Read the weights of `--init`, and compare them with the run's network.
+def match_init(config: RunConfig, found: Selected | None = None) -> InitReport:
+    """Compare the weights of `--init`, read now unless they were `found`, with the run's network.
 
     Raises:
         WeightsError: they cannot be used. StorageError: storage cannot be read.
@@ -128,7 +128,8 @@ def match_init(config: RunConfig) -> InitReport:
     assert config.model.init is not None
     with torch.device("meta"):
         own = construct(config.stage, config.model).state_dict()
-    return match(own, read_weights(config.model.init).weights, redact(config.model.init))
+    found = found or read_weights(config.model.init)
+    return match(own, found.weights, redact(config.model.init))
 
 
 def whole_network(selected: Selected) -> Selected:
