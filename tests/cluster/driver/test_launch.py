@@ -133,7 +133,7 @@ def test_a_run_is_complete_only_by_a_last_checkpoint_that_verifies(tmp_path: Pat
     run = open_run(config, store)
     assert not run.complete
     for step in (6, 7):
-        snapshot = Snapshot(step, {"weight": torch.arange(100.0)}, {"step": step})
+        snapshot = Snapshot(step, {"weight": torch.arange(100.0)}, {"format": 1, "step": step})
         write_share(store, CheckpointId(step, 1), snapshot, World(), run.run_id)
     assert open_run(config, store).complete
     damage(tmp_path / "run/checkpoints/step-000000007-a001/shard-00000-of-00001.safetensors")
@@ -149,7 +149,7 @@ def test_a_run_that_stopped_early_is_complete_until_it_is_given_more_patience(
     run = open_run(config, store)
     found = [{"step": 2, "loss": 1.0}, {"step": 3, "loss": 1.5}, {"step": 4, "loss": 1.5}]
     for step, validations in ((3, found[:2]), (4, found)):
-        extra = {"step": step, "validations": validations}
+        extra = {"format": 1, "step": step, "validations": validations}
         snapshot = Snapshot(step, {"weight": torch.arange(100.0)}, extra)
         write_share(store, CheckpointId(step, 1), snapshot, World(), run.run_id)
         # Of 8 examples a step: 8 after the best, then 16.

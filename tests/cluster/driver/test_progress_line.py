@@ -154,7 +154,8 @@ def test_a_run_opens_with_few_short_lines(tmp_path: Path) -> None:
 def test_a_run_closes_with_its_best_and_commands_to_go_on_with(tmp_path: Path) -> None:
     config, store, run = run_of(tmp_path)
     found = [{"step": 4, "loss": 0.25, "metrics": {"sad": 1.5}}, {"step": 7, "loss": 0.5}]
-    snapshot = Snapshot(7, {"weight": torch.arange(10.0)}, {"step": 7, "validations": found})
+    extra = {"format": 1, "step": 7, "validations": found}
+    snapshot = Snapshot(7, {"weight": torch.arange(10.0)}, extra)
     write_share(store, CheckpointId(7, 1), snapshot, World(), run.run_id)
     for path in ("a.png", "b.png", "a.png"):
         EventLog.for_driver(store).emit(ImageReplaced(path=path, reason="torn", example=3))

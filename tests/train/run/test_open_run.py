@@ -45,7 +45,9 @@ def begin(config: RunConfig, step: int, extra: Mapping[str, Any]) -> None:
     """Make the run, and commit a checkpoint of it."""
     store = Store.open(config.storage, config.name)
     run = open_run(config, store)
-    snapshot = Snapshot(step, {"weight": torch.arange(100.0)}, {"step": step} | dict(extra))
+    snapshot = Snapshot(
+        step, {"weight": torch.arange(100.0)}, {"format": 1, "step": step} | dict(extra)
+    )
     write_share(store, CheckpointId(step, 1), snapshot, World(), run.run_id)
 
 
