@@ -117,7 +117,7 @@ class ScoreReport:
                 writer.writerow([label, s.number, s.name, *(values[m] for m in METRICS)])
             means = self.means(row)
             writer.writerow([label, "mean", "", *(means[m] for m in METRICS)])
-        return text.getvalue().encode()
+        return text.getvalue().encode(errors="backslashreplace")
 
 
 def _finite(values: Values) -> Values:

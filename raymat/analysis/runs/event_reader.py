@@ -8,6 +8,7 @@ from typing import Any
 
 from raymat.storage.bulk import read_many, until_present
 from raymat.storage.store import FileInfo, Store
+from raymat.train.observability.event_kinds import is_typed
 from raymat.train.observability.events import FOLDER
 
 MOST_BYTES = 32 * 2**20
@@ -73,10 +74,14 @@ class EventReader:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """Return the event of a line; None for one that is damaged, or has no time. What JSON does not know (NaN) is null."""
+    """Return the event of a line; None for one that is damaged, has no time or a field of another type.
+
+    What JSON does not know (NaN) is null.
+    """
     try:
         event = json.loads(line, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return None
     at = event.get("time") if isinstance(event, dict) else None
-    return event if isinstance(at, int | float) and 0 <= at < _END_OF_TIME else None
+    timed = isinstance(at, int | float) and 0 <= at < _END_OF_TIME
+    return event if timed and is_typed(event) else None

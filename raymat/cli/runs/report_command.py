@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     options = parse_options(Options, argv, "raymat report")
     check_output("--output", options.output, ".html")
     stories = [read_story(open_run_url(url)) for url in options.urls]
-    page = make_page(stories, time.time()).encode()
+    page = make_page(stories, time.time()).encode(errors="backslashreplace")
     write_output("--output", options.output, page)
     print(f"{options.output}: {size(len(page))}")
     for story in stories:

@@ -311,6 +311,10 @@ def test_an_event_with_a_wrong_field_is_left_out_and_one_that_lacks_a_field_is_n
         assert main([command[0], str(tmp_path / "run"), *command[1:]]) == 0
     for command in ("checkpoints", "verify"):
         assert main([command, str(tmp_path / "run")]) in (0, 1, 2)
+    config = to_dict(tiny("base", str(tmp_path), "run"))
+    store.write("run.json", encode(run_content() | {"format": 1, "config": config}))
+    for words in (["runs", tmp_path], ["report", tmp_path / "run", "-o", tmp_path / "page.html"]):
+        assert main([str(word) for word in words]) == 0
     assert "Traceback" not in capsys.readouterr().err
 
 
