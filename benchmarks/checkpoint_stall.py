@@ -41,8 +41,8 @@ from raymat.distributed.world import World
 from raymat.model import matting
 from raymat.storage.store import Store
 from raymat.train.loop.attempt import begin_attempt
-from raymat.train.loop.checkpointing import AsyncSaver
 from raymat.train.loop.interfaces import Host, Worker
+from raymat.train.loop.saving.checkpointing import AsyncSaver
 from raymat.train.loop.state import ResumeContract, RunState, capture
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.optim.forward import ForwardPass

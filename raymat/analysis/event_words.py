@@ -81,6 +81,10 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         + f", used from example {e['from_example']} on"
     ),
     "start": _started,
+    "interval": lambda e: (
+        f"a checkpoint every {count(e['interval'], 'step')} from here on: it stops training for {e['stall']:.3f} s and takes "
+        f"{e['save']:.1f} s, and a loss without notice comes every {e['every'] / 3600:.1f} h"
+    ),
     "end": _ended,
     "notice_withdrawn": lambda e: f"notice withdrawn after step {e['step']}: {e['reason']}",
     "failure": _failed,

@@ -52,6 +52,13 @@ class _Validation(_Measured, total=False):
     metrics: dict[str, float | None]
 
 
+class _Attempts(TypedDict):
+    worker_seconds: float
+    losses: Count
+    noticed: bool
+    interval: Count
+
+
 class _State(TypedDict, total=False):
     """What is read of a training state."""
 
@@ -65,6 +72,7 @@ class _State(TypedDict, total=False):
     config: dict[str, Any]
     listing_digest: str
     substitutes: Count
+    attempts: _Attempts
     stopped: str | None
     pending_validation: Count | None
     channels_last: bool

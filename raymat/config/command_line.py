@@ -15,7 +15,7 @@ import tyro
 
 from raymat.config.hints import closest
 from raymat.config.options import Option, options_of
-from raymat.config.values import Duration, Range
+from raymat.config.values import Duration, Interval, Numbers, Range
 from raymat.errors import ConfigError
 from raymat.storage.urls import redact_text
 
@@ -28,7 +28,15 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_METAVARS = {int: "N", float: "X", str: "TEXT", Range: "N|MIN:MAX", Duration: "TIME"}
+_METAVARS = {
+    int: "N",
+    float: "X",
+    str: "TEXT",
+    Range: "N|MIN:MAX",
+    Duration: "TIME",
+    Interval: "N|auto",
+    Numbers: "X,X,...",
+}
 
 Options = Mapping[str, Option]
 Groups = Mapping[str, Options]

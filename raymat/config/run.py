@@ -26,7 +26,7 @@ from raymat.config.sections import (
     Stage,
     WorkersConfig,
 )
-from raymat.config.values import PARSED, Range
+from raymat.config.values import PARSED, Interval, Range
 from raymat.errors import ConfigError, NewerFormatError
 from raymat.storage.urls import root_problem
 
@@ -187,8 +187,8 @@ def build(stage: Stage, options: dict[str, Any]) -> RunConfig:
     require("name" in options, "--name is missing: it names the run's folder below --storage")
     values = overlay(STAGE_DEFAULTS[stage], options)
     for name, value in values.items():
-        kind = known[name].kind
-        values[name] = kind.parse(value) if kind in PARSED and value is not None else value
+        if known[name].kind in PARSED and value is not None:
+            values[name] = known[name].read(value)
     sections: dict[str, Any] = {
         section: owner(**{name: values.pop(name) for name in options_of(owner) if name in values})
         for section, owner in SECTIONS.items()
@@ -201,7 +201,12 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in vars(config).items():
         flat |= vars(value) if isinstance(value, OptionGroup) else {name: value}
-    return {n: str(v) if isinstance(v, PARSED) else v for n, v in flat.items()}
+    return {n: _stored(v) if isinstance(v, PARSED) else v for n, v in flat.items()}
+
+
+def _stored(value: Any) -> str | int:
+    """Return a value that has a notation of its own as JSON has it; a number of steps stays one."""
+    return str(value) if not isinstance(value, Interval) or value.steps is None else value.steps
 
 
 def from_dict(flat: dict[str, Any]) -> RunConfig:

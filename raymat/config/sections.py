@@ -23,7 +23,7 @@ from raymat.config.options import (
     matches,
     require,
 )
-from raymat.config.values import Duration, Limit, Range
+from raymat.config.values import Duration, Interval, Limit, Numbers, Range
 
 Stage = Literal["base", "refine"]
 Backbone = Literal["resnet50", "resnet101", "mobilenetv2"]
@@ -228,11 +228,16 @@ class LengthConfig(OptionGroup):
 class CheckpointConfig(OptionGroup):
     """Checkpoints: how often, and which are kept."""
 
-    checkpoint_interval: Annotated[int | None, FREE, at_least(1)] = None
+    checkpoint_interval: Annotated[Interval | None, FREE] = None
     """Steps between checkpoints. There is one more at the run's end, and one at the end of each virtual epoch before which none
-    was due for a tenth of this interval. Default: a twentieth of the run, from 50 to 5000 (base) or 2000 (refine)."""
+    was due for a tenth of this interval. Default: auto, what loses least, by what a checkpoint has cost and how often workers
+    were lost without notice so far."""
     keep: Annotated[int, FREE, at_least(1)] = 3
     """Newest committed checkpoints to keep, besides the best."""
+    keep_every: Annotated[int | None, FREE, at_least(1)] = None
+    """Take and keep also a checkpoint at each multiple of this many steps."""
+    checkpoint_at_loss: Annotated[Numbers | None, FREE] = None
+    """Take and keep also the first checkpoint whose validation loss is at or below each of these, separated by commas."""
     best_metric: Annotated[str, FREE] = "loss"
     """Validation metric (one of --valid-metrics) by which a checkpoint is the best."""
     best_mode: Annotated[Mode, FREE] = "min"
@@ -245,6 +250,13 @@ class CheckpointConfig(OptionGroup):
     ] = "auto"
     """Folder on each worker's own disk for copies of its newest shards, which a restart reads instead of storage. off: none;
     auto: in the temporary folder, unless --storage is itself a folder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.checkpoint_at_loss or self.best_metric == "loss",
+            f"--checkpoint-at-loss goes by the loss, --best-metric by {self.best_metric}: leave one of them out",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from raymat.config.run import RunConfig
 from raymat.config.sections import RECIPES, LengthConfig, Stage
+from raymat.config.values import Interval
 
 EPOCHS: dict[Stage, float] = {"base": 8.0, "refine": 1.0}
 FEW = 4000
@@ -14,14 +15,11 @@ FEW = 4000
 
 Not made pictures: they are for trials, and as many as they are told to be.
 """
-INTERVALS: dict[Stage, tuple[int, int, int]] = {
-    "base": (5000, 5000, 2000),
-    "refine": (2000, 2000, 1000),
-}
-"""Steps between two checkpoints, validations and image grids, if the run is long enough."""
-OFTEN = (20, 10, 10)
+INTERVALS: dict[Stage, tuple[int, int]] = {"base": (5000, 2000), "refine": (2000, 1000)}
+"""Steps between two validations and image grids, if the run is long enough."""
+OFTEN = 10
 """In how many parts these divide a shorter run."""
-LEAST = (50, 100, 100)
+LEAST = 100
 """Steps that are between two of them even so: a trial of some steps shall not spend its time on them."""
 
 
@@ -47,7 +45,9 @@ def with_pace_of(begun: RunConfig, config: RunConfig) -> RunConfig:
             steps=begun.length.steps,
             epoch_examples=length.epoch_examples or begun.length.epoch_examples,
         )
-    return _with_intervals(replace(config, length=length), _intervals(begun))
+    saves, log = begun.checkpoint.checkpoint_interval, begun.log
+    settled = replace(config, length=length)
+    return _with_intervals(settled, saves, log.valid_interval, log.log_images_interval)
 
 
 def with_pace(config: RunConfig, pairs: int) -> RunConfig:
@@ -58,11 +58,10 @@ def with_pace(config: RunConfig, pairs: int) -> RunConfig:
         length = _length(length, EPOCHS[config.stage], few, size)
     epochs = length.epochs or 0.0
     steps = length.steps or math.ceil(epochs * (length.epoch_examples or pairs) / size)
-    capped = (
-        min(most, max(least, steps // parts))
-        for most, parts, least in zip(INTERVALS[config.stage], OFTEN, LEAST, strict=True)
+    validations, images = (
+        min(most, max(LEAST, steps // OFTEN)) for most in INTERVALS[config.stage]
     )
-    return _with_intervals(replace(config, length=length), tuple(capped))
+    return _with_intervals(replace(config, length=length), Interval(), validations, images)
 
 
 def _length(length: LengthConfig, epochs: float, few: bool, batch_size: int) -> LengthConfig:
@@ -71,18 +70,17 @@ def _length(length: LengthConfig, epochs: float, few: bool, batch_size: int) -> 
     return replace(length, epochs=epochs)
 
 
-def _intervals(config: RunConfig) -> tuple[int | None, ...]:
-    log = config.log
-    return config.checkpoint.checkpoint_interval, log.valid_interval, log.log_images_interval
-
-
-def _with_intervals(config: RunConfig, defaults: tuple[int | None, ...]) -> RunConfig:
-    saves, validations, images = (
-        default if asked is None else asked
-        for asked, default in zip(_intervals(config), defaults, strict=True)
-    )
+def _with_intervals(
+    config: RunConfig, saves: Interval | None, validations: int | None, images: int | None
+) -> RunConfig:
+    """Settle the intervals that `config` leaves open."""
+    checkpoint, log = config.checkpoint, config.log
     return replace(
         config,
-        checkpoint=replace(config.checkpoint, checkpoint_interval=saves),
-        log=replace(config.log, valid_interval=validations, log_images_interval=images),
+        checkpoint=replace(checkpoint, checkpoint_interval=checkpoint.checkpoint_interval or saves),
+        log=replace(
+            log,
+            valid_interval=log.valid_interval or validations,
+            log_images_interval=log.log_images_interval or images,
+        ),
     )

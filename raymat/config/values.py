@@ -63,6 +63,31 @@ class Duration:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A number of steps, or `auto`: what loses least."""
+
+    steps: int | None = None
+    """None: auto."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"expected at least 1, got {self.steps}")
+
+    @classmethod
+    def parse(cls, text: str | int | Interval) -> Interval:
+        """Read `"auto"`, `"300"` or `300`; raises ConfigError for anything else."""
+        if isinstance(text, Interval):
+            return text
+        word = str(text).strip()
+        if word != "auto" and re.fullmatch(r"\d+", word) is None:
+            raise ConfigError(f"expected a whole number or auto, got {text!r}")
+        return cls(None if word == "auto" else int(word))
+
+    def __str__(self) -> str:
+        return "auto" if self.steps is None else str(self.steps)
+
+
+@dataclass(frozen=True)
 class Limit:
     """A number, or a share of one: `20` or `2.5%`."""
 
@@ -87,7 +112,30 @@ class Limit:
         return f"{self.number:.15g}{'%' if self.is_share else ''}"
 
 
-PARSED = (Range, Duration, Limit)
+@dataclass(frozen=True)
+class Numbers:
+    """Finite numbers, written with commas between: `0.1,0.05`."""
+
+    values: tuple[float, ...]
+
+    @classmethod
+    def parse(cls, text: str | float | Numbers) -> Numbers:
+        """Read `"0.1,0.05"`, `"0.1"` or `0.1`; raises ConfigError for anything else."""
+        if isinstance(text, Numbers):
+            return text
+        try:
+            found = tuple(float(number) for number in str(text).split(","))
+        except ValueError:
+            found = (math.nan,)
+        if not all(map(math.isfinite, found)):
+            raise ConfigError(f"expected numbers like 0.5,0.4, got {text!r}")
+        return cls(found)
+
+    def __str__(self) -> str:
+        return ",".join(f"{number:.15g}" for number in self.values)
+
+
+PARSED = (Range, Duration, Interval, Limit, Numbers)
 """Types that have a notation of their own."""
 
 

@@ -10,7 +10,7 @@ import pytest
 from raymat.checkpoint.catalog import newest, scan
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.retention import RetentionPolicy, find_abandoned, remove_abandoned
-from raymat.train.loop.commits import Retainer
+from raymat.train.loop.saving.commits import Retainer
 from raymat.train.observability.event import Event
 from raymat.train.observability.events import EventLog
 from tests.support.events import note

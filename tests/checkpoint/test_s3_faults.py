@@ -317,7 +317,7 @@ class Outage:
     ) -> None:
         self._feed = runs.Feed(config, World(), {})
         self._store = runs.store_of(config)
-        self._first_save = config.checkpoint.checkpoint_interval
+        self._first_save = config.checkpoint.checkpoint_interval.steps
         self._begin, self._end, self._seconds = begin, end, seconds
         self.began: float | None = None
         self.steps_during = 0

@@ -62,7 +62,7 @@ def test_every_documented_flag_has_exactly_its_name() -> None:
     assert config.data.scaled_decode is False
     assert (config.model.backbone, config.model.init) == ("mobilenetv2", "s3://w.pth")
     assert (config.length.epochs, config.length.epoch_examples) == (14.3, 1_000_000)
-    assert (config.checkpoint.checkpoint_interval, config.checkpoint.keep) == (7, 2)
+    assert (config.checkpoint.checkpoint_interval.steps, config.checkpoint.keep) == (7, 2)
     assert (config.log.valid_interval, config.log.valid_examples) == (9, 11)
     assert (config.log.log_loss_interval, config.log.log_images_interval) == (13, 15)
     assert (config.workers.device, config.workers.threads) == ("cpu", 2)

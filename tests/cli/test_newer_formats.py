@@ -13,8 +13,8 @@ from raymat.checkpoint.retention import RetentionPolicy
 from raymat.distributed.collectives import Group
 from raymat.distributed.world import World
 from raymat.errors import NewerFormatError
-from raymat.train.loop.commits import Retainer
 from raymat.train.loop.restore import iter_candidates, read_together
+from raymat.train.loop.saving.commits import Retainer
 from raymat.train.loop.state import RunState
 from raymat.train.run.extension import read_position
 from raymat.train.run.run_url import list_checkpoints

@@ -50,7 +50,7 @@ def test_base_defaults_are_the_documented_ones() -> None:
     assert flat["storage"] == "./runs"
     assert (flat["batch_size"], flat["resolution"], flat["crop"]) == (8, 512, "256:512")
     assert (flat["epochs"], flat["steps"], flat["epoch_examples"]) == (8.0, None, None)
-    assert (flat["checkpoint_interval"], flat["valid_interval"]) == (5000, 5000)
+    assert (flat["checkpoint_interval"], flat["valid_interval"]) == ("auto", 5000)
     assert (flat["valid_examples"], flat["log_loss_interval"]) == (50, 10)
     assert flat["log_images_interval"] == 2000
     assert (flat["backbone"], flat["init"], flat["device"]) == ("resnet50", None, "auto")
@@ -62,7 +62,7 @@ def test_refine_defaults_are_the_documented_ones() -> None:
     flat = to_dict(with_pace(run("refine"), 250_000))
     assert (flat["batch_size"], flat["resolution"], flat["crop"]) == (4, 2048, "1024:2048")
     assert flat["epochs"] == 1.0
-    assert (flat["checkpoint_interval"], flat["valid_interval"]) == (2000, 2000)
+    assert (flat["checkpoint_interval"], flat["valid_interval"]) == ("auto", 2000)
     assert (flat["log_loss_interval"], flat["log_images_interval"]) == (10, 1000)
     assert (flat["lr_backbone"], flat["lr_aspp"]) == (5e-5, 5e-5)
     assert (flat["lr_decoder"], flat["lr_refiner"]) == (1e-4, 3e-4)
@@ -101,7 +101,20 @@ def test_steps_replace_the_default_epochs() -> None:
         ),
         ({"ema_decay": 1.0}, "--ema-decay must be between 0 and 1"),
         ({"epochs": -1.0}, "--epochs"),
-        ({"checkpoint_interval": 0}, "--checkpoint-interval"),
+        ({"checkpoint_interval": 0}, "--checkpoint-interval: expected at least 1, got 0"),
+        (
+            {"checkpoint_interval": "often"},
+            "--checkpoint-interval: expected a whole number or auto, got 'often'",
+        ),
+        ({"keep_every": 0}, "--keep-every must be at least 1"),
+        (
+            {"checkpoint_at_loss": "0.1,low"},
+            "--checkpoint-at-loss: expected numbers like 0.5,0.4, got '0.1,low'",
+        ),
+        (
+            {"checkpoint_at_loss": "0.1", "best_metric": "sad"},
+            "--checkpoint-at-loss goes by the loss, --best-metric by sad: leave one of them out",
+        ),
         ({"keep": 0}, "--keep"),
         ({"valid_examples": -1}, "--valid-examples"),
         ({"log_loss_interval": 0}, "--log-loss-interval"),

@@ -25,7 +25,8 @@ from typing import Any
 from raymat.checkpoint import async_writer, snapshot
 from raymat.checkpoint.manifest import parse_manifest_name
 from raymat.storage import backends, fsspec_backend, store
-from raymat.train.loop import boundary, checkpointing, commits, train_step, trainer
+from raymat.train.loop import boundary, train_step, trainer
+from raymat.train.loop.saving import checkpointing, commits
 from raymat.train.observability import tensorboard_log
 
 

@@ -45,7 +45,7 @@ class PacedFeed(runs.Feed):
 
     def __init__(self, config: RunConfig, world: World, lag: int, journal: Journal) -> None:
         super().__init__(config, world, {})
-        self._every, self._lag = config.checkpoint.checkpoint_interval, lag
+        self._every, self._lag = config.checkpoint.checkpoint_interval.steps, lag
         self._journal = journal
         self._pause = 0.05 if "://" in config.storage else 0.002
         self._deaths = len(journal.read("killed"))

@@ -108,14 +108,14 @@ class Feed:
         geometry = Geometry(config.stage, config.data.resolution)
         self._feed = LocalFeed(source.open(), order_of(config), geometry, world)
         self._kill_at = kill.get(world.rank)
-        self._interval = config.checkpoint.checkpoint_interval if patient else 0
+        self.interval = (config.checkpoint.checkpoint_interval.steps or 0) if patient else 0
         self._store = store_of(config)
 
     def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
         for batch in self._feed.train(first_step, end_step):
             if batch.step == self._kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if self._interval and batch.step and batch.step % self._interval == 0:
+            if self.interval and batch.step and batch.step % self.interval == 0:
                 self._wait_for(batch.step)
             yield batch
 
@@ -192,7 +192,7 @@ def checkpoints(config: RunConfig) -> dict[int, Snapshot]:
 
 
 def differences(a: Snapshot, b: Snapshot) -> list[str]:
-    """Names of what is not equal to the bit; a run's name and place are no part of its state."""
+    """Names of what is not equal to the bit; a run's name, place and losses are no part of its state."""
     names = sorted(a.tensors.keys() ^ b.tensors.keys())
     names += [
         n for n, t in a.tensors.items() if n in b.tensors and not torch.equal(t, b.tensors[n])
@@ -200,4 +200,5 @@ def differences(a: Snapshot, b: Snapshot) -> list[str]:
     for extra in (a.extra, b.extra):
         for key in ("name", "storage"):
             extra["config"].pop(key, None)
-    return names + [k for k in a.extra.keys() | b.extra.keys() if a.extra.get(k) != b.extra.get(k)]
+    keys = (a.extra.keys() | b.extra.keys()) - {"attempts"}
+    return names + [k for k in keys if a.extra.get(k) != b.extra.get(k)]

@@ -38,12 +38,18 @@ def opening(run: OpenedRun, source: Source) -> str:
         ("network", f"{config.stage}, {config.model.backbone}, {weights}"),
         ("workers", f"{workers}, {config.optim.precision}"),
         ("length", f"{steps}{passes}{begins}"),
-        ("saves", f"every {count(schedule.checkpoint_interval, 'step')} and epoch; kept: the newest {kept.keep}, the best"),
+        ("saves", f"{_saves(schedule.checkpoint_interval)}; kept: the newest {kept.keep}, the best"),
         *_validation(schedule.valid_interval, config.log.valid_examples),
         ("run", _bare(run.store)),
         ("watch", f"tensorboard --logdir {shlex.quote(_bare(run.store) + '/tensorboard')}"),
     ]  # fmt: skip
     return columns(rows)
+
+
+def _saves(interval: int | None) -> str:
+    if interval is None:
+        return "as often as loses least, and at each epoch's end"
+    return f"every {count(interval, 'step')} and epoch"
 
 
 def first_progress(run: OpenedRun) -> Progress:

@@ -6,10 +6,11 @@ import time
 
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.train.loop.attempt import Attempt
-from raymat.train.loop.checkpointing import Saved
-from raymat.train.loop.commits import Checkpoints
 from raymat.train.loop.preemption import PreemptionHandler
 from raymat.train.loop.reporter import Reporter
+from raymat.train.loop.saving.checkpointing import Saved
+from raymat.train.loop.saving.commit_pace import CommitPace
+from raymat.train.loop.saving.commits import Checkpoints
 from raymat.train.loop.steps import TrainingSteps
 from raymat.train.loop.validation_points import Finding, ValidationPoints
 from raymat.train.observability.training_events import RatesLowered
@@ -31,6 +32,7 @@ class Boundary:
         self._attempt, self._steps, self._state = attempt, steps, steps.state
         self._checkpoints, self._validations = checkpoints, validations
         self._preemption, self._reporter = preemption, reporter
+        self._pace = CommitPace(attempt, self._state)
 
     def begin(self) -> None:
         """Do what is due before the first step, at the checkpoint that the run resumes from."""
@@ -56,8 +58,9 @@ class Boundary:
         if schedule.validates(step):
             self._validate()
         # After the validation: the checkpoint holds its result, or is what it reads.
-        if self._state.stopped or schedule.commits(step):
-            self.commit()
+        kept = schedule.keeps(step) or self._pace.reached()
+        if self._state.stopped or kept or schedule.commits(step) or self._pace.due():
+            self.commit(kept=kept)
             self._validations.saved()
         # Last: what was due at this step is not due again after a restart.
         if not self.complete and self._preemption.check(step, self._steps.heard):
@@ -68,14 +71,19 @@ class Boundary:
         """Whether the run ends here."""
         return self._state.complete(self._attempt.schedule)
 
-    def commit(self, until: float | None = None) -> None:
-        """Save; at the run's end, or with `until` (`time.monotonic` seconds), also wait until it is committed."""
+    def commit(self, until: float | None = None, *, kept: bool = False) -> None:
+        """Save; at the run's end, or with `until` (`time.monotonic` seconds), also wait until it is committed.
+
+        `kept`: for good, so that it must not be left out however slow storage is.
+        """
         self._attempt.record_activity("saving", self._state.step)
         self._steps.read_health()
-        found = self._checkpoints.save(self._state, last=self.complete, until=until)
+        self._pace.begin()
+        found = self._checkpoints.save(self._state, last=self.complete, until=until, kept=kept)
         if found:
             self._committed(found)
             self._reporter.progress(self._state)
+        self._pace.adapt(self._steps.seconds)
 
     def poll(self) -> None:
         """Note what storage and the validation beside training have done since the last look."""
@@ -112,6 +120,7 @@ class Boundary:
 
     def _committed(self, found: list[Saved]) -> None:
         """Do what follows from each commit."""
+        self._pace.committed(found)
         for saved in found:
             self._validations.committed(saved.checkpoint)
         self._checkpoints.record(found, self._state)

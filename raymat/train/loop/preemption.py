@@ -6,8 +6,8 @@ import math
 import time
 
 from raymat.train.loop.attempt import Attempt
-from raymat.train.loop.checkpointing import AsyncSaver
 from raymat.train.loop.interfaces import Host
+from raymat.train.loop.saving.checkpointing import AsyncSaver
 from raymat.train.observability.attempt_events import (
     PreemptionNoticed,
     PreemptionWithdrawn,

@@ -77,6 +77,8 @@ def restore(
             continue
         attempt.contract.refuse(snapshot.extra)
         state = install(step, snapshot.tensors, snapshot.extra)
+        ended = attempt.number - contents.checkpoint.attempt
+        state.experience = state.experience.after_attempts(ended)
         require_place(state, attempt.schedule)
         if cache is not None:
             cache.forget_all_but(contents.files)

@@ -33,6 +33,7 @@ from raymat.errors import CheckpointError, ConfigError, DataError
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.optim.lr_schedule import RateState
 from raymat.train.run.arithmetic import Arithmetic
+from raymat.train.run.commit_interval import Experience
 from raymat.train.run.schedule import Schedule
 from raymat.train.validation.criteria import (
     Validation,
@@ -46,7 +47,7 @@ from raymat.version import __version__
 
 @dataclass
 class RunState:
-    """What a run remembers beside its tensors; equal on all workers."""
+    """What a run remembers beside its tensors; equal on all workers, but for the times of its experience."""
 
     step: int = 0
     """Completed steps."""
@@ -63,6 +64,8 @@ class RunState:
     rates: RateState = field(default_factory=RateState)
     stopped: str | None = None
     """Why training ends before the run's length, by the validations so far."""
+    experience: Experience = field(default_factory=Experience)
+    """Its seconds are each worker's own; rank 0's are saved."""
 
     @property
     def valid_loss(self) -> float | None:
@@ -153,6 +156,7 @@ def capture(
         "schedule": state.rates.state_dict(),
         "scaler": step.scale.state_dict(),
         "bad_steps": state.bad_steps,
+        "attempts": state.experience.store(),
         "substitutes": state.substitutes,
         "best": asdict(best) if best else None,
         "stopped": state.stop_reason(contract.config, contract.lineage),
@@ -215,6 +219,7 @@ def install(step: TrainStep, tensors: Mapping[str, Tensor], extra: Mapping[str, 
         validations=validations_of(extra),
         pending_validation=extra.get("pending_validation"),
         rates=RateState.load_state_dict(extra["schedule"]),
+        experience=Experience.read(extra.get("attempts")),
     )
 
 

@@ -13,9 +13,9 @@ from raymat.data.feed import Feed
 from raymat.data.sample_order import Cursor, digest_lanes, digest_text
 from raymat.errors import TrainingError
 from raymat.train.loop.attempt import Attempt
-from raymat.train.loop.checkpointing import AsyncSaver
 from raymat.train.loop.preemption import PreemptionHandler
 from raymat.train.loop.reporter import Reporter
+from raymat.train.loop.saving.checkpointing import AsyncSaver
 from raymat.train.loop.startup import StartingPoint
 from raymat.train.loop.state import RunState
 from raymat.train.loop.train_step import StepResult
@@ -50,6 +50,11 @@ class TrainingSteps:
     def heard(self) -> bool:
         """Whether any worker has heard of a preemption in the newest step whose health was read."""
         return self._nonfinite.heard
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that a step takes lately, its wait for data included; 0 before the first of this attempt."""
+        return self._clock.step_seconds
 
     def batches(self, end: int) -> Iterator[MicroBatch]:
         """Yield this worker's batches up to completed step `end`, as the feed gives them."""

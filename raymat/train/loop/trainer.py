@@ -14,7 +14,7 @@ workers pass the same collectives in the same order.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import CheckpointId
@@ -23,10 +23,10 @@ from raymat.errors import LeaseLostError, StorageError, TrainingError
 from raymat.storage.store import Store
 from raymat.train.loop.attempt import Attempt, begin_attempt, supervise
 from raymat.train.loop.boundary import Boundary
-from raymat.train.loop.commits import Checkpoints
 from raymat.train.loop.interfaces import Host, TrainableRun, Worker
 from raymat.train.loop.preemption import LeaveRequest, PreemptionHandler
 from raymat.train.loop.reporter import Reporter
+from raymat.train.loop.saving.commits import Checkpoints
 from raymat.train.loop.startup import StartingPoint, start_from_newest
 from raymat.train.loop.steps import TrainingSteps
 from raymat.train.loop.validation_points import PausedValidation, ValidationPoints
@@ -148,6 +148,7 @@ class Trainer:
                 self._train_segment(self.attempt.schedule.segment_end(self.state.step))
         except LeaveRequest as request:
             # All workers are here at the same step: they commit what they can before the deadline.
+            self.state.experience = replace(self.state.experience, noticed=True)
             self.boundary.commit(until=request.until)
             raise self.preemption.leaving(request.notice, self.state.step) from None
         return self._end(already_complete)

@@ -17,9 +17,9 @@ from raymat.checkpoint.reader import read_contents
 from raymat.data.feed import Feed
 from raymat.errors import CheckpointError
 from raymat.train.loop.attempt import Attempt
-from raymat.train.loop.checkpointing import AsyncSaver
 from raymat.train.loop.preemption import PreemptionHandler
 from raymat.train.loop.restore import read_together
+from raymat.train.loop.saving.checkpointing import AsyncSaver
 from raymat.train.loop.startup import StartingPoint
 from raymat.train.loop.state import RunState
 from raymat.train.observability.fault_reports import ReplacementReport

@@ -52,6 +52,20 @@ class CheckpointCommitted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class IntervalChosen(Event):
+    """With `--checkpoint-interval auto` the steps between checkpoints have changed."""
+
+    kind = "interval"
+    step: Step
+    interval: Annotated[int, "steps between checkpoints from here on"]
+    step_seconds: Annotated[float, "s that a step takes, measured"]
+    stall: Annotated[float, "s that training stands still for a checkpoint, measured"]
+    save: Annotated[float, "s from a snapshot until it is in storage, measured"]
+    losses: Annotated[int, "losses of workers without notice so far"]
+    every: Annotated[float, "s of training between two such losses, expected"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointsDeleted(Event):
     """Checkpoints are about to be deleted. Written before, so that what a crash leaves of them is no damage."""
 

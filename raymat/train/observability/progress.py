@@ -43,7 +43,7 @@ class StepClock:
         """`clock`: in seconds; read three times a step and once a row."""
         self._clock = clock
         self._last = clock()
-        self._waited = self._seconds = 0.0
+        self._waited = self._seconds = self._row_seconds = 0.0
         self._steps = self._examples = 0
 
     def batch_awaited(self) -> None:
@@ -62,13 +62,19 @@ class StepClock:
         self._steps += 1
         self._examples += examples
 
+    @property
+    def step_seconds(self) -> float:
+        """Seconds of a step since the last row, or in the row before if there was none since; 0 before the first."""
+        return self._seconds / self._steps if self._steps else self._row_seconds
+
     def read(self) -> tuple[dict[str, float], float]:
         """Return the columns of a row that this clock knows, and the share of time that the steps waited for data;
         start anew. What came after the last step's end (until now, when its loss is known) is still its.
         """
         self._seconds += self._lap()
+        self._row_seconds = self._seconds / max(1, self._steps)
         columns = {
-            "step_seconds": self._seconds / max(1, self._steps),
+            "step_seconds": self._row_seconds,
             "examples_per_second": self._examples / self._seconds if self._seconds else 0.0,
         }
         waited = self._waited / self._seconds if self._seconds else 0.0

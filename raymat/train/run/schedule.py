@@ -25,7 +25,10 @@ class Schedule:
     """Examples in the whole run."""
     epoch_examples: int
     """Examples in one virtual epoch."""
-    checkpoint_interval: int
+    checkpoint_interval: int | None
+    """None: when a checkpoint is due is chosen while the run trains (see `raymat.train.run.commit_interval`)."""
+    keep_every: int | None = None
+    """Steps between two checkpoints that are kept for good."""
     valid_interval: int
     valid_examples: int
     """0: no validation at all."""
@@ -53,7 +56,8 @@ class Schedule:
             batch_size=order.batch_size,
             total_examples=order.total_examples,
             epoch_examples=config.length.epoch_examples or order.first_pairs,
-            checkpoint_interval=interval,
+            checkpoint_interval=interval.steps,
+            keep_every=config.checkpoint.keep_every,
             valid_interval=log.valid_interval,
             valid_examples=order.valid_examples,
             validates_late=log.validation != "loop",
@@ -88,27 +92,36 @@ class Schedule:
         return after // self.epoch_examples > before // self.epoch_examples
 
     def commits(self, step: int) -> bool:
-        """Whether a checkpoint is due: on the interval, at the run's end, for a validation beside training, which reads
-        it, and at a virtual epoch's end unless one was due within a tenth of the interval before."""
+        """Whether a checkpoint is due by the step's number: on the intervals, at the run's end, for a validation beside
+        training, which reads it, and at a virtual epoch's end unless one was due within a tenth of the interval before."""
+        interval = self.checkpoint_interval
         return (
-            step % self.checkpoint_interval == 0
-            or self.stops(step)
+            self.stops(step)
+            or self.keeps(step)
             or (self.validates_late and self.validates(step))
-            or (self.ends_epoch(step) and self._commits_at_epoch_end(step))
+            or (interval is not None and self._commits_on(interval, step))
         )
 
-    def _commits_at_epoch_end(self, step: int) -> bool:
+    def keeps(self, step: int) -> bool:
+        """Whether a checkpoint is due that is kept for good."""
+        return self.keep_every is not None and step % self.keep_every == 0
+
+    def _commits_on(self, interval: int, step: int) -> bool:
+        at_end = self.ends_epoch(step) and self._commits_at_epoch_end(interval, step)
+        return step % interval == 0 or at_end
+
+    def _commits_at_epoch_end(self, interval: int, step: int) -> bool:
         """Whether no checkpoint is due within a tenth of the interval before `step`, at which an epoch ends.
 
         By the numbers of the steps alone: whether the ones before were committed depends on storage and on kills.
         """
-        before = (step - 1) // self.checkpoint_interval * self.checkpoint_interval
+        before = (step - 1) // interval * interval
         if self.validates_late and self.valid_examples > 0:
             before = max(before, (step - 1) // self.valid_interval * self.valid_interval)
         ended = (self._steps.count(end) for end in self.ends)
         due = max((before, *(end for end in ended if end < step)))
         while due < step:
-            due = self._next_epoch_end(due + -(-self.checkpoint_interval // 10))
+            due = self._next_epoch_end(due + -(-interval // 10))
         return due == step
 
     def _next_epoch_end(self, step: int) -> int:

@@ -24,7 +24,7 @@ from raymat.distributed.world import World
 from raymat.errors import CheckpointError, NewerFormatError, RaymatError
 from raymat.storage.store import Store
 from raymat.train.loop import startup
-from raymat.train.loop.commits import Retainer
+from raymat.train.loop.saving.commits import Retainer
 from raymat.train.loop.state import ResumeContract, RunState, capture
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.loop.trainer import Outcome

@@ -109,6 +109,17 @@ class CommitAgreement:
             self._writer.require_fresh(self._max_age, load.age)
         return load, saved
 
+    def wait_for_room(self, keep_waiting: bool) -> list[Saved]:
+        """Let training stand until a snapshot fits; `keep_waiting`: not in the place of the one that waits."""
+        found: list[Saved] = []
+        while True:
+            load, saved = self.exchange()
+            found += saved
+            decision = decide(load, urgent=True)
+            if decision is Decision.BEGIN or (decision is Decision.JOIN and not keep_waiting):
+                return found
+            time.sleep(POLL_SECONDS / 2)
+
     def wait_for_local_copies(self, until: float) -> None:
         """Let all workers copy their newest shard to their disks: whoever leaves first takes the others with it."""
         self._writer.drain(max(0.0, min(COPY_SECONDS, (until - time.monotonic()) / 2)))
@@ -153,24 +164,35 @@ class AsyncSaver:
         self.newest_step = resumed
         """Of the newest snapshot; 0: none."""
         self._newest_at = -math.inf
+        self._kept_step = 0
+        """Of the newest snapshot that is kept for good; 0: none."""
 
     def save(
-        self, step: TrainStep, state: RunState, metrics: dict[str, Any], *, urgent: bool = False
+        self,
+        step: TrainStep,
+        state: RunState,
+        metrics: dict[str, Any],
+        *,
+        urgent: bool = False,
+        kept: bool = False,
     ) -> list[Saved]:
         """Take a snapshot, unless storage is too far behind and it is not `urgent`; return what is committed by now.
+
+        `kept`: while it waits to be written, no later one takes its place.
 
         Raises:
             StorageError: no save could be committed for longer than --max-checkpoint-age.
         """
         load, saved = self.agreement.exchange()
-        keep_waiting = self.newest_step == state.pending_validation != state.step
+        wanted = (state.pending_validation, self._kept_step)
+        keep_waiting = self.newest_step in wanted and self.newest_step != state.step
         decision = decide(load, urgent=urgent)
-        if decision is Decision.JOIN and keep_waiting:  # a validation needs the one that waits
+        if decision is Decision.JOIN and keep_waiting:  # somebody needs the one that waits
             decision = Decision.WAIT if urgent else Decision.SKIP
         if decision is Decision.SKIP:
             self._attempt.emit(SaveSkipped(step=state.step))
         if decision is Decision.WAIT:
-            saved += self._wait_for_room(keep_waiting)
+            saved += self.agreement.wait_for_room(keep_waiting)
         began = time.monotonic()
         size = self._take(step, state, decision)
         if decision is not Decision.SKIP:
@@ -178,6 +200,7 @@ class AsyncSaver:
             stall = time.monotonic() - began
             self.agreement.add(Saved(checkpoint, metrics, stall, size))
             self.newest_step, self._newest_at = state.step, began
+            self._kept_step = state.step if kept else self._kept_step
         return saved
 
     def poll(self) -> list[Saved]:
@@ -257,17 +280,6 @@ class AsyncSaver:
             before_write=lambda: self._flush(at),
         )
         return sum(t.numel() * t.element_size() for t in tensors.values())
-
-    def _wait_for_room(self, keep_waiting: bool) -> list[Saved]:
-        """Let training stand until a snapshot fits; `keep_waiting`: not in the place of the one that waits."""
-        found: list[Saved] = []
-        while True:
-            load, saved = self.agreement.exchange()
-            found += saved
-            decision = decide(load, urgent=True)
-            if decision is Decision.BEGIN or (decision is Decision.JOIN and not keep_waiting):
-                return found
-            time.sleep(POLL_SECONDS / 2)
 
     def _flush(self, step: int) -> None:
         for logger in self._loggers:

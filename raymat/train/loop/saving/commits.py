@@ -21,9 +21,9 @@ from raymat.checkpoint.retention import (
 from raymat.errors import StorageError
 from raymat.storage.store import Store
 from raymat.train.loop.attempt import Attempt
-from raymat.train.loop.checkpointing import AsyncSaver, Saved
 from raymat.train.loop.interfaces import Host
 from raymat.train.loop.reporter import Reporter
+from raymat.train.loop.saving.checkpointing import AsyncSaver, Saved
 from raymat.train.loop.startup import StartingPoint
 from raymat.train.loop.state import RunState
 from raymat.train.observability.checkpoint_events import CheckpointCommitted
@@ -53,7 +53,12 @@ class Checkpoints:
             attempt, host, reporter.loggers, resumed=start.state.step, cache=cache
         )
         kept = attempt.config.checkpoint
-        policy = RetentionPolicy(keep=kept.keep, best=kept.best_mode)
+        policy = RetentionPolicy(
+            keep=kept.keep,
+            best=kept.best_mode,
+            every=kept.keep_every,
+            thresholds=kept.checkpoint_at_loss.values if kept.checkpoint_at_loss else (),
+        )
         # Of rank 0: retention deletes, once for all workers.
         self._retainer = (
             Retainer(
@@ -73,9 +78,12 @@ class Checkpoints:
         if self._retainer is not None:
             self._retainer.remove_abandoned()
 
-    def save(self, state: RunState, *, last: bool, until: float | None) -> list[Saved]:
+    def save(
+        self, state: RunState, *, last: bool, until: float | None, kept: bool = False
+    ) -> list[Saved]:
         """Save `state`; if it is the run's `last`, or with `until` (`time.monotonic` seconds), wait until it is committed.
 
+        `kept`: training waits until it can be taken, and no later one takes its place before it is written.
         Returns what is committed by now, which the caller hands to `record`.
 
         Raises:
@@ -87,7 +95,7 @@ class Checkpoints:
         found: list[Saved] = []
         waits = last or until is not None
         if self.saver.newest_step != state.step:
-            found += self.saver.save(self._step, state, metrics, urgent=waits)
+            found += self.saver.save(self._step, state, metrics, urgent=waits or kept, kept=kept)
         if waits:
             until = math.inf if last or until is None else until
             found += self.saver.finish(self._step, state, metrics, until=until)
