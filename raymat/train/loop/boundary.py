@@ -62,6 +62,7 @@ class Boundary:
         if self._state.stopped or kept or schedule.commits(step) or self._pace.due():
             self.commit(kept=kept)
             self._validations.saved()
+            self._pace.adapt(self._steps.seconds)
         # Last: what was due at this step is not due again after a restart.
         if not self.complete and self._preemption.check(step, self._steps.heard):
             self.commit()
@@ -83,7 +84,6 @@ class Boundary:
         if found:
             self._committed(found)
             self._reporter.progress(self._state)
-        self._pace.adapt(self._steps.seconds)
 
     def poll(self) -> None:
         """Note what storage and the validation beside training have done since the last look."""
