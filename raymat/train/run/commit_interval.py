@@ -19,6 +19,8 @@ PRIOR_SECONDS = 8 * 3600.0
 Mao et al., "Can't Be Late", NSDI 2024) have one node lost in 16.7 and in 1.8 node hours. It weighs as much as one observed loss."""
 BESIDE = 0.05
 """Share of a save's time beside training that counts as its cost: it takes memory bandwidth, cores and network from the steps."""
+LEAST_COST = 0.1
+"""Seconds that a checkpoint counts for at least: requests are billed, disks wear, and the network has other users."""
 MOST_SAVING = 0.25
 """Share of the time, at most, in which a checkpoint is on its way to storage."""
 GROWTH = 4
@@ -86,7 +88,7 @@ def best_seconds(cost: float, mean: float) -> float:
 
 def best_steps(costs: Costs, experience: Experience, workers: int) -> int:
     """Return the steps between two checkpoints that lose least, at least 1."""
-    cost = costs.stall + BESIDE * costs.save
+    cost = max(LEAST_COST, costs.stall + BESIDE * costs.save)
     seconds = max(best_seconds(cost, experience.mean_seconds(workers)), costs.save / MOST_SAVING)
     return max(1, round(seconds / max(costs.step, 1e-6)))
 

@@ -45,12 +45,12 @@ def test_an_attempt_that_left_upon_notice_is_no_loss() -> None:
     assert Experience(losses=2, noticed=True).after_attempts(3).losses == 4
 
 
-def test_a_cheap_checkpoint_is_taken_every_few_seconds_and_a_dear_one_rarely() -> None:
+def test_a_cheap_checkpoint_is_taken_every_minute_or_so_and_a_dear_one_rarely() -> None:
     cheap = Costs(step=0.1, stall=0.01, save=0.5)
     dear = Costs(step=0.1, stall=5.0, save=60.0)
-    assert best_steps(cheap, Experience(), workers=1) == 449
+    assert best_steps(cheap, Experience(), workers=1) == 758
     assert best_steps(dear, Experience(), workers=1) == 6735
-    assert best_steps(cheap, Experience(losses=99), workers=1) == 45
+    assert best_steps(cheap, Experience(losses=99), workers=1) == 75
 
 
 def test_a_save_is_on_its_way_a_quarter_of_the_time_at_most() -> None:
