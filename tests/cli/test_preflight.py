@@ -288,6 +288,21 @@ def test_weights_are_read_and_compared(check: Any, tmp_path: Path) -> None:
     assert "none.pth" in findings(out)[0]
 
 
+@pytest.mark.slow
+def test_weights_of_a_trained_run_are_not_read_again(check: Any, tmp_path: Path) -> None:
+    weights = tmp_path / "w.pth"
+    torch.save(build("base", ModelConfig(backbone="mobilenetv2"), 1).state_dict(), weights)
+    config = runs.tiny(tmp_path, "night", steps=2, init=str(weights))
+    runs.without_ray(config)
+    weights.unlink()
+    where = ("--storage", str(tmp_path), "--backbone", "mobilenetv2", "--init", str(weights))
+    code, out = check(*where, "--name", "night")
+    assert "  --init is not read: the run goes on from its newest checkpoint" in out
+    code, out = check(*where, "--name", "other")
+    assert code == 1
+    assert any("w.pth" in line for line in findings(out))
+
+
 # Storage.
 
 
@@ -314,7 +329,18 @@ def test_a_disk_without_room_for_the_checkpoints_is_found(check: Any, tmp_path: 
     assert line.endswith("make room, use another --storage, or a smaller --keep")
 
 
-def test_a_run_of_other_options_is_found(check: Any, dataset: Dataset, tmp_path: Path) -> None:
+def test_milestones_need_room_too(check: Any, tmp_path: Path) -> None:
+    words = ("--storage", str(tmp_path), "--name", "night", "--backbone", "mobilenetv2")
+    _, out = check(
+        *words, "--steps", "1000", "--keep-every", "300", "--checkpoint-at-loss", "0.2,0.1"
+    )
+    (line,) = (line for line in out if "a checkpoint has " in line)
+    assert "with --keep 3, 5 milestones, the best and one in the making: " in line
+
+
+def test_a_run_of_other_options_is_found(
+    check: Any, raymat: Command, dataset: Dataset, tmp_path: Path
+) -> None:
     options = dict(zip(dataset.words[::2], dataset.words[1::2], strict=True))
     named = {k.removeprefix("--"): v for k, v in options.items()}
     named |= {"resolution": 64, "storage": str(tmp_path), "name": "night", "steps": 2}  # type: ignore[dict-item]
@@ -327,6 +353,10 @@ def test_a_run_of_other_options_is_found(check: Any, dataset: Dataset, tmp_path:
     code, out = check(*words, "--seed", "7")
     assert code == 1
     assert "--seed was 0, is 7" in findings(out)[0]
+    elsewhere = str(shutil.copytree(dataset.data, tmp_path / "elsewhere"))
+    moved = ("--dataset", elsewhere, *dataset.words[2:])
+    code, out, _ = raymat("check", *moved, *words, "--steps", "2")
+    assert (code, findings(out)) == (0, [])
 
 
 @pytest.mark.slow

@@ -14,16 +14,17 @@ import torch
 
 from raymat.analysis.preflight.findings import Finding
 from raymat.analysis.preflight.subject import Subject
-from raymat.config.fixed_options import DATASET, promise_changes, refuse_changes
+from raymat.config.fixed_options import promise_changes
 from raymat.config.run import RunConfig, from_dict
 from raymat.config.settled import as_begun
-from raymat.console import size
+from raymat.console import count, size
 from raymat.errors import ConfigError, StorageError
 from raymat.model.matting import construct
 from raymat.storage.backends import LocalBackend
 from raymat.storage.store import Store
 from raymat.storage.urls import delete_right
 from raymat.train.optim.mixed_precision import parameter_dtype
+from raymat.train.run.open_run import require_same_run
 from raymat.train.run.run_file import read_run
 
 _CONTENT = b"raymat check\n"
@@ -45,7 +46,7 @@ def check_storage(subject: Subject) -> Iterator[Finding]:
             yield from _run_there(store, config)
         except StorageError as error:
             yield Finding("error", error.line)
-        yield from _room(store, config)
+        yield from _room(store, subject)
 
 
 def _probe(store: Store) -> Iterator[Finding]:
@@ -78,7 +79,7 @@ def _run_there(store: Store, config: RunConfig) -> Iterator[Finding]:
     )
     asked = as_begun(config, begun)
     try:
-        refuse_changes(begun, asked, store.url, but=DATASET if config.data.grow_dataset else ())
+        require_same_run(begun, asked, stored, store.url, grow=config.data.grow_dataset)
     except ConfigError as error:
         yield Finding("error", error.line, data=sorted(promise_changes(begun, asked)))
 
@@ -94,11 +95,12 @@ def checkpoint_bytes(config: RunConfig) -> int:
     return width * (tensors + 2 * parameters + averages)
 
 
-def _room(store: Store, config: RunConfig) -> Iterator[Finding]:
-    each = checkpoint_bytes(config)
-    number = config.checkpoint.keep + 2  # the best, and the one that is being written
-    need = number * each
-    told = f"a checkpoint has {size(each)}; with --keep {config.checkpoint.keep}, the best and one in the making: {size(need)}"
+def _room(store: Store, subject: Subject) -> Iterator[Finding]:
+    kept, each = subject.config.checkpoint, checkpoint_bytes(subject.config)
+    milestones = _milestones(subject)
+    need = (kept.keep + 2 + milestones) * each  # the best, and the one that is being written
+    for_good = f", {count(milestones, 'milestone')}" if milestones else ""
+    told = f"a checkpoint has {size(each)}; with --keep {kept.keep}{for_good}, the best and one in the making: {size(need)}"
     if not isinstance(store.backend, LocalBackend):
         yield Finding("note", told, data={"checkpoint_bytes": each, "needed_bytes": need})
         return
@@ -109,6 +111,13 @@ def _room(store: Store, config: RunConfig) -> Iterator[Finding]:
         yield Finding("error", f"{size(free)} free, too little: {told}", advice=advice, data=data)
     else:
         yield Finding("note", f"{told}; {size(free)} free", data=data)
+
+
+def _milestones(subject: Subject) -> int:
+    """Count the checkpoints that stay for good, at most."""
+    kept, steps = subject.config.checkpoint, subject.steps
+    at_loss = 0 if kept.checkpoint_at_loss is None else len(kept.checkpoint_at_loss.values)
+    return at_loss + (0 if steps is None or kept.keep_every is None else steps // kept.keep_every)
 
 
 def _existing(folder: Path) -> Path:

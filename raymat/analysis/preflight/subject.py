@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,9 +11,12 @@ import numpy as np
 
 from raymat.analysis.preflight.findings import Finding
 from raymat.config.run import RunConfig
+from raymat.config.settled import with_pace
 from raymat.console import ProgressBar
 from raymat.data.dataset.listing import Listing
 from raymat.data.dataset.source import Source
+from raymat.data.lineage import NO_LINEAGE
+from raymat.train.run.extension import total_examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,15 @@ class Subject:
     def trainable(self) -> bool:
         """Whether there is anything to train on."""
         return self.source is not None and min(self.source.pairs, self.source.backgrounds) > 0
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of the run; None if there is nothing to train on."""
+        if self.source is None or not self.trainable:
+            return None
+        config = with_pace(self.config, self.source.pairs)
+        examples = total_examples(config, self.source.pairs, NO_LINEAGE)
+        return math.ceil(examples / config.data.batch_size)
 
     def chosen(self, count: int, purpose: int) -> list[int] | range:
         """Choose which of `count` to look at, by the run's seed: all, or a sample in random order.

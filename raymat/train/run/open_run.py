@@ -9,7 +9,7 @@ promise. An extension (more steps, more data) is written there first: no worker 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -157,9 +157,7 @@ def survey_run(
         config = resolve(with_pace_of(begun, config), begun)
     extends = begun is not None and (grow or config.length != begun.length)
     if begun is not None:
-        moved_dataset = DATASET if grow or moves(begun, config) else ()
-        moved_init = ("init",) if has_moved(begun, config, stored or {}) else ()
-        refuse_changes(begun, config, store.url, but=(*moved_dataset, *moved_init))
+        require_same_run(begun, config, stored or {}, store.url, grow=grow)
     if extends and tenure:  # before the scan: it decides where the extension begins
         tenure.wait_until_alone()
     statuses = scan(store)
@@ -173,6 +171,18 @@ def survey_run(
     )
     run, found = settle_first_weights(config, begun, store, run, survey.untrained)
     return replace(survey, run=run, changes=(*survey.changes, *found))
+
+
+def require_same_run(
+    begun: RunConfig, asked: RunConfig, run: Mapping[str, Any], url: str, *, grow: bool
+) -> None:
+    """Raise a ConfigError if `asked` cannot go on with the run at `url`, `begun` otherwise, whose `run.json` is `run`.
+
+    Dataset and first weights may lie elsewhere: whether they are the same is not looked at. `grow`: the dataset may be another.
+    """
+    moved_dataset = DATASET if grow or moves(begun, asked) else ()
+    moved_init = ("init",) if has_moved(begun, asked, run) else ()
+    refuse_changes(begun, asked, url, but=(*moved_dataset, *moved_init))
 
 
 def _paced(
