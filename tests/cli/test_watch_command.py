@@ -27,6 +27,7 @@ from raymat.train.run.lease.lease import Lease
 from raymat.train.run.lease.process import Owner
 from tests.support.events import note
 from tests.support.paths import ROOT, TESTS
+from tests.support.terminal import hear_interrupts
 
 WATCH = [sys.executable, "-m", "raymat", "watch"]
 PACE = Pace(renew=0.2, ttl=20.0, look=0.05, watch=0.2)
@@ -124,7 +125,7 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(store: Store) -> None:
             stdout=slave,
             stderr=slave,
             cwd=ROOT,
-            preexec_fn=_hear_interrupts,
+            preexec_fn=hear_interrupts,
         )
         os.close(slave)
         try:
@@ -141,11 +142,6 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(store: Store) -> None:
             os.close(master)
     assert written.startswith(b"\x1b[?1049h\x1b[?25l")
     assert written.endswith(b"\x1b[?25h\x1b[?1049lraymat: interrupted\r\n")
-
-
-def _hear_interrupts() -> None:
-    """Undo what a shell does to what it starts in the background."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _read_soon(terminal: int) -> bytes:

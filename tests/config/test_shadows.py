@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import raymat
 from raymat.config.shadows import PACKAGES, find_shadow
@@ -101,10 +102,10 @@ def test_python_m_raymat_imports_nothing_from_the_working_directory(
 
 def test_every_package_that_raymat_requires_is_guarded() -> None:
     needed = {
-        requirement.name.lower()
+        canonicalize_name(requirement.name)
         for requirement in map(Requirement, requires("raymat") or ())
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
     }
     names = packages_distributions()
-    guarded = {name.lower() for package in PACKAGES for name in names.get(package, ())}
+    guarded = {canonicalize_name(n) for package in PACKAGES for n in names.get(package, ())}
     assert needed - guarded == set()

@@ -21,6 +21,7 @@ from raymat.inference.shots import Notes
 from raymat.inference.video_footage import VideoFootage
 from raymat.inference.video_reader import VideoReader
 from tests.support import mattes
+from tests.support.terminal import hear_interrupts
 from tests.support.videos import (
     SIDES,
     difference,
@@ -274,7 +275,12 @@ def test_a_job_that_is_killed_leaves_nothing_under_the_final_name(
     command = [sys.executable, "-c", "from raymat.cli.main import main; raise SystemExit(main())"]
     command += ["matte", weights, *clip, "--source", str(video), "-o", str(out), "--threads", "1"]
     for number in (signal.SIGKILL, signal.SIGINT):
-        running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        running = subprocess.Popen(
+            command,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            preexec_fn=hear_interrupts,
+        )
         deadline = time.monotonic() + 120
         while not [p for p in tmp_path.glob(".tmp-*") if f"-{running.pid}-" in p.name]:
             assert running.poll() is None

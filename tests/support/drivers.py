@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.paths import ROOT
+from tests.support.terminal import hear_interrupts
 
 FLAGS = [
     "--synthetic", "64", "--backbone", "mobilenetv2", "--resolution", "32", "--crop", "32",
@@ -30,6 +31,7 @@ def driver(storage: Path, steps: int, *more: str) -> Iterator[subprocess.Popen[s
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
     try:
         yield process

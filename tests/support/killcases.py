@@ -292,7 +292,7 @@ def check_end(kitchen: Kitchen, whole: Whole, case: Case) -> None:
 
 
 def differences(found: Snapshot, right: Snapshot) -> list[str]:
-    """Names of what is not equal to the bit; a run's name and place and what it keeps are no part of its state."""
+    """Names of what is not equal to the bit; a run's name, place and losses and what it keeps are no part of its state."""
     names = sorted(found.tensors.keys() ^ right.tensors.keys())
     names += [
         name
@@ -311,7 +311,7 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _without_names(extra: dict[str, Any]) -> dict[str, Any]:
     config = {k: v for k, v in extra["config"].items() if k not in ("name", "storage", "keep")}
-    return extra | {"config": config}
+    return {k: v for k, v in extra.items() if k != "attempts"} | {"config": config}
 
 
 def rows_to(step: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

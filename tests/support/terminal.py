@@ -10,6 +10,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import sys
 import termios
@@ -86,3 +87,8 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def hear_interrupts() -> None:
+    """Undo, in a new process, what a shell does to what it starts in the background: it ignores interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from raymat.checkpoint.state_dict import copy_same
-from raymat.errors import CheckpointError
 
 
 class WeightAverage:
@@ -71,9 +70,5 @@ class WeightAverage:
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Load what `tensors` and `state_dict` returned. Raises CheckpointError if it is something else."""
-        try:
-            updates = int(state["updates"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint holds no average's count: {error!r}") from error
         copy_same(self.tensors(), tensors, "average of the weights")
-        self._updates.fill_(updates)
+        self._updates.fill_(int(state["updates"]))

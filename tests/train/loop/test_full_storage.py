@@ -131,6 +131,6 @@ def test_a_bucket_whose_quota_is_reached_is_pruned_and_the_run_ends_right(
         stopped = _train_and_prune(config, raymat, **environment)
         assert stopped
         assert all("no space left there" in line for line in stopped)
-        assert all("free some or keep fewer checkpoints" in line for line in stopped)
+        assert all("free some, a run can keep fewer checkpoints" in line for line in stopped)
         assert quota.refused
         _require_equal(config, undisturbed)
