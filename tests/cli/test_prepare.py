@@ -275,23 +275,20 @@ def test_a_copy_is_made_from_bucket_to_bucket(
 ) -> None:
     for name, value in (s3_server.environment | {"RAY_ADDRESS": "local"}).items():
         monkeypatch.setenv(name, value)
-    pairs = [
-        {
-            f"in/train/fgr/{i}.jpg": encode(photo(i), "JPEG"),
-            f"in/train/pha/{i}.png": encode(disc(i), "PNG"),
-        }
-        for i in range(3)
-    ]
-    s3_server.fill("prepared-0", {path: data for pair in pairs for path, data in pair.items()})
-    words = ("s3://prepared-0/in", "s3://prepared-0/out", "--longest", "48")
+    source = s3_server.store("copies", "in")
+    for i in range(3):
+        source.write(f"train/fgr/{i}.jpg", encode(photo(i), "JPEG"))
+        source.write(f"train/pha/{i}.png", encode(disc(i), "PNG"))
+    words = ("s3://copies/runs/in", "s3://copies/runs/out", "--longest", "48")
     code, lines, errors = command("prepare", *words)
-    assert (code, lines[-1].split(",")[0]) == (0, "s3://prepared-0/out: 6 pictures"), errors
+    assert code == 0, errors
+    assert lines[-1].split(",")[0] == "s3://copies/runs/out: 6 pictures"
     assert command("prepare", *words)[0] == 0
-    copy = Store.open("s3://prepared-0", "out", options=s3_server.options)
+    copy = Store.open("s3://copies/runs", "out", options=s3_server.options)
     expected = [
         f"train/{half}"
         for half in ("fgr/0.jpg", "fgr/1.jpg", "fgr/2.jpg", "pha/0.png", "pha/1.png", "pha/2.png")
     ]
     assert sorted(info.path for info in copy.list()) == ["prepared.jsonl", *expected]
     head = json.loads(copy.read("prepared.jsonl").splitlines()[0])
-    assert head["source"] == "s3://prepared-0/in"
+    assert head["source"] == "s3://copies/runs/in"

@@ -107,7 +107,7 @@ def test_wrong_keys_are_refused_at_once_where_nothing_was_ever_allowed(keys: Key
     keys.proxy.accept(KEY)
     began = time.monotonic()
     with pytest.raises(DeniedError, match=r"permission denied \(InvalidAccessKeyId\)"):
-        Store.open("s3://prepared-0/runs", "run").write("x", b"1")
+        Store.open("s3://prepared-keys/runs", "run").write("x", b"1")
     assert time.monotonic() - began < 3
     assert keys.proxy.counts["not accepted"] <= 2  # the keys were looked up once more
 

@@ -102,8 +102,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
             yield S3Server(endpoint, folder)
 
 
-PREPARED = ("prepared-0", "prepared-3")
-"""Buckets that are there."""
+PREPARED = ("prepared-0", "prepared-3", "prepared-keys")
+"""Buckets that are there, each for one test: rclone remembers for minutes what a folder held when it was listed."""
 
 
 def _with_prepared_buckets(server: S3Server) -> S3Server:
