@@ -17,7 +17,7 @@ DOCUMENTS = [
     *sorted((ROOT / ".github").rglob("*.md")),
 ]
 PACKAGE = ROOT / "raymat"
-ROOTS = {"raymat", "tests", "docs", "benchmarks", "jobs", ".ci", ".github", ".githooks"}
+ROOTS = {"raymat", "tests", "docs", "benchmarks", "deploy", "jobs", ".ci", ".github", ".githooks"}
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
 WINGS = {path.name for path in PACKAGE.iterdir()}
 PATH = re.compile(r"(?<![\w/:@.-])(?:\.?\w[\w.*-]*/)+[\w.*-]*(?:::\w+)?")

@@ -163,6 +163,10 @@ COMMANDS: dict[str, Command] = {
         _later("raymat.cli.runs.report_command:main"),
     ),
     "prune": Command("delete old checkpoints", _later("raymat.cli.prune:main")),
+    "cluster": Command(
+        "look for what a cluster file lacks, before a machine is paid for",
+        _later("raymat.cli.cluster_command:main"),
+    ),
     "spot-watch": Command(
         "drain this machine's node when its cloud reclaims it",
         _later("raymat.cluster.spot.watch:main"),

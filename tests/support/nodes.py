@@ -100,8 +100,8 @@ class Nodes:
 
 
 def health_checks() -> dict[str, int]:
-    """How the head looks for dead nodes, as cluster.yaml has it."""
-    text = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
+    """How the head looks for dead nodes, as every cluster's head does."""
+    text = (ROOT / "deploy/node/env.sh").read_text(encoding="utf-8")
     found = re.findall(r"RAY_(health_check_\w+)=(\d+)", text)
     return {name: int(value) for name, value in found}
 

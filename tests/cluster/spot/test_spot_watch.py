@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -622,15 +623,42 @@ def test_a_mistaken_flag_is_refused(argv: list[str]) -> None:
         watch.main(argv)
 
 
-def test_cluster_yaml_starts_it_on_workers_alone_after_ray_and_lets_the_session_go() -> None:
+def test_cluster_yaml_starts_it_on_workers_alone_after_ray() -> None:
     cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
-    assert not any("spot-watch" in c for c in cluster["head_start_ray_commands"])
-    (start,) = (c for c in cluster["worker_start_ray_commands"] if "spot-watch" in c)
-    before, _, after = start.partition("&& (")
-    assert "RAY_AUTH_MODE=token" in before
+    assert not any("watch.sh" in c for c in cluster["head_start_ray_commands"])
+    (start,) = (c for c in cluster["worker_start_ray_commands"] if "watch.sh" in c)
+    before, _, after = start.partition(" && ")
     assert "ray start" in before
-    assert after.startswith("setsid flock -n ")
-    assert after.endswith("< /dev/null &)")
+    assert after == "bash ~/raymat/deploy/node/watch.sh aws"
+
+
+def test_it_is_started_once_and_lets_the_session_go(tmp_path: Path) -> None:
+    """With programs in the place of raymat and sudo that say what they were called with."""
+    for name, body in (
+        ("raymat", 'echo "$@"; exec sleep 60'),
+        ("pgrep", "false"),
+        ("sudo", 'echo "$@" > "$HOME/off"'),
+    ):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/bash\necho $$ >> $HOME/pids\n{body}\n")
+        program.chmod(0o755)
+    environ = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "RAYMAT_GUARD_PERIOD": "0.05",
+    }
+    script = ["bash", str(ROOT / "deploy/node/watch.sh"), "aws"]
+    for _ in range(2):
+        # It returns at once, its output closed: `ray up` waits for that.
+        subprocess.run(script, env=environ, check=True, timeout=10, capture_output=True)
+    try:
+        wait_for((tmp_path / "off").exists, 20)
+        assert (tmp_path / "off").read_text() == "shutdown -h now\n"
+        assert (tmp_path / "spot-watch.log").read_text() == "spot-watch --cloud aws\n"
+    finally:
+        for pid in (tmp_path / "pids").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""What can be known of a Ray cluster file before a machine is paid for; `raymat cluster check` prints it."""

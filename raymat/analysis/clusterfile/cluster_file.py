@@ -1,0 +1,135 @@
+"""A cluster file as `ray up` takes it: what raymat's checks ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raymat.analysis.clusterfile.offers import offers
+from raymat.errors import ConfigError, one_line
+
+PROVIDER = "raymat.cluster.ec2_provider.Ec2Provider"
+"""raymat's own node provider for EC2, as `provider.module` names it."""
+
+LARGEST = 1_000_000
+"""Bytes of a mounted file that is read as a script."""
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """One of `available_node_types`."""
+
+    name: str
+    fields: Mapping[str, Any]
+    """All of its entry; `node_config` is what the cloud is asked for."""
+    head: bool
+    offers: tuple[dict[str, Any], ...]
+    """Its node_config and, after it, those of its alternatives, as they are asked for in turn."""
+
+    @property
+    def node_config(self) -> dict[str, Any]:
+        """What is asked for first."""
+        return self.offers[0]
+
+
+@dataclass(frozen=True)
+class ClusterFile:
+    """A cluster file, and the folder that its relative paths start from."""
+
+    config: Mapping[str, Any]
+    folder: Path
+
+    @classmethod
+    def read(cls, path: str) -> ClusterFile:
+        """Read a file.
+
+        Raises:
+            ConfigError: it cannot be read, is no YAML, or no mapping with node types.
+        """
+        place = Path(path)
+        try:
+            config = yaml.safe_load(place.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} cannot be read: {one_line(error)}") from error
+        if not _is_mapping_of_mappings(config):
+            raise ConfigError(f"{path} describes no cluster: available_node_types is missing")
+        return cls(config, place.resolve().parent)
+
+    @property
+    def provider(self) -> Mapping[str, Any]:
+        """Which cloud, and how it is asked."""
+        return _mapping(self.config.get("provider"))
+
+    @property
+    def own_provider(self) -> bool:
+        """Whether raymat's provider makes the machines."""
+        return self.provider.get("type") == "external" and self.provider.get("module") == PROVIDER
+
+    @property
+    def on_ec2(self) -> bool:
+        """Whether the machines are EC2's."""
+        return self.own_provider or self.provider.get("type") == "aws"
+
+    @property
+    def region(self) -> str:
+        """EC2's region; empty if none is named."""
+        return str(self.provider.get("region") or "")
+
+    @property
+    def node_types(self) -> tuple[NodeType, ...]:
+        """The types, as the file has them."""
+        patches = _mapping(self.provider.get("alternatives")) if self.own_provider else {}
+        head = self.config.get("head_node_type")
+        return tuple(
+            NodeType(
+                name,
+                fields,
+                name == head,
+                offers(_mapping(fields.get("node_config")), patches.get(name) or ()),
+            )
+            for name, fields in self.config["available_node_types"].items()
+        )
+
+    @property
+    def mounts(self) -> Iterator[tuple[str, Path]]:
+        """Each mounted path: where it lies on the machines, and on this one."""
+        for remote, local in _mapping(self.config.get("file_mounts")).items():
+            yield str(remote), self.folder / Path(str(local)).expanduser()
+
+    def commands(self, *keys: str) -> str:
+        """Return the commands under some keys, one a line, each followed by the mounted scripts that it names."""
+        lines = [str(command) for key in keys for command in _list(self.config.get(key))]
+        text = "\n".join(lines)
+        scripts = [_script(local) for local in self._scripts() if f"/{local.name}" in text]
+        return "\n".join([text, *scripts])
+
+    def _scripts(self) -> Iterator[Path]:
+        for _, local in self.mounts:
+            if local.is_dir():
+                yield from sorted(local.glob("*.sh"))
+            elif local.suffix == ".sh":
+                yield local
+
+
+def _script(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")[:LARGEST]
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _is_mapping_of_mappings(config: Any) -> bool:
+    types = config.get("available_node_types") if isinstance(config, Mapping) else None
+    return isinstance(types, Mapping) and all(isinstance(each, Mapping) for each in types.values())
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
