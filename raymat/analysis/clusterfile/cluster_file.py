@@ -38,7 +38,7 @@ class NodeType:
 
 @dataclass(frozen=True)
 class ClusterFile:
-    """A cluster file, and the folder that its relative paths start from."""
+    """A cluster file, and the folder that its relative paths start from: the one that `ray up` runs in."""
 
     config: Mapping[str, Any]
     folder: Path
@@ -57,7 +57,7 @@ class ClusterFile:
             raise ConfigError(f"{path} cannot be read: {one_line(error)}") from error
         if not _is_mapping_of_mappings(config):
             raise ConfigError(f"{path} describes no cluster: available_node_types is missing")
-        return cls(config, place.resolve().parent)
+        return cls(config, Path.cwd())
 
     @property
     def provider(self) -> Mapping[str, Any]:

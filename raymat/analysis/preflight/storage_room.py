@@ -25,7 +25,7 @@ from raymat.storage.store import Store
 from raymat.storage.urls import delete_right
 from raymat.train.optim.mixed_precision import parameter_dtype
 from raymat.train.run.open_run import require_same_run
-from raymat.train.run.run_file import read_run
+from raymat.train.run.run_file import read_run, require_portable_name
 
 _CONTENT = b"raymat check\n"
 
@@ -42,9 +42,10 @@ def check_storage(subject: Subject) -> Iterator[Finding]:
         return
     with _left_as_it_was(store):
         try:
+            require_portable_name(store, config.name)
             yield from _probe(store)
             yield from _run_there(store, config)
-        except StorageError as error:
+        except (ConfigError, StorageError) as error:
             yield Finding("error", error.line)
         yield from _room(store, subject)
 

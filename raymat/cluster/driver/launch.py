@@ -36,7 +36,7 @@ from raymat.train.observability.checkpoint_events import NothingDeleted
 from raymat.train.observability.events import EventLog
 from raymat.train.run.lease.lease import Lease
 from raymat.train.run.open_run import OpenedRun, Resolve, Survey, open_run, survey_run
-from raymat.train.run.run_file import anchor_run, mend_run_file
+from raymat.train.run.run_file import anchor_run, mend_run_file, require_portable_name
 from raymat.train.run.run_status import RunStatus, read_status
 
 
@@ -142,6 +142,7 @@ def _open_storage(config: RunConfig) -> Store:
             "--storage memory:// lives in one process, a run has several: use a folder or a bucket"
         )
     with waiting_for(f"an answer from {store.url}"):
+        require_portable_name(store, config.name)
         require_writable(store)
     return store
 

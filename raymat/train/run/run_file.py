@@ -13,8 +13,9 @@ from typing import Any, Literal, TypeAlias
 
 from raymat.checkpoint.manifest import newer_format
 from raymat.config.run import RunConfig, to_dict
+from raymat.config.run_names import name_problem
 from raymat.data.dataset.run_dataset import list_dataset
-from raymat.errors import NewerFormatError, StorageError
+from raymat.errors import ConfigError, NewerFormatError, StorageError
 from raymat.storage.digest import is_sealed, seal
 from raymat.storage.fields import Positive, parse_fields, parse_object
 from raymat.storage.store import Store
@@ -74,6 +75,17 @@ def read_run(store: Store) -> dict[str, Any] | None:
     if missing:
         raise _damaged(store, RUN_FILE, f"it lacks {missing[0]}")
     return found
+
+
+def require_portable_name(store: Store, name: str) -> None:
+    """Refuse a new run's name that some system cannot hold; a run that is there goes on.
+
+    Raises:
+        ConfigError: what is wrong with the name. What `read_run` raises.
+    """
+    problem = name_problem(name)
+    if problem is not None and read_run(store) is None:
+        raise ConfigError(problem)
 
 
 def read_run_id(store: Store) -> str | None:
