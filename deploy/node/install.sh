@@ -23,18 +23,18 @@ sudo mkdir -p /nvme/spill /nvme/nearby
 sudo chown "$(id -u)" /nvme /nvme/spill /nvme/nearby
 chmod 700 /nvme/nearby
 
+extra=${RAYMAT_EXTRAS:-$([ "$role" = gpu ] && echo aws,gpu || echo aws)}
+
 # What is installed is as the project says: then nothing is to do.
 kind=$([ "$role" = gpu ] && echo gpu || echo cpu) # the head computes nothing: it has what decoders have
-wanted="$kind $(cat "$project/pyproject.toml" "$project/constraints.txt" | sha256sum)"
+wanted="$kind $extra $(cat "$project/pyproject.toml" "$project/constraints.txt" | sha256sum)"
 if [ "$(cat ~/env/.raymat 2>/dev/null)" != "$wanted" ]; then
     if ! dpkg -s python3-venv > /dev/null 2>&1; then
         sudo apt-get -o DPkg::Lock::Timeout=300 -q update
         sudo apt-get -o DPkg::Lock::Timeout=300 -qy install python3-venv
     fi
     test -x ~/env/bin/pip || python3 -m venv ~/env
-    extra=aws,gpu
     if [ "$kind" = cpu ]; then # a torch without CUDA saves some gigabytes
-        extra=aws
         torch=$(grep -oE '^torch==[^ ;]+' "$project/constraints.txt")
         ~/env/bin/pip install -q --index-url https://download.pytorch.org/whl/cpu "$torch"
     fi

@@ -37,7 +37,7 @@ def changed(*changes: tuple[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def check(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Write a cluster file beside what it mounts, and look at it: exit code and lines."""
+    """Write a cluster file, and look at it from the folder of what it mounts: exit code and lines."""
     for local in {v for v in CLUSTER["file_mounts"].values() if not v.startswith("~")}:
         place = tmp_path / local
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +48,7 @@ def check(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     token.write_text("token")
     token.chmod(0o600)
     monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
 
     def run(config: Any, *options: str) -> tuple[int, list[str]]:
         path = tmp_path / "cluster.yaml"
