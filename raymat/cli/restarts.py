@@ -12,6 +12,7 @@ from raymat.analysis.goodput.table import goodput_table
 from raymat.analysis.restart_phases import Restart, restarts
 from raymat.config.command_line import parse_options
 from raymat.config.options import Url
+from raymat.config.prices import Prices
 from raymat.console import columns, count
 from raymat.errors import StorageError
 from raymat.train.observability.attempt_events import MachineLost
@@ -36,6 +37,9 @@ class Options:
     """The run: STORAGE/NAME, any fsspec URL."""
     json: bool = False
     """Print the restarts as JSON instead of tables; times in seconds."""
+    price: Prices | None = None
+    """What a worker costs in an hour, in any currency, as spot=0.52,ondemand=1.62 or a .yaml file of both: the time is also
+    told in money."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,11 +50,11 @@ def main(argv: Sequence[str]) -> int:
     if not events:
         raise StorageError(f"there is no run with events at {store.url}")
     found = restarts(events)
-    print(_json(found) if options.json else _text(found, events))
+    print(_json(found) if options.json else _text(found, events, options.price))
     return 0
 
 
-def _text(found: Sequence[Restart], events: Sequence[dict[str, Any]]) -> str:
+def _text(found: Sequence[Restart], events: Sequence[dict[str, Any]], prices: Prices | None) -> str:
     rows: list[tuple[str, ...]] = [("attempt", "workers", "resumed", "lost", *_PHASES, "why")]
     for r in found:
         phases = (getattr(r, phase) for phase in _PHASES)
@@ -59,7 +63,7 @@ def _text(found: Sequence[Restart], events: Sequence[dict[str, Any]]) -> str:
         rows.append((str(r.attempt), str(r.world), str(r.resumed), lost, *seconds, r.why[:80]))
     total = count(len(found), "restart")
     listed = "\n".join([columns(rows), total]) if found else total
-    parts = (listed, _machines(events), goodput_table(make_ledger(events)))
+    parts = (listed, _machines(events), goodput_table(make_ledger(events), prices))
     return "\n\n".join(part for part in parts if part)
 
 

@@ -15,6 +15,7 @@ import tyro
 
 from raymat.config.hints import closest
 from raymat.config.options import Option, options_of
+from raymat.config.prices import Prices
 from raymat.config.values import Duration, Interval, Numbers, Range
 from raymat.errors import ConfigError
 from raymat.storage.urls import redact_text
@@ -36,6 +37,7 @@ _METAVARS = {
     Duration: "TIME",
     Interval: "N|auto",
     Numbers: "X,X,...",
+    Prices: "PRICES",
 }
 
 Options = Mapping[str, Option]

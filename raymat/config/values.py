@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
+from raymat.config.prices import Prices
 from raymat.errors import ConfigError
 
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -135,7 +136,7 @@ class Numbers:
         return ",".join(f"{number:.15g}" for number in self.values)
 
 
-PARSED = (Range, Duration, Interval, Limit, Numbers)
+PARSED = (Range, Duration, Interval, Limit, Numbers, Prices)
 """Types that have a notation of their own."""
 
 

@@ -125,6 +125,54 @@ def test_a_driver_that_died_leaves_its_run_undriven_from_its_last_sign() -> None
     assert unheard == {"training": 20.0, "lost": 0.5, "undriven": 89.5, "start-up": 5.0}
 
 
+def test_waits_for_data_stand_before_the_event_that_tells_of_them_and_are_no_stall_or_validation() -> (
+    None
+):
+    found = make_ledger(
+        [
+            launch(0),
+            started(0, 1),
+            first_step(0, 1, 1),
+            event(10, 1, "commit", step=10, seconds=2.0, stall=1.0, data_wait=4.0),
+            event(20, 1, "validation", step=20, seconds=3.0, place="loop", waited=0.0),
+            event(30, 1, "commit", step=30, seconds=0.0, stall=0.0, data_wait=6.5),
+            event(32, 1, "end", outcome="complete", data_wait=7.0),
+        ]
+    )
+    assert causes(found) == {
+        "training": 21.0,
+        "data wait": 7.0,
+        "save stall": 1.0,
+        "validation": 3.0,
+    }
+    waits = [(s.begin, s.end) for s in found.spans if s.cause == "data wait"]
+    assert waits == [(5.0, 8.0), (9.0, 10.0), (27.5, 30.0), (31.5, 32.0)]
+
+
+def test_waits_for_data_of_steps_that_were_done_again_are_lost() -> None:
+    found = make_ledger(
+        [
+            launch(0),
+            started(0, 1),
+            first_step(0, 1, 1),
+            event(10, 1, "commit", step=10, seconds=0.0, stall=0.0, data_wait=2.0),
+            event(20, 1, "commit", step=20, seconds=0.0, stall=0.0, data_wait=5.0),
+            event(20, 1, "leave", step=20, reason="", committed=20, data_wait=5.0),
+            started(20, 2),
+            event(20, 2, "restore", step=10),
+            first_step(20, 2, 11),
+            event(40, 2, "end", outcome="complete", data_wait=1.0),
+        ]
+    )
+    assert causes(found) == {"training": 8.0 + 19.0, "data wait": 2.0 + 1.0, "lost": 10.0}
+
+
+def test_more_waits_than_time_to_wait_are_as_much_as_there_was() -> None:
+    told = event(4, 1, "commit", step=4, seconds=1.0, stall=1.0, data_wait=50.0)
+    found = make_ledger([launch(0), started(0, 1), first_step(0, 1, 1), told, ended(6, 1)])
+    assert causes(found) == {"training": 2.0, "data wait": 3.0, "save stall": 1.0}
+
+
 def test_slots_without_a_machine_wait_for_capacity() -> None:
     found = make_ledger(
         [launch(0, "1:4"), started(10, 1, world=3), first_step(12, 1, 1), ended(52, 1)]
@@ -183,14 +231,17 @@ class History:
             self.events.append(event(self.now, number, "restore", step=self.step))
             self.spend("start-up", draws.uniform(1, 4), world)
         self.events.append(first_step(self.now, number, self.step + 1))
-        done = self.step
+        done, waited = self.step, 0.0
         for _ in range(draws.randint(1, 8)):
             steps = draws.randint(10, 200)
             self.spend("training", steps / 10, world)
             done += steps
-            stall = draws.uniform(0, 0.05)
-            self.events.append(event(self.now + 0.4, number, "commit", step=done, seconds=0.4, stall=stall))  # fmt: skip
+            stall, wait = draws.uniform(0, 0.05), draws.uniform(0, 0.5)
+            waited += wait
+            commit = {"step": done, "seconds": stall, "stall": stall, "data_wait": waited}
+            self.spend("data wait", wait, world)
             self.spend("save stall", stall, world)
+            self.events.append(event(self.now, number, "commit", **commit))
             self.step = done
         how = "complete" if last else draws.choice(("failure", "leave", "died"))
         if how == "complete":

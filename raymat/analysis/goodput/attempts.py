@@ -41,6 +41,8 @@ class AttemptRecord:
     """(time, seconds) for which training stood still to copy its state."""
     validations: list[tuple[float, float]] = field(default_factory=list)
     """(time of the end, seconds) for which training stood still for validations."""
+    waits: list[tuple[float, float]] = field(default_factory=list)
+    """(time, seconds) for which its steps had waited for data by then."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def records(events: Iterable[Event]) -> tuple[list[Launch], list[AttemptRecord]]
             record = attempts[number]
             if event.get("writer") != "driver":
                 record.last = max(record.last, at)
+            if event.get("data_wait") is not None:
+                record.waits.append((at, float(event["data_wait"])))
             if kind in _NOTES and tells(event, _NEEDED):
                 _NOTES[kind](record, event)
     return launches, [attempts[number] for number in sorted(attempts)]

@@ -8,14 +8,15 @@ room for one worker; a run has as many as it may have workers. Time passes throu
        │                    └──────────── start-up ───────────── failure noticed, or workers left ──────────────┘
        └── undriven ── a driver died
 
-Of the training time, stalls of saves and validations are told apart. What was trained after the state that a later attempt
-went on from is lost: it was done again.
+Of the training time, waits for data, stalls of saves and validations are told apart. Events tell of waits now and then, and
+how long they were in all: they are put at the end of the time of which each event tells. What was trained after the state
+that a later attempt went on from is lost: it was done again.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -24,6 +25,7 @@ from raymat.analysis.goodput.attempts import AttemptRecord, Event, Launch, recor
 
 Cause = Literal[
     "training",
+    "data wait",
     "lost",
     "save stall",
     "validation",
@@ -34,8 +36,8 @@ Cause = Literal[
     "undriven",
     "ending",
 ]
-"""training: of steps that count. lost: of steps that were done again. capacity: a slot without a machine. ending: from
-the last step until the driver let go."""
+"""training: of steps that count, without their waits for data. lost: of steps that were done again. capacity: a slot
+without a machine. ending: from the last step until the driver let go."""
 
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 
@@ -154,10 +156,19 @@ def _marks_of(
 
 
 def _training(attempt: AttemptRecord, silent: float | None) -> Iterator[tuple[float, Cause]]:
-    """Yield the changes between training, stalls and validations, from the first step until training is over."""
+    """Yield the changes between training, waits, stalls and validations, from the first step until training is over."""
+    for begin, _, cause in _with_waits(_stretches(attempt, silent), attempt.waits):
+        yield begin, cause
+
+
+_Stretch = tuple[float, float, Cause]
+"""From when to when there was one cause."""
+
+
+def _stretches(attempt: AttemptRecord, silent: float | None) -> Iterator[_Stretch]:
+    """Yield when the attempt trained, was stalled, and validated; they follow each other without a gap."""
     assert attempt.trained is not None
     begin, end = attempt.trained, float("inf") if silent is None else silent
-    yield begin, "training"
     stood: list[tuple[float, float, Cause]] = [
         *((at, at + seconds, "save stall") for at, seconds in attempt.stalls),
         *((at - seconds, at, "validation") for at, seconds in attempt.validations),
@@ -165,9 +176,41 @@ def _training(attempt: AttemptRecord, silent: float | None) -> Iterator[tuple[fl
     for first, last, cause in sorted(stood):
         first, last = max(first, begin), min(last, end)
         if first < last:
-            yield first, cause
-            yield last, "training"
+            yield begin, first, "training"
+            yield first, last, cause
             begin = last
+    yield begin, end, "training"
+
+
+def _with_waits(
+    stretches: Iterable[_Stretch], waits: Sequence[tuple[float, float]]
+) -> Iterator[_Stretch]:
+    """Turn training into waits for data: before each time of `waits`, as much as has come to be known since the last."""
+    coming, known = deque(stretches), 0.0
+    for at, seconds in waits:
+        before = list(_take_until(coming, at))
+        yield from reversed(list(_wait_at_the_end(before, seconds - known)))
+        known = max(known, seconds)
+    yield from coming
+
+
+def _take_until(coming: deque[_Stretch], at: float) -> Iterator[_Stretch]:
+    while coming and coming[0][0] < at:
+        begin, end, cause = coming.popleft()
+        if end > at:
+            coming.appendleft((at, end, cause))
+        yield begin, min(end, at), cause
+
+
+def _wait_at_the_end(stretches: Sequence[_Stretch], seconds: float) -> Iterator[_Stretch]:
+    """Yield them from the last to the first, the last `seconds` of training as a wait."""
+    for begin, end, cause in reversed(stretches):
+        wait = max(0.0, min(seconds, end - begin)) if cause == "training" else 0.0
+        seconds -= wait
+        if wait:
+            yield end - wait, end, "data wait"
+        if begin < end - wait:
+            yield begin, end - wait, cause
 
 
 def _lost_from(attempt: AttemptRecord, kept: int | None) -> float | None:

@@ -12,7 +12,7 @@ from raymat.analysis.report.story import Story
 MOST_SPANS, MOST_MARKS = 8000, 2000
 PARTS = 2000
 """Of a run's time: routine that is shorter than one of them is left out."""
-ROUTINE = ("save stall", "validation")
+ROUTINE = ("data wait", "save stall", "validation")
 """Causes that come again and again."""
 MARKED = {
     "failure": "bad",

@@ -9,6 +9,7 @@ from typing import Any
 
 from raymat.analysis.event_words import words_of
 from raymat.analysis.goodput.ledger import CAUSES
+from raymat.analysis.goodput.money import bill
 from raymat.analysis.goodput.table import WORDS
 from raymat.analysis.report.chart_data import MARKED, loudness
 from raymat.analysis.report.markup import Html, folded, join, section, table, tag
@@ -158,13 +159,17 @@ def _timeline(number: int) -> Html:
 
 def _causes(story: Story) -> Html:
     total = story.ledger.slot_seconds
+    paid = None if story.prices is None else bill(story.ledger, story.prices)
     rows = []
     for cause, seconds in sorted(story.ledger.by_cause.items(), key=lambda item: -item[1]):
         share = seconds / total
         drawn = tag("div", class_=f"bar c{CAUSES.index(cause)}", style=f"width:{share * 100:.2f}%")
         name = join([tag("i", class_=f"swatch c{CAUSES.index(cause)}"), cause])
-        rows.append((name, f"{share:.1%}", f"{seconds / 3600:.3f} h", tag("div", drawn, class_="track"), WORDS[cause]))  # fmt: skip
-    return table(("time of all workers", "share", "", "", ""), rows)
+        cost = [f"{paid.by_cause[cause]:.2f}" if cause in paid.by_cause else "-"] if paid else []
+        figures = (name, f"{share:.1%}", f"{seconds / 3600:.3f} h")
+        rows.append((*figures, *cost, tag("div", drawn, class_="track"), WORDS[cause]))
+    head = ("time of all workers", "share", "", *(["cost"] if paid else []), "", "")
+    return join([table(head, rows), *([tag("p", paid.words)] if paid else [])])
 
 
 def _restarts(story: Story) -> Html:

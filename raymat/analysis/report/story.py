@@ -13,6 +13,7 @@ from raymat.analysis.report.curves import Curves, read_curves
 from raymat.analysis.report.sample_pictures import newest_pictures
 from raymat.analysis.restart_phases import Restart, restarts
 from raymat.analysis.runs.summary import MALFORMED, RunReader, RunSummary
+from raymat.config.prices import Prices
 from raymat.errors import NewerFormatError, StorageError
 from raymat.storage.store import Store
 
@@ -28,6 +29,7 @@ class Story:
     events: Sequence[Mapping[str, Any]]
     """Oldest first."""
     ledger: Ledger
+    prices: Prices | None
     attempts: Sequence[AttemptRecord]
     restarts: Sequence[Restart]
     curves: Curves
@@ -38,8 +40,8 @@ class Story:
     """What is missing, and why."""
 
 
-def read_story(store: Store) -> Story:
-    """Read a run.
+def read_story(store: Store, prices: Prices | None = None) -> Story:
+    """Read a run. `prices`: those of its machines, if they are known.
 
     Raises:
         StorageError: there is no such run, or its storage cannot be read. NewerFormatError: a newer raymat wrote it.
@@ -68,6 +70,7 @@ def read_story(store: Store) -> Story:
         reader.config,
         events,
         reader.ledger or Ledger(()),
+        prices,
         attempt("attempts", lambda: records(events)[1], []),
         attempt("restarts", lambda: restarts(events), []),
         attempt("curves", lambda: read_curves(store, summary.metric), no_curves),

@@ -11,6 +11,7 @@ from raymat.analysis.report.page import make_page
 from raymat.analysis.report.story import read_story
 from raymat.config.command_line import parse_options
 from raymat.config.options import Spelling
+from raymat.config.prices import Prices
 from raymat.console import size
 from raymat.errors import ConfigError
 from raymat.storage.output_files import check_output, write_output
@@ -28,6 +29,9 @@ class Options:
     """The runs: STORAGE/NAME, any fsspec URLs."""
     output: Annotated[str, Spelling("FILE.html", short="-o")] = "report.html"
     """The page."""
+    price: Prices | None = None
+    """What a worker costs in an hour, in any currency, as spot=0.52,ondemand=1.62 or a .yaml file of both: the time is also
+    told in money."""
 
     def __post_init__(self) -> None:
         if not self.urls:
@@ -38,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `raymat report URL... -o FILE.html` and return the exit code. Raises RaymatError for what the user can mend."""
     options = parse_options(Options, argv, "raymat report")
     check_output("--output", options.output, ".html")
-    stories = [read_story(open_run_url(url)) for url in options.urls]
+    stories = [read_story(open_run_url(url), options.price) for url in options.urls]
     page = make_page(stories, time.time()).encode(errors="backslashreplace")
     write_output("--output", options.output, page)
     print(f"{options.output}: {size(len(page))}")

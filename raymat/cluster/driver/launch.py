@@ -18,6 +18,7 @@ from raymat.checkpoint.catalog import scan
 from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.controller.failure_policy import raymat_error
 from raymat.cluster.driver.cluster_setup import check_room, resolve_auto, running_ray
+from raymat.cluster.driver.goodput_meter import GoodputMeter
 from raymat.cluster.driver.machine_watch import MachineWatch
 from raymat.cluster.driver.object_store import check_store, own_store_bytes
 from raymat.cluster.driver.progress_line import ProgressLine
@@ -105,8 +106,9 @@ def _train(run: OpenedRun, lease: Lease, watch: RayWatch) -> None:
     try:
         trainer = build_trainer(run, board, lease.name)
         machines = MachineWatch(board, run.store)
-        line = ProgressLine(board, first_progress(run))
-        with line, machines, signals, lease.calling(board.request_leave):
+        goodput = GoodputMeter(run.store)
+        line = ProgressLine(board, first_progress(run), goodput=goodput)
+        with goodput, line, machines, signals, lease.calling(board.request_leave):
             watch.call(trainer.fit)
     except (ray.train.TrainingFailedError, RayError) as error:
         raise signals.explain(_explain(error, board, watch)) from error

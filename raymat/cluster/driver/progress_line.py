@@ -11,6 +11,7 @@ from typing import TextIO
 from ray.exceptions import RayError
 
 from raymat.cluster.blackboard import Blackboard
+from raymat.cluster.driver.goodput_meter import GoodputMeter
 from raymat.console import Display, age
 from raymat.train.loop.watchdog import Activity
 from raymat.train.observability.progress import Progress
@@ -18,6 +19,8 @@ from raymat.train.observability.progress import Progress
 POLL_SECONDS = 1.0
 STANDS_SECONDS = 10.0
 """Without a step, after which a run stands still; longer where a step takes more than a third of it."""
+WORTH_TELLING = 0.05
+"""Share of the time for which training waits for data that its line tells of."""
 
 
 def clock(seconds: float) -> str:
@@ -27,7 +30,11 @@ def clock(seconds: float) -> str:
 
 
 def progress_line(
-    progress: Progress, now: float, width: int | None = None, standing: str | None = None
+    progress: Progress,
+    now: float,
+    width: int | None = None,
+    standing: str | None = None,
+    goodput: float | None = None,
 ) -> str:
     """Format the progress for a user, in one line of at most `width` columns: what matters less is left out.
 
@@ -36,16 +43,20 @@ def progress_line(
     Args:
         now: Unix seconds.
         standing: why the run stands still, in place of its pace.
+        goodput: share of the time of all workers that was training which counts.
     """
     rate, complete = progress.examples_per_second, progress.step >= progress.total_steps
+    waits = progress.data_wait
     paced = rate > 0 and not standing
     first, *others = [
         f"{progress.stage} {progress.step}/{progress.total_steps}",
         *([standing] if standing else []),
         *([f"left {clock(progress.examples_left / rate)}"] if paced and not complete else []),
         *([f"{rate:.1f} examples/s"] if paced else []),
+        *([f"waits {waits:.0%} for data"] if paced and waits >= WORTH_TELLING else []),
         *([] if progress.loss is None else [f"loss {progress.loss:.4f}"]),
         *_commit(progress, now),
+        *([] if goodput is None else [f"goodput {goodput:.1%}"]),
         *([f"restarts {progress.attempt - 1}"] if progress.attempt > 1 else []),
         f"workers {progress.world}",
     ]
@@ -86,9 +97,15 @@ class Standstill:
 class ProgressLine:
     """Shows how the run goes, and prints its news, while a block runs."""
 
-    def __init__(self, board: Blackboard, first: Progress, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        board: Blackboard,
+        first: Progress,
+        stream: TextIO | None = None,
+        goodput: GoodputMeter | None = None,
+    ) -> None:
         """`first` is shown until the workers have told their own."""
-        self._board, self._progress = board, first
+        self._board, self._progress, self._goodput = board, first, goodput
         self._display, self._standstill = Display(stream), Standstill()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="raymat-progress", daemon=True)
@@ -124,7 +141,9 @@ class ProgressLine:
         standing = None if last else self._standing(news.doing)
         if last or self._display.due:
             width = self._display.width
-            self._display.show(progress_line(self._progress, time.time(), width, standing), last)
+            goodput = self._goodput.value if self._goodput else None
+            line = progress_line(self._progress, time.time(), width, standing, goodput)
+            self._display.show(line, last)
 
     def _standing(self, doing: Activity | None) -> str | None:
         """Return that the run stands still, for how long and why; None if it does not.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+from raymat.analysis.goodput.ledger import make_ledger
+from raymat.analysis.goodput.table import goodput_table
 from raymat.config.run import RunConfig
 from raymat.console import columns, count
 from raymat.data.dataset.source import Source
@@ -71,7 +74,7 @@ def first_progress(run: OpenedRun) -> Progress:
 
 
 def closing(config: RunConfig, store: Store, validations: Sequence[Validation]) -> str:
-    """Format what a complete run has come to, and commands for what may come next, in aligned lines.
+    """Format where a complete run's time went, what has come of it, and commands for what may come next, in aligned lines.
 
     `validations`: its recorded ones, by step.
 
@@ -79,12 +82,12 @@ def closing(config: RunConfig, store: Store, validations: Sequence[Validation]) 
         StorageError: the storage cannot be read.
     """
     best = best_of(validations, config.checkpoint.best_metric, config.checkpoint.best_mode)
-    where = _bare(store)
+    where, events = _bare(store), read_events(store)
     weights = shlex.quote(f"{where}@best" if best else where)
     rows = [
         *([("best", _values(best))] if best else []),
         *([("final", _values(validations[-1]))] if validations else []),
-        *_replaced(store),
+        *_replaced(events),
         ("weights", f"{weights}, newest {shlex.quote(where)}" if best else weights),
         *_next(
             f"raymat evaluate {weights}",
@@ -93,7 +96,7 @@ def closing(config: RunConfig, store: Store, validations: Sequence[Validation]) 
             f"tensorboard --logdir {shlex.quote(where + '/tensorboard')}",
         ),
     ]
-    return columns(rows)
+    return "\n\n".join(filter(None, (goodput_table(make_ledger(events)), columns(rows))))
 
 
 def _data(config: RunConfig, source: Source) -> Rows:
@@ -121,8 +124,8 @@ def _values(validation: Validation) -> str:
     return f"step {validation.step}: {values_line(validation.loss, validation.metrics)}"
 
 
-def _replaced(store: Store) -> Rows:
-    replaced = (e for e in map(parse_event, read_events(store)) if isinstance(e, ImageReplaced))
+def _replaced(events: Sequence[dict[str, Any]]) -> Rows:
+    replaced = (e for e in map(parse_event, events) if isinstance(e, ImageReplaced))
     files = {event.path for event in replaced}
     told = f"{count(len(files), 'picture')} that could not be used, for which others stood in"
     return [("replaced", f"{told} (events/)")] if files else []

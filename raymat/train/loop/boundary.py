@@ -123,4 +123,4 @@ class Boundary:
         self._pace.committed(found)
         for saved in found:
             self._validations.committed(saved.checkpoint)
-        self._checkpoints.record(found, self._state)
+        self._checkpoints.record(found, self._state, self._steps.data_wait)

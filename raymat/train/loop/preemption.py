@@ -96,10 +96,16 @@ class PreemptionHandler:
             raise LeaveRequest(notice)
         return action is Action.COMMIT
 
-    def leaving(self, notice: HeardNotice, step: int) -> LeavingError:
-        """Return the error to leave with after `step`, when all is committed that can be."""
+    def leaving(self, notice: HeardNotice, step: int, data_wait: float) -> LeavingError:
+        """Return the error to leave with after `step`, when all is committed that can be.
+
+        `data_wait`: seconds that steps have waited for data in this attempt.
+        """
         committed = self._saver.agreement.committed_step
-        self._attempt.emit(WorkersLeft(reason=notice.reason, step=step, committed=committed))
+        left = WorkersLeft(
+            reason=notice.reason, step=step, committed=committed, data_wait=round(data_wait, 3)
+        )
+        self._attempt.emit(left)
         return LeavingError(
             f"{notice.reason}: the workers left after step {step}, step {committed} is committed",
             final=notice.final,

@@ -40,6 +40,7 @@ class Reporter:
         self.loss: float | None = None
         """The newest logged training loss; None where it was not finite."""
         self._commit: tuple[int, float] | None = None
+        self._data_wait = 0.0
         self._pace, self._start = Pace(), StartClock()
 
     def resumed(self, step: int, checkpoint: CheckpointId | None) -> None:
@@ -72,7 +73,7 @@ class Reporter:
     def row(self, kind: str, step: int, loss: float | None, **fields: Any) -> None:
         """Log a row of completed step `step`."""
         if kind == "train":
-            self.loss = loss
+            self.loss, self._data_wait = loss, fields.get("data_wait", 0.0)
         schedule = self._attempt.schedule
         place = {
             "kind": kind,
@@ -151,6 +152,7 @@ class Reporter:
                 commit_time=when,
                 world=attempt.group.world.size,
                 attempt=attempt.number,
+                data_wait=self._data_wait,
             )
         )
 

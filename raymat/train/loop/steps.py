@@ -45,6 +45,9 @@ class TrainingSteps:
         self._nonfinite = NonfiniteStepCounter(
             attempt.config.optim.max_bad_steps, attempt.device, start.state.bad_steps
         )
+        self.data_wait = 0.0
+        """Seconds that the worker which waited longest has waited for data in this attempt, after its first step;
+        as of the newest row or save."""
 
     @property
     def heard(self) -> bool:
@@ -104,7 +107,7 @@ class TrainingSteps:
             self._reporter.images(done, result.pictures)
         if schedule.logs(done):
             self._log_row(batch, result, rate)
-            self._substitutes.count()
+            self._tally()
             self._substitutes.require_few()
 
     def read_health(self) -> None:
@@ -115,7 +118,16 @@ class TrainingSteps:
         """
         self._require_finite(self._nonfinite.drain())
         self.state.bad_steps = self._nonfinite.in_a_row
-        self._substitutes.count()
+        self._tally()
+
+    def _tally(self) -> None:
+        """Sum up what each worker counts by itself. Called by all workers."""
+        world, group = self._attempt.group.world, self._attempt.group
+        waits = [0.0] * world.size
+        waits[world.rank] = self._clock.data_wait
+        substitutes, *waits = group.sums([float(self._substitutes.take()), *waits])
+        self.state.substitutes += int(substitutes)
+        self.data_wait = max(waits)
 
     def _require_finite(self, found: list[BadStep]) -> None:
         for bad in found:
@@ -158,17 +170,16 @@ class Substitutes:
     def __init__(self, attempt: Attempt, state: RunState) -> None:
         self._attempt, self._state = attempt, state
         self._own = 0
-        """This worker's since the last count."""
+        """This worker's that were not yet taken."""
 
     def add(self, batch: MicroBatch) -> None:
-        """Note a batch that is trained on. Not a collective."""
+        """Note a batch that is trained on."""
         self._own += len({replaced.number for replaced in batch.replaced})
 
-    def count(self) -> None:
-        """Bring the state's number up to date. Called by all workers."""
-        (found,) = self._attempt.group.sums([float(self._own)])
-        self._state.substitutes += int(found)
-        self._own = 0
+    def take(self) -> int:
+        """Return how many this worker has had since the last call."""
+        taken, self._own = self._own, 0
+        return taken
 
     def require_few(self) -> None:
         """Raise a TrainingError, on all workers, if more were counted than --max-replaced allows."""

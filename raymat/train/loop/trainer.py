@@ -150,7 +150,8 @@ class Trainer:
             # All workers are here at the same step: they commit what they can before the deadline.
             self.state.experience = replace(self.state.experience, noticed=True)
             self.boundary.commit(until=request.until)
-            raise self.preemption.leaving(request.notice, self.state.step) from None
+            wait = self.steps.data_wait
+            raise self.preemption.leaving(request.notice, self.state.step, wait) from None
         return self._end(already_complete)
 
     def _train_segment(self, end: int) -> None:
@@ -187,6 +188,7 @@ class Trainer:
                 replaced=int(replaced),
                 substitutes=state.substitutes,
                 waited=self.validations.waited,
+                data_wait=round(self.steps.data_wait, 3),
                 saves=dataclasses.asdict(checkpoints.saver.counts),
             )
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
-from raymat.train.observability.event import Event, Rank, Reason, Step
+from raymat.train.observability.event import DataWait, Event, Rank, Reason, Step
 
 
 class Participant(TypedDict):
@@ -134,6 +134,7 @@ class AttemptEnded(Event):
         "complete: examples of the run that were trained with a substitute for an unreadable image",
     ] = 0
     waited: Annotated[float | None, "complete: s that training waited for validations"] = None
+    data_wait: DataWait = None
     saves: Annotated[dict[str, int] | None, "complete: rank 0's saves by what became of them"] = (
         None
     )
@@ -171,6 +172,7 @@ class WorkersLeft(Event):
     reason: Annotated[str, "the reason of the notice"]
     step: Step
     committed: Annotated[int, "step of the newest committed checkpoint"]
+    data_wait: DataWait = None
 
     @property
     def line(self) -> str:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from raymat.train.observability.event import Checkpoint, ErrorLine, Event, Reason, Step
+from raymat.train.observability.event import (
+    Checkpoint,
+    DataWait,
+    ErrorLine,
+    Event,
+    Reason,
+    Step,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,7 @@ class CheckpointCommitted(Event):
     seconds: Annotated[float, "s from rank 0's snapshot until its shard was in storage"]
     stall: Annotated[float, "s that training stood still for it"]
     bytes: Annotated[int, "bytes of rank 0's shard"]
+    data_wait: DataWait = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,10 @@ from raymat.storage.fields import Count
 Step = Annotated[Count, "completed steps"]
 Rank = Annotated[Count, "the worker's number, from 0"]
 Checkpoint = Annotated[str, "its folder's name, as in step-000000120-a003"]
+DataWait = Annotated[
+    float | None,
+    "s that steps have waited for data in this attempt, after the first: the worker that waited longest",
+]
 Reason = Annotated[str, "why, for people"]
 ErrorLine = Annotated[str, "the error in one line"]
 

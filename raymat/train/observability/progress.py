@@ -31,6 +31,8 @@ class Progress:
     """Workers."""
     attempt: int
     """Number of the attempt; 1 for a run that was never restarted."""
+    data_wait: float = 0.0
+    """Share of its time for which training waits for data, as of the newest row."""
 
 
 class StepClock:
@@ -43,6 +45,9 @@ class StepClock:
         """`clock`: in seconds; read three times a step and once a row."""
         self._clock = clock
         self._last = clock()
+        self.data_wait = 0.0
+        """Seconds that steps have waited for their batch since the first one, whose wait is the start's."""
+        self._first = True
         self._waited = self._seconds = self._row_seconds = 0.0
         self._steps = self._examples = 0
 
@@ -53,6 +58,8 @@ class StepClock:
     def batch_arrived(self) -> None:
         """Note that the batch is there."""
         waited = self._lap()
+        self.data_wait += 0.0 if self._first else waited
+        self._first = False
         self._waited += waited
         self._seconds += waited
 

@@ -1,7 +1,7 @@
 "use strict";
 // Draws the charts of a page from the data in it. What came from storage reaches the page as text alone.
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const ROUTINE = ["save stall", "validation"].map((cause) => DATA.causes.indexOf(cause));
+const ROUTINE = ["data wait", "save stall", "validation"].map((cause) => DATA.causes.indexOf(cause));
 const charts = [];
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const short = (v) => (v == null ? "-" : Number(v.toPrecision(4)).toString());
@@ -54,7 +54,7 @@ const KINDS = {
     const alone = runs.length === 1;
     curve(box, alone ? "examples a second, and the share of a step that waits for data" : "examples a second", runs, (run, n) => [
       { steps: run.train.steps, values: run.train.examples_per_second, label: "examples/s", color: `run${n % 8}` },
-      ...(alone ? [{ steps: run.train.steps, values: run.train.data_wait, label: "data wait", color: "c6",
+      ...(alone ? [{ steps: run.train.steps, values: run.train.data_wait, label: "data wait", color: "c1",
         extra: { scale: "share", value: (u, v) => (v == null ? "-" : `${(100 * v).toFixed(1)}%`) } }] : [])],
     alone ? { scales: { x: { time: false }, share: { range: [0, 1] } }, axes: [axis(), axis({ size: 62 }),
       axis({ scale: "share", side: 1, size: 46, grid: { show: false }, values: (u, vs) => vs.map((v) => `${Math.round(100 * v)}%`) })]
@@ -150,7 +150,7 @@ function mark(u, time) {
     }
   };
   ticks(time.commits, "ink", 0, 4);
-  ticks(time.validations, "c3", 4, 9);
+  ticks(time.validations, "c4", 4, 9);
   for (const level of ["note", "warn", "bad"]) {
     c.fillStyle = shades[level];
     for (const [at, how] of time.marks) {

@@ -101,8 +101,11 @@ class Checkpoints:
             found += self.saver.finish(self._step, state, metrics, until=until)
         return found
 
-    def record(self, found: list[Saved], state: RunState) -> None:
-        """Write an event for each commit, and let retention clear away what they make needless."""
+    def record(self, found: list[Saved], state: RunState, data_wait: float) -> None:
+        """Write an event for each commit, and let retention clear away what they make needless.
+
+        `data_wait`: seconds that steps have waited for data in this attempt.
+        """
         for saved in found:
             self.newest = saved.checkpoint
             self._attempt.emit(
@@ -112,6 +115,7 @@ class Checkpoints:
                     seconds=saved.seconds,
                     stall=saved.stall,
                     bytes=saved.bytes,
+                    data_wait=round(data_wait, 3),
                 )
             )
         if found:
