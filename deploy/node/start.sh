@@ -7,6 +7,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 role=$1
 shift
 if [ "$role" = head ]; then
+    export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # with the head goes the cluster: nobody would take what it drains
     exec ray start --head --block --disable-usage-stats --dashboard-host=127.0.0.1 "$@"
 fi
 address=$1
