@@ -17,7 +17,7 @@ PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; 
 	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
 endif
 
-.PHONY: help setup demo quick test chaos lint types format hooks bench clean
+.PHONY: help setup demo quick test chaos lint types format hooks package hashes licences bench clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,17 @@ types: setup ## type check
 
 hooks: ## have git check style and types before each commit, with the tools of .venv
 	git config core.hooksPath .githooks
+
+package: setup ## wheel and sdist, in dist/
+	$(BIN)/python -m build --quiet --outdir dist .
+
+hashes: ## all versions with the digests of their files, in dist/requirements.txt (needs uv)
+	@mkdir -p dist
+	uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-annotate -c constraints.txt \
+		--extra aws --extra azure --extra gcs --extra gpu --extra onnx pyproject.toml -o dist/requirements.txt
+
+licences: setup ## write docs/licences.md from what is installed
+	$(BIN)/python -m tests.support.licences > docs/licences.md
 
 bench: ## list the scripts that print the README's figures
 	@for f in benchmarks/*.py; do test ! -e "$$f" || echo "$(BIN)/python $$f"; done

@@ -13,6 +13,8 @@ from tests.support.paths import ROOT
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    ROOT / "deploy/README.md",
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / ".github").rglob("*.md")),
 ]
