@@ -154,6 +154,10 @@ COMMANDS: dict[str, Command] = {
         "list all runs of a storage, and where each stands",
         _later("raymat.cli.runs.runs_command:main"),
     ),
+    "plan": Command(
+        "say what a run will take on spot machines, and which setting is best",
+        _later("raymat.cli.runs.plan_command:main"),
+    ),
     "watch": Command(
         "follow a run from anywhere that can read its storage",
         _later("raymat.cli.runs.watch_command:main"),

@@ -1,0 +1,177 @@
+"""A plan is what a run takes: by hand where one loss is all that happens, and by the same for the same draws."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+
+import pytest
+
+from raymat.analysis.planning.advice import make_plan
+from raymat.analysis.planning.costs import RunCosts, measure
+from raymat.analysis.planning.market import Change, Rates, Trace
+from raymat.analysis.planning.replay import Setting, replay
+from raymat.cli.runs.plan_command import main
+from raymat.config.prices import Prices
+from raymat.errors import ConfigError
+from raymat.storage.store import Store
+from raymat.train.observability.events import EventLog
+from tests.support.events import note
+
+COSTS = RunCosts(step=1.0, stall=0.5, save=10.0, detect=2.0, restart=15.0, start=30.0)
+"""A checkpoint costs 0.5 + 5% of 10 s = 1 s."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A market that changes as it is told."""
+
+    told: tuple[Change, ...]
+
+    def changes(self, wanted: int, seed: int) -> Iterator[Change]:
+        return iter(self.told)
+
+    def unnoticed_per_hour(self, wanted: int) -> float:
+        return 0.0
+
+
+def run(
+    steps: int, *changes: Change, low: int = 1, high: int = 1, interval: int = 20
+) -> dict[str, float]:
+    setting = Setting(low, high, 0, interval)
+    found = replay(COSTS, steps, setting, Fixed((Change(0.0, high), *changes)), 0)
+    assert found.ends
+    assert sum(found.by_cause.values()) == pytest.approx(found.wall * high)
+    assert found.spot == pytest.approx(found.wall * high - found.by_cause["capacity"])
+    return {cause: seconds for cause, seconds in found.by_cause.items() if seconds}
+
+
+def test_an_undisturbed_run_starts_trains_and_saves() -> None:
+    assert run(100) == {"start-up": 30.0, "training": 100.0, "save": 4 * 1.0 + 10.0}
+
+
+def test_a_loss_takes_the_steps_since_the_newest_commit_which_is_ten_seconds_behind() -> None:
+    # Cycles of 21 s from 30 on: at 100 three have passed, the third save 7 s ago: two are committed, 40 steps.
+    found = run(100, Change(100.0, 0), Change(200.0, 1))
+    assert found == {
+        "start-up": 30.0 + 15.0,
+        "training": 100.0,
+        "lost": 27.0,
+        "save": 3.0 + 2.0 + 10.0,
+        "detection": 2.0,
+        "capacity": 100.0 - 2.0,
+    }
+
+
+def test_a_loss_with_notice_takes_nothing() -> None:
+    found = run(100, Change(100.0, 0, noticed=True), Change(200.0, 1))
+    assert "lost" not in found
+    assert found["training"] == 100.0
+
+
+def test_workers_share_a_step_and_those_that_come_back_are_taken_in_after_a_commit() -> None:
+    # 2 workers take 0.5 s a step; one goes at 50 with notice, and is back at 100.
+    found = run(400, Change(50.0, 1, noticed=True), Change(100.0, 2), high=2)
+    assert found["training"] == pytest.approx(400.0)
+    assert "lost" not in found
+    assert found["capacity"] == pytest.approx(50.0, abs=11.0)
+
+
+def test_fewer_machines_than_the_run_may_have_at_least_stand_idle() -> None:
+    found = run(100, Change(40.0, 1, noticed=True), Change(140.0, 2), low=2, high=2)
+    assert found["idle"] == pytest.approx(100.0 - 10.5)
+
+
+def test_a_run_without_machines_never_ends() -> None:
+    assert not replay(COSTS, 10, Setting(1, 1, 0, 20), Fixed((Change(0.0, 0),)), 0).ends
+
+
+def test_the_same_seed_draws_the_same_market_and_another_another() -> None:
+    for market in (Rates(0.5, noticed=0.5), Trace(300.0, (4, 3, 4, 0, 2))):
+        first, again, other = (list(islice(market.changes(8, seed), 40)) for seed in (1, 1, 2))
+        assert first == again != other
+        assert all(a.at < b.at for a, b in pairwise(first))
+
+
+def test_rates_lose_as_many_machines_as_they_say() -> None:
+    changes = list(islice(Rates(2.0, back=60.0).changes(10, 0), 8001))
+    losses = sum(b.machines < a.machines for a, b in pairwise(changes))
+    expected = 2.0 * 10 * 30 / 31  # of ten machines each is there for 1800 s, then away for 60
+    assert losses / (changes[-1].at / 3600) == pytest.approx(expected, rel=0.03)
+
+
+def test_a_recording_stands_for_all_workers_by_its_most_machines() -> None:
+    counts = {change.machines for change in islice(Trace(300.0, (4, 3, 2, 4)).changes(16, 0), 9)}
+    assert counts == {16, 12, 8}
+    assert list(Trace(300.0, (4, 4, 4)).changes(16, 0)) == [Change(0.0, 16)]
+
+
+def test_on_demand_machines_are_taken_where_spot_machines_are_too_often_lost_for_their_price() -> (
+    None
+):
+    def chosen(prices: Prices) -> int:
+        return make_plan(COSTS, 20_000, 2, Rates(30.0), prices, draws=30).setting.ondemand
+
+    assert chosen(Prices(spot=1.0, ondemand=1.05)) == 2
+    assert chosen(Prices(spot=0.1, ondemand=5.0)) == 0
+
+
+def test_costs_are_measured_from_events() -> None:
+    events = [
+        {"kind": "launch", "time": 0.0, "attempt": 0, "config": {"workers": "2"}},
+        {"kind": "start", "time": 10.0, "attempt": 1, "world": 2, "writer": "rank-00000"},
+        {"kind": "first_step", "time": 20.0, "attempt": 1, "step": 1, "seconds": 1.0, "batch": 0.5},
+        {"kind": "commit", "time": 72.0, "attempt": 1, "step": 101, "seconds": 2.0, "stall": 0.0},
+    ]
+    assert measure(events) == {"stall": 0.0, "save": 2.0, "start": 20.0, "step": 0.52, "world": 2.0}
+
+
+def test_the_command_plans_a_run_like_another_and_draws_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store.open(str(tmp_path), "run")
+    log = EventLog.for_rank(store, 1, 0)
+    log.emit(note("start", world=1))
+    picture = tmp_path / "plan.png"
+    flags = ["--steps", "1000", "--step-seconds", "0.5", "--workers", "1,2", "--draws", "10"]
+    assert main([store.url, *flags, "-o", str(picture), "--price", "spot=1,ondemand=3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("1000 steps; step 0.5 s on 1 (given), stall 0.02 s (assumed)")
+    assert lines[2].split() == [
+        *("workers", "on", "demand", "commit", "every", "hours", "goodput", "no", "machine", "cost")
+    ]  # fmt: skip
+    assert [line.split()[0] for line in lines[3:]] == ["1", "1:2"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main([*flags, "--json"]) == 0
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    assert [plan["setting"]["high"] for plan in plans] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "what a step takes is not known"),
+        (["--step-seconds", "1"], "how long the run is to be is not known"),
+        (["--workers", "1.5"], "--workers must be whole numbers from 1 to 4096"),
+        (["--noticed", "2"], "--noticed must be in"),
+        (["a/b", "c/d"], "expected one run"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_one_line(flags: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        main(flags)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"metadata": {"gap_seconds": 0}, "data": [1]}', "no JSON",
+                '{"metadata": {"gap_seconds": 300}, "data": [0, 0]}',
+                '{"metadata": {"gap_seconds": 300}, "data": [-1, 2]}']
+)  # fmt: skip
+def test_a_file_that_is_no_recording_is_refused_by_its_name(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "trace.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"trace\.json: expected"):
+        Trace.read(str(path))
