@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC1090
 # Sourced before `ray start` on every machine, whatever the cloud.
 if [ -f ~/env/bin/activate ]; then . ~/env/bin/activate; fi
 ulimit -n 65536 2> /dev/null || true

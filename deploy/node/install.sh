@@ -38,7 +38,7 @@ if [ "$(cat ~/env/.raymat 2>/dev/null)" != "$wanted" ]; then
         torch=$(grep -oE '^torch==[^ ;]+' "$project/constraints.txt")
         ~/env/bin/pip install -q --index-url https://download.pytorch.org/whl/cpu "$torch"
     fi
-    ~/env/bin/pip install -q -c "$project/constraints.txt" -e "$project[$extra]"
+    ~/env/bin/pip install -q -c "$project/constraints.txt" -e "${project}[$extra]"
     echo "$wanted" > ~/env/.raymat
 fi
 

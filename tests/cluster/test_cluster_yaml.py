@@ -210,7 +210,7 @@ def test_every_node_installs_the_project_with_the_tested_versions() -> None:
     assert WORKERS["decode"]["worker_setup_commands"] == [
         "bash ~/raymat/deploy/node/install.sh cpu"
     ]
-    assert 'pip install -q -c "$project/constraints.txt" -e "$project[$extra]"' in INSTALL
+    assert 'pip install -q -c "$project/constraints.txt" -e "${project}[$extra]"' in INSTALL
     assert "torch==2." not in TEXT + INSTALL  # the version is that of constraints.txt
 
 

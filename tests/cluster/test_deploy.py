@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,25 @@ def test_a_container_that_is_stopped_has_the_time_to_drain() -> None:
     for service in services.values():
         assert int(service["stop_grace_period"].removesuffix("s")) > int(drain[1])
         assert service["init"] is True
+
+
+def test_what_a_job_sends_is_the_project_without_weights_footage_and_tests(tmp_path: Path) -> None:
+    """By Ray's own packaging of a working directory."""
+    from ray._private.runtime_env.packaging import create_package
+
+    (tmp_path / "raymat/model").mkdir(parents=True)
+    (tmp_path / "tests").mkdir()
+    kept = ["raymat/model/__init__.py", "jobs/refine.py", "run.yaml"]
+    lost = ["weights.pth", "raymat/big.safetensors", "clip.mp4", "tests/test_x.py", "run.log"]
+    (tmp_path / "jobs").mkdir()
+    for name in kept + lost:
+        (tmp_path / name).write_text("x")
+    for name in (".rayignore", ".gitignore"):
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"))
+    package = tmp_path.parent / f"{tmp_path.name}.zip"
+    create_package(str(tmp_path), package, include_gitignore=True)
+    names = {n for n in zipfile.ZipFile(package).namelist() if not n.endswith("/")}
+    assert names == {*kept, ".rayignore", ".gitignore"}
 
 
 def test_the_image_runs_without_roots_rights_and_holds_what_deploy_calls() -> None:
