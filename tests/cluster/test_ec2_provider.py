@@ -28,8 +28,9 @@ def provider(**fields: Any) -> Any:
 
 
 def launch(made: Any, count: int = 1) -> int:
+    """By the method that Ray's autoscaler calls."""
     tags = {"ray-node-type": "worker", "ray-user-node-type": "gpu"}
-    return len(made.create_node(GPU, tags, count))
+    return len(made.create_node_with_resources_and_labels(GPU, tags, count, {}, {}))
 
 
 def offers_of(account: FakeAws) -> list[tuple[str, str]]:
