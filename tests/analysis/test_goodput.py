@@ -195,6 +195,10 @@ def test_a_run_that_trains_now_is_accounted_for_until_now() -> None:
     }
 
 
+def test_a_run_whose_workers_have_not_started_yet_starts_up() -> None:
+    assert causes(make_ledger([launch(0, "2")], until=5.0)) == {"start-up": 10.0}
+
+
 def test_a_log_without_drivers_or_attempts_has_an_empty_ledger() -> None:
     assert make_ledger([]).spans == make_ledger([{"kind": "odd"}]).spans == ()
     assert make_ledger([]).goodput == 1.0

@@ -123,7 +123,7 @@ def _marks(launches: Sequence[Launch], attempts: Sequence[AttemptRecord]) -> Ite
         before = max((a.number for a in attempts if a.started < launch.at), default=0)
         yield _Mark(launch.at, "start-up", before)
     kept: int | None = None
-    following = [*(attempt.started for attempt in attempts[1:]), None]
+    following = [*(attempt.started for attempt in attempts), None][1:]  # none while workers start
     for attempt, next_start in zip(reversed(attempts), reversed(following), strict=True):
         successor = next((launch for launch in launches if launch.at > attempt.started), None)
         if successor is not None and next_start is not None and successor.at > next_start:

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from raymat.analysis.goodput.ledger import make_ledger
 from raymat.analysis.runs.event_reader import EventReader
+from raymat.analysis.runs.summary import MALFORMED
 from raymat.errors import StorageError
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.store import Store
@@ -50,8 +51,8 @@ class GoodputMeter:
         while not self._done.wait(self._seconds):
             try:
                 self._look()
-            except StorageError as error:
-                log.info("the goodput cannot be read now: %s", error.line)
+            except (StorageError, *MALFORMED) as error:
+                log.info("the goodput cannot be read now: %s", error)
 
     def _look(self) -> None:
         self._events.refresh()

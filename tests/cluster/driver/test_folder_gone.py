@@ -15,7 +15,7 @@ from tests.support.kit import wait_for
 from tests.support.mounts import coming_and_going
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_a_run_whose_disk_goes_ends_with_that_reason_and_goes_on_when_it_is_back(
     tmp_path: Path,
