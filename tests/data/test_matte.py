@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from typing import Any
 
 import cv2
@@ -19,7 +20,7 @@ FULL = np.where(MATTE > 127, 255, 0).astype(np.uint8)
 PHOTO = photo(6)
 
 
-def read(data: bytes, decoding: int = 2) -> Pixels:
+def read(data: bytes, decoding: int = 5) -> Pixels:
     return EncodedImage(data, "pha/a.png", grey=True, decoding=decoding).decode()
 
 
@@ -40,6 +41,32 @@ def palette(indices: Pixels, colours: list[int], **more: Any) -> bytes:
     return buffer.getvalue()
 
 
+def tiff(values: Any, meaning: int, *extra: int) -> bytes:
+    """A TIFF of one strip whose numbers mean grey from white (0), grey from black (1) or RGB (2); `extra` as in ExtraSamples."""
+    planes = 1 if values.ndim == 2 else values.shape[2]
+    body = values.tobytes()
+    kind = 3 if values.dtype.kind == "f" else 1
+    tags = [
+        *((256, values.shape[1]), (257, values.shape[0]), (258, 8 * values.itemsize), (259, 1)),
+        *((262, meaning), (273, 8), (277, planes), (279, len(body)), *((338, e) for e in extra)),
+        (339, kind),
+    ]
+    more, table = b"", struct.pack("<H", len(tags))
+    for tag, value in tags:
+        if tag == 258 and planes > 2:  # too many to stand in the table
+            where = 8 + len(body) + 2 + 12 * len(tags) + 4
+            table += struct.pack("<HHII", tag, 3, planes, where)
+            more = struct.pack("<H", value) * planes
+        elif tag in (258, 339) and planes == 2:
+            table += struct.pack("<HHIHH", tag, 3, 2, value, value)
+        else:
+            table += struct.pack("<HHII", tag, 4, 1, value)
+    return b"II*\0" + struct.pack("<I", 8 + len(body)) + body + table + bytes(4) + more
+
+
+SMALL = np.zeros_like(MATTE)
+SMALL[:9, :9] = 1
+SMALL[1:8, 1:8] = 2
 ZERO, ONES = np.zeros_like(MATTE), np.full_like(MATTE, 255)
 FOUND: dict[str, tuple[bytes, Pixels, int]] = {
     "rgba png": (encode(channels(*PHOTO.transpose(2, 0, 1), MATTE), "PNG"), MATTE, 0),
@@ -70,6 +97,19 @@ FOUND: dict[str, tuple[bytes, Pixels, int]] = {
     "palette with alphas": (
         palette(MATTE, [200, 30, 30] * 256, transparency=bytes(range(256))), MATTE, 0,
     ),
+    "one object of DAVIS": (palette(FULL // 255, [0, 0, 0, 128, 0, 0]), FULL, 0),
+    "a person of VOC": (palette(FULL // 255, [0, 0, 0, 192, 128, 128]), FULL, 0),
+    "14 bits in 16": (png16(MATTE.astype(int) * 16383 // 255), MATTE, 1),
+    "15 bits in 16": (png16(MATTE.astype(int) * 32767 // 255), MATTE, 1),
+    "tiff from white": (tiff(255 - MATTE, 0), MATTE, 0),
+    "tiff from white, 16 bits": (tiff(65535 - MATTE.astype("<u2") * 257, 0), MATTE, 0),
+    "tiff from white, fractions": (tiff(1 - (MATTE / 255).astype("<f4"), 0), MATTE, 0),
+    "tiff from black, 16 bits": (tiff(MATTE.astype("<u2") * 257, 1), MATTE, 0),
+    "tiff, alpha": (tiff(channels(*PHOTO.transpose(2, 0, 1), MATTE), 2, 2), MATTE, 0),
+    "tiff, a channel without a name": (
+        tiff(channels(*PHOTO.transpose(2, 0, 1), MATTE), 2, 0), MATTE, 0,
+    ),
+    "tiff, one beside grey": (tiff(channels(PHOTO[..., 0], MATTE), 1, 0), MATTE, 0),
     "empty": (encode(ZERO, "PNG"), ZERO, 0),
     "full": (encode(ONES, "PNG"), ONES, 0),
     "empty rgba": (encode(channels(ZERO, ZERO, ZERO, ZERO), "PNG"), ZERO, 0),
@@ -96,6 +136,14 @@ def test_the_matte_is_found_where_it_is(case: str) -> None:
             "classes",
             palette((MATTE > 99).astype(np.uint8) + (MATTE > 200), [0, 0, 0, 128, 0, 0, 0, 128, 0]),
         ),
+        # Its person, a fiftieth of the picture, and the void.
+        (
+            "a small class",
+            palette(
+                (SMALL > 0).astype(np.uint8) + (SMALL > 1),
+                [0, 0, 0, 224, 224, 192, 192, 128, 128],
+            ),
+        ),
     ],
 )
 def test_colours_are_no_matte_and_the_line_says_so(case: str, data: bytes) -> None:
@@ -111,6 +159,9 @@ def test_a_run_that_began_before_reads_mattes_as_it_began() -> None:
     assert np.array_equal(read(inked, decoding=1), before)
     assert read(FOUND["mask of 0 and 1"][0], decoding=1).max() == 1
     assert read(FOUND["12 bits in 16"][0], decoding=1).max() == 15
+    assert read(FOUND["one object of DAVIS"][0], decoding=4).max() == 128
+    white = "tiff from white, 16 bits"
+    assert np.abs(255 - read(FOUND[white][0], decoding=4).astype(int) - MATTE).max() == 0
 
 
 def test_foregrounds_and_backgrounds_are_read_as_before() -> None:

@@ -48,7 +48,7 @@ def _refuse_colours(header: Header) -> None:
     except ValueError:
         return  # what is wrong with the file is said where it is decoded
     try:
-        refuse_colours(small)
+        refuse_colours(small, header.decoding)
     except NoMatteError as error:
         raise BadPicture(str(error)) from error
 
@@ -131,10 +131,10 @@ def _decode_pillow(header: Header, data: bytes, grey: bool) -> Pixels:
     try:
         with _opened(header, data) as image:
             if grey and header.decoding >= 2 and header.frame is None:
-                return _checked(matte_of(image), header, 1)
+                return _checked(matte_of(image, header.decoding), header, 1)
             if grey:
                 return _checked(np.asarray(image.convert("L")), header, 1)
-            return _checked(rgb_of(image), header, 1)
+            return _checked(rgb_of(image, header.decoding, header.profile), header, 1)
     except NoMatteError as error:
         raise BadPicture(str(error)) from error
     except PILLOW_ERRORS as error:

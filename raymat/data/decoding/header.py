@@ -26,12 +26,19 @@ from raymat.data.decoding.blocks import (
 from raymat.data.decoding.colour_profile import profile_of
 from raymat.data.decoding.kinds import kind_of
 from raymat.data.decoding.orientation import ORIENTATION_TAG, UPRIGHT, Orientation, orientation_of
+from raymat.data.decoding.stated_colours import (
+    HighDynamicRangeError,
+    profile_of_avif,
+    profile_of_png,
+)
 from raymat.errors import first_line
 
-DECODING = 4
+DECODING = 5
 """The newest version. 1: no orientation tags, no colour profiles, a matte is its file's brightness, and files without an end
 or with long texts are refused. 2: JPEG, PNG and WebP alone, JPEGs with 1x4 chroma sampling are refused, and a colour JPEG is
-a matte by its brightness. 3: PNGs whose second checksum, within their compressed pixels, is wrong are refused."""
+a matte by its brightness. 3: PNGs whose second checksum, within their compressed pixels, is wrong are refused. 4: colour
+spaces count only as RGB profiles, small coloured regions of a matte by their brightness, deep TIFFs that begin with white
+are inverted, and an alpha channel that a TIFF does not name is none."""
 MEMORY = 7 * 2**28
 """Maximum bytes that decoding a picture takes, beside its file: 256 million pixels of a PNG."""
 MAX_SIDE = 32_766  # what OpenCV's warp can address
@@ -76,6 +83,10 @@ _ALL_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 
 _OWN_TAGS = ("JPEG", "PNG", "WEBP")
 """Formats whose tags are read here, without decoding anything; Pillow reads those of the others."""
+
+
+_SPACE = slice(16, 20)
+"""Where a profile names the kind of its colours."""
 
 
 class BadPicture(ValueError):
@@ -144,10 +155,24 @@ def read_header(data: bytes, grey: bool, decoding: int) -> Header:
 
 
 def _with_tags(header: Header, data: bytes, grey: bool) -> Header:
+    profile = b"" if grey else _colour_space(header, data)
     if header.form not in _OWN_TAGS:  # Pillow has read their tags
-        return header if not grey else replace(header, profile=b"")
-    profile = b"" if grey else profile_of(data)
+        return replace(header, profile=profile)
     return replace(header, orientation=orientation_of(data), profile=profile)
+
+
+def _colour_space(header: Header, data: bytes) -> bytes:
+    """Return the profile of a picture's colours, empty for sRGB. Raises BadPicture."""
+    found = profile_of(data) if header.form in _OWN_TAGS else header.profile
+    if header.decoding < 5:
+        return found if found[_SPACE] in (b"", b"RGB ") else b""
+    try:
+        if header.form == "PNG":
+            stated = profile_of_png(data)
+            return found if stated is None else stated
+        return profile_of_avif(data) if header.form == "AVIF" and not found else found
+    except HighDynamicRangeError as error:
+        raise BadPicture(str(error)) from error
 
 
 def _jpeg(data: bytes, decoding: int) -> Header:
