@@ -38,6 +38,8 @@ class MatteStatistics:
     """Soft pixels to each step, along a row, between a transparent or soft and an opaque half; None: no such step."""
     depth: int = 8
     """Bits of a pixel in the file."""
+    flat: float = 0.0
+    """Share of the soft pixels whose values are within 2 of the most frequent one."""
     above: float | None = None
     """Share of soft pixels where the foreground is brighter than its alpha, which no premultiplied one is; None: not known."""
 
@@ -55,7 +57,9 @@ class MatteStatistics:
         low, high = int(present[0]), int(present[-1])
         if low == high:
             low, high = int(matte.min()), int(matte.max())
-        soft = float(counts[CLEAR + 1 : OPAQUE].sum())
+        between = counts[CLEAR + 1 : OPAQUE]
+        soft = float(between.sum())
+        most = float(np.convolve(between, np.ones(5)).max())
         halves = sample > 127
         steps = np.count_nonzero(halves[:, 1:] ^ halves[:, :-1])
         found = cls(
@@ -66,6 +70,7 @@ class MatteStatistics:
             soft=soft / sample.size,
             edge=soft / steps if steps else None,
             depth=depth,
+            flat=most / soft if soft else 0.0,
         )
         return found if foreground is None else found.beside(foreground, matte)
 
@@ -82,6 +87,8 @@ class MatteStatistics:
 
 
 _VALUES = np.arange(256, dtype=np.float32)
+_LEAST_FLAT = 0.01
+"""Share of soft pixels from which on their values are judged."""
 _FEWEST = 12
 """Soft pixels from which on a foreground is judged by them."""
 
@@ -92,6 +99,7 @@ LIKELY = {
     "faint": "are opaque nowhere",
     "shallow": "look like 12 bits or fewer in a 16-bit file: nearly black, as they are read",
     "hard": "have hardly any soft edge: masks rather than mattes",
+    "flat": "have one value wherever they are soft: trimaps, or masks that are not of full strength",
     "photograph": "are half transparent nearly everywhere, as a photograph is",
     "premultiplied": "seem to have foregrounds already multiplied by their alpha: their edges will be too dark",
 }
@@ -109,6 +117,7 @@ def judge(matte: MatteStatistics) -> tuple[str, ...]:
     found = {
         "photograph": matte.soft > 0.5,
         "inverted": matte.rim > 128 and matte.mean < matte.rim - 8 and matte.soft <= 0.5,
+        "flat": matte.soft > _LEAST_FLAT and matte.flat > 0.95,
         "hard": matte.edge is not None and matte.edge < 0.5,
         "premultiplied": matte.above is not None and matte.above < 0.03,
     }

@@ -191,6 +191,29 @@ def test_foregrounds_with_an_ending_and_other_padding_and_case_are_told(root: Pa
     )
 
 
+def test_other_accents_beginnings_and_a_wrong_ending_are_told(root: Path) -> None:
+    data = root / "data/train"
+    for half, name in (("fgr", "e\u0301"), ("pha", "\u00e9")):
+        shutil.rmtree(data / half)
+        write(f"{data}/{half}/{name}.png", PICTURE)
+    assert "; their names have accents of two forms, NFC and NFD (" in refusal(root)
+    (data / "fgr/e\u0301.png").rename(data / "fgr/7.png")
+    (data / "pha/\u00e9.png").rename(data / "pha/alpha_7.png")
+    assert refusal(root).endswith("; the mattes' names begin with alpha_: rename them without it")
+    (data / "pha/alpha_7.png").rename(data / "pha/7_alpha.png")
+    assert refusal(root, pair_suffix="alpha").endswith("--pair-suffix _alpha takes them")
+
+
+def test_one_folder_given_twice_and_pairs_given_as_backgrounds_are_refused(root: Path) -> None:
+    data, walls = f"{root}/data", f"{root}/walls"
+    (root / "link").symlink_to(data)
+    for other in (data, f"{data}/", f"{root}/link"):
+        with pytest.raises(DataError, match="is given twice: each of its pairs would count twice"):
+            build_listing(f"{data}\n{other}", walls)
+    with pytest.raises(DataError, match="that is a dataset, whose mattes would be backgrounds too"):
+        build_listing(data, data)
+
+
 def test_one_file_too_many_refuses_nothing_if_told_so(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

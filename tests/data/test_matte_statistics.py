@@ -37,6 +37,14 @@ def test_a_mask_without_soft_edges_is_told_from_a_matte() -> None:
     assert judged(255 - masks[0]) == ("inverted", "hard")
 
 
+def test_a_trimap_and_a_mask_of_half_strength_are_told_from_a_matte() -> None:
+    mattes = [matte for _, matte in PAIRS]
+    trimaps = [np.where(m > 230, 255, np.where(m > 9, 128, 0)).astype(np.uint8) for m in mattes]
+    halves = [np.where(matte > 127, 128, 0).astype(np.uint8) for matte in mattes]
+    assert all("flat" in judged(found) for found in halves)
+    assert sum("flat" in judged(found) for found in trimaps) >= 38  # those with hair at least
+
+
 def test_a_photograph_is_soft_everywhere() -> None:
     greys = [cv2.cvtColor(photo(seed, 320, 240), cv2.COLOR_RGB2GRAY) for seed in range(40)]
     assert [judged(np.asarray(grey)) for grey in greys] == [("photograph",)] * 40
@@ -95,5 +103,5 @@ def test_the_figures_are_those_of_the_matte() -> None:
     matte[:, 3:5] = (100, 200)
     assert MatteStatistics.of(matte) == MatteStatistics(
         low=0, high=255, mean=(100 + 200 + 5 * 255) / 10, rim=pytest.approx(144.17, abs=0.01),
-        soft=0.2, edge=2.0,
+        soft=0.2, edge=2.0, flat=0.5,
     )  # fmt: skip

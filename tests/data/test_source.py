@@ -196,7 +196,8 @@ def test_empty_files_are_refused(root: str) -> None:
     data, walls = write_dataset(root)
     write(f"{walls}/train/0001.webp", b"")
     with pytest.raises(
-        DataError, match=r"1 empty files \(0 bytes\) below .*walls/train: 0001\.webp$"
+        DataError,
+        match=r"1 empty files \(0 bytes\) or links to nothing below .*walls/train: 0001\.webp$",
     ):
         build_listing(data, walls)
 
@@ -264,8 +265,11 @@ def test_links_to_files_and_folders_are_followed_and_loops_are_not(tmp_path: Pat
     (real / "loop").symlink_to(tmp_path / "data/train/fgr")
     assert build_listing(data, walls).digest == before.digest
     (tmp_path / "picture").unlink()
-    with pytest.raises(DataError, match=r"1 empty files .*: clip0/0000\.jpg"):
-        build_listing(data, walls)
+    for target in (tmp_path / "picture", picture):  # nothing, itself
+        picture.unlink()
+        picture.symlink_to(target)
+        with pytest.raises(DataError, match=r"1 empty files .*: clip0/0000\.jpg"):
+            build_listing(data, walls)
 
 
 def test_relative_folders_are_kept_as_absolute_ones(

@@ -59,6 +59,7 @@ def build_listing(
     dataset, backgrounds = Roots(dataset_url, retry), Roots(backgrounds_url, retry)
     for roots in (dataset, backgrounds):
         roots.refuse_unfinished()
+        roots.refuse_twice()
     lister = _Lister(rules)
     with ThreadPoolExecutor(6) as pool:
         listing = {
@@ -71,6 +72,7 @@ def build_listing(
 
     def make(split: str) -> Split:
         fgr, pha, bgr = (future.result() for future in listing[split])
+        _refuse_pairs_as_backgrounds(backgrounds, bgr)
         return Split(*lister.paired(dataset, fgr, pha), bgr)
 
     train = make("train") if need_train else _or_empty(make, "train")
@@ -161,7 +163,7 @@ class _Lister:
             (name for name in pictures if stems[names[name][0]] > 1),
         )
         empty = (name for name, size in pictures.items() if size == 0)
-        _refuse("empty files (0 bytes) below", where, empty)
+        _refuse("empty files (0 bytes) or links to nothing below", where, empty)
         return [(*names[name], size) for name, size in pictures.items()]
 
     def paired(self, dataset: Roots, fgr: Files, pha: Files) -> tuple[Files, Files]:
@@ -172,7 +174,7 @@ class _Lister:
             return fgr, pha
         names = [f.row(i).path for f, rows in zip((fgr, pha), lonely, strict=True) for i in rows]
         ours, theirs = ([f.stems[i] for i in r] for f, r in zip((fgr, pha), lonely, strict=True))
-        hint = partner_hint(ours, theirs, some_pair=bool(both))
+        hint = partner_hint(ours, theirs, self._rules.pair_suffix, some_pair=bool(both))
         if not self._rules.skip_unpaired or not both:
             what = "files without a partner of the same name in fgr/ or pha/ in"
             _refuse(what, dataset.shown(), names, hint)
@@ -184,6 +186,15 @@ class _Lister:
         passed = sum(self._passed, Counter[str]())
         if passed:
             log.warning("passed over, as left behind by systems or hidden: %s", listed(passed))
+
+
+def _refuse_pairs_as_backgrounds(roots: Roots, files: Files) -> None:
+    """Raise DataError if the backgrounds are a dataset: its mattes would be backgrounds too."""
+    if {stem.split("/")[0] for stem in files.stems} == {"fgr", "pha"}:
+        raise DataError(
+            f"{roots.shown()} has fgr/ and pha/ in {files.folder}/: that is a dataset, whose mattes would be backgrounds "
+            "too; give --backgrounds a folder of backgrounds"
+        )
 
 
 def _files(folder: str, rows: Iterable[tuple[str, str, int]]) -> Files:

@@ -228,12 +228,22 @@ def _walk(
         return
     with os.scandir(root) as entries:
         for entry in entries:
-            if entry.is_dir() and is_junk(entry.name):
+            is_folder = _leads_to_folder(entry)
+            if is_folder and is_junk(entry.name):
                 yield f"{prefix}{entry.name}/", 0
-            elif entry.is_dir():
+            elif is_folder:
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here), is_junk)
             else:
                 yield prefix + entry.name, _local_size(entry)
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False  # a link to itself
 
 
 def _local_size(entry: os.DirEntry[str]) -> int:
@@ -241,6 +251,10 @@ def _local_size(entry: os.DirEntry[str]) -> int:
         return entry.stat().st_size
     except FileNotFoundError:  # a dangling link: listed as empty, and refused as such
         return 0
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return 0  # a link to itself
 
 
 def _size_of(info: dict[str, Any]) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -67,24 +68,55 @@ def no_pictures_hint(folder: Folder, path: str, names: Iterable[str]) -> str:
     return f": {counted} are there" if counted else ": it is empty"
 
 
-def partner_hint(foregrounds: Sequence[str], mattes: Sequence[str], some_pair: bool) -> str:
-    """Return what to do with names that have no partner, beginning with "; "; `some_pair`: whether others have one."""
+def partner_hint(
+    foregrounds: Sequence[str], mattes: Sequence[str], pair_suffix: str, some_pair: bool
+) -> str:
+    """Return what to do with names that have no partner, beginning with "; ".
+
+    `pair_suffix`: what the mattes' names had at their end. `some_pair`: whether others have a partner.
+    """
     found = (
-        _suffix_hint(foregrounds, mattes)
+        _suffix_hint(foregrounds, mattes, pair_suffix)
         or _same(
             foregrounds, mattes, _unpadded, "the numbers in their names are padded differently"
         )
         or _same(foregrounds, mattes, str.lower, "their names differ in upper and lower case")
+        or _same(
+            foregrounds, mattes, _composed, "their names have accents of two forms, NFC and NFD"
+        )
+        or _beginning_hint(foregrounds, mattes)
     )
     return f"; {found}" if found else "; --skip-unpaired leaves them out" if some_pair else ""
 
 
-def _suffix_hint(foregrounds: Sequence[str], mattes: Sequence[str]) -> str | None:
+def _suffix_hint(foregrounds: Sequence[str], mattes: Sequence[str], pair_suffix: str) -> str | None:
     ending = _common_ending(foregrounds, mattes)
     if ending:
+        ending += pair_suffix
         return f"the mattes' names end in {ending}: --pair-suffix {ending} takes them"
     ending = _common_ending(mattes, foregrounds)
     return f"the foregrounds' names end in {ending}: rename them without it" if ending else None
+
+
+def _beginning_hint(foregrounds: Sequence[str], mattes: Sequence[str]) -> str | None:
+    for what, short, long in (
+        ("mattes", foregrounds, mattes),
+        ("foregrounds", mattes, foregrounds),
+    ):
+        beginning = _common_ending(*([_turned(name) for name in names] for names in (short, long)))
+        if beginning:
+            return f"the {what}' names begin with {beginning[::-1]}: rename them without it"
+    return None
+
+
+def _turned(path: str) -> str:
+    """Return a path whose name is written backwards."""
+    folder, slash, name = path.rpartition("/")
+    return folder + slash + name[::-1]
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _common_ending(short: Sequence[str], long: Sequence[str]) -> str | None:

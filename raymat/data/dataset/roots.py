@@ -5,6 +5,7 @@ A dataset of one folder has the paths that it always had, so that another folder
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -45,6 +46,17 @@ class Roots:
         """Raise DataError if one of them is a copy that is not complete."""
         for folder in self._folders:
             refuse_unfinished(folder)
+
+    def refuse_twice(self) -> None:
+        """Raise DataError if two of them are one folder: each of its pairs would be used twice an epoch."""
+        places = [
+            folder.url if folder.remote else os.path.realpath(folder.url)
+            for folder in self._folders
+        ]
+        for number, place in enumerate(places):
+            if place in places[:number]:
+                shown = self._folders[number].shown()
+                raise DataError(f"{shown} is given twice: each of its pairs would count twice")
 
     def shown(self, path: str = "") -> str:
         """Return the URL of a path as messages may show it; without a path, all URLs."""
