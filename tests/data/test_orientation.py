@@ -168,13 +168,13 @@ def test_a_run_goes_on_reading_pictures_as_it_began(tmp_path: Path) -> None:
     before = {name: value for name, value in now.items() if name != "decoding"}  # as it was stored
     sizes = {
         version: source_of(config, store, listing).open().open_background(0).size
-        for version, listing in ((1, before), (4, now))
+        for version, listing in ((1, before), (5, now))
     }
-    assert sizes == {1: (64, 96), 4: (96, 64)}
+    assert sizes == {1: (64, 96), 5: (96, 64)}
     write(f"{tmp_path}/walls/train/9999.jpg", turned)
     assert grow_dataset(config, store, before).listing["decoding"] == 1
     assert grow_dataset(config, store, now).listing["decoding"] == 5
-    with pytest.raises(NewerFormatError, match="read as of version 5, this raymat knows 4"):
+    with pytest.raises(NewerFormatError, match="read as of version 6, this raymat knows 5"):
         source_of(config, store, now | {"decoding": 6})
 
 
