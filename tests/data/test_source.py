@@ -159,6 +159,18 @@ def test_pictures_of_kinds_that_are_not_read_are_counted_and_said(
     )
 
 
+def test_whatever_is_neither_read_nor_a_note_is_counted_whatever_its_name(
+    root: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, walls = write_dataset(root)
+    notes = ("README", "license.txt", "a.json", "SHA.MD5")
+    for name in ("a.mpo", "b.MTS", "IMG_0001", "001.png.", "c.hif", *notes):
+        write(f"{data}/train/fgr/{name}", b"x")
+    build_listing(data, walls)
+    (line,) = caplog.messages
+    assert line.endswith("avif are read: 2 without an extension, 1 .hif, 1 .mpo, 1 .mts")
+
+
 def test_missing_partners_are_named_ten_of_them_and_how_many_more(root: str) -> None:
     data, walls = write_dataset(root, pairs=2)
     for i in range(8):

@@ -15,14 +15,39 @@ SUFFIXES = (*_FIRST, ".tif", ".tiff", ".bmp", ".gif", ".avif", ".jfif", ".jpe")
 """Extensions of pictures, in lower case; all other files are ignored. What a file is, its content says."""
 VIDEOS = frozenset((".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mxf", ".mpg", ".mpeg"))
 ARCHIVES = frozenset((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"))
-_OTHER_PICTURES = frozenset(
+_NOTES = frozenset(
     (
-        *(".tif", ".tiff", ".bmp", ".gif", ".avif", ".jfif", ".jpe", ".heic", ".heif", ".jxl"),
-        *(".jp2", ".j2k", ".exr", ".hdr", ".tga", ".psd", ".dds", ".dpx", ".pfm", ".npy", ".svg"),
-        *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".ppm", ".pgm", ".pbm"),
+        *(
+            ".txt",
+            ".md",
+            ".rst",
+            ".html",
+            ".pdf",
+            ".log",
+            ".csv",
+            ".tsv",
+            ".json",
+            ".jsonl",
+            ".xml",
+            ".xmp",
+        ),
+        *(
+            ".yaml",
+            ".yml",
+            ".toml",
+            ".ini",
+            ".py",
+            ".sh",
+            ".md5",
+            ".sha1",
+            ".sha256",
+            ".lock",
+            ".db",
+        ),
     )
 )
-"""Extensions of what a user may take for part of the dataset, and that some version does not read."""
+"""Extensions of what lies beside pictures and nobody takes for one. All else that is not read may be meant, and is told."""
+_NOTE_NAMES = frozenset(("readme", "license", "licence", "copying", "makefile", "checksums"))
 _LEFT_BEHIND = frozenset(
     ("@eadir", "__macosx", "thumbs.db", "desktop.ini", "#recycle", "$recycle.bin", "lost+found")
 )
@@ -88,10 +113,13 @@ def without_junk(found: Mapping[str, int], rules: NameRules) -> tuple[dict[str, 
 
 
 def others(names: Iterable[str], rules: NameRules) -> Counter[str]:
-    """Count, by extension, the pictures and videos that are not read."""
-    kinds = (_OTHER_PICTURES | VIDEOS) - {*rules.suffixes}
-    suffixes = (os.path.splitext(name)[1].lower() for name in names)
-    return Counter(suffix for suffix in suffixes if suffix in kinds)
+    """Count, by extension, the files that are not read though somebody may take them for part of the dataset."""
+    known, found = _NOTES.union(rules.suffixes), Counter[str]()
+    for name in names:
+        stem, suffix = os.path.splitext(name.rpartition("/")[2])
+        if stem and suffix.lower() not in known and stem.lower() not in _NOTE_NAMES:
+            found[suffix.lower() if len(suffix) > 1 else "without an extension"] += 1
+    return found
 
 
 def listed(counts: Mapping[str, int]) -> str:
