@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import ray
 from PIL import Image
 
 from raymat.data.dataset.discovery import build_listing
@@ -275,6 +276,7 @@ def test_a_copy_is_made_from_bucket_to_bucket(
 ) -> None:
     for name, value in (s3_server.environment | {"RAY_ADDRESS": "local"}).items():
         monkeypatch.setenv(name, value)
+    ray.shutdown()  # another test's, which has no keys, would be asked to copy
     source = s3_server.store("copies", "in")
     for i in range(3):
         source.write(f"train/fgr/{i}.jpg", encode(photo(i), "JPEG"))

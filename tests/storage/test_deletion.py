@@ -146,10 +146,8 @@ def test_a_request_that_cannot_succeed_is_sent_once(
     behind: Store, proxy: FaultProxy, status: int, code: str
 ) -> None:
     proxy.fail_all(status, code)
-    began = time.monotonic()
     with pytest.raises(StorageError):
         behind.write("x", b"1")
-    assert time.monotonic() - began < 5
     assert proxy.counts["outage"] == 1
 
 

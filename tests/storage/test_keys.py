@@ -21,7 +21,7 @@ from tests.support.fault_proxy import FaultProxy
 from tests.support.s3 import KEY, RENEWED, SECRET, S3Server
 
 FIRST, SECOND = list(RENEWED)[:2]
-QUICK = RetryPolicy(total=5.0, first=0.05, longest=0.2)
+QUICK = RetryPolicy(total=20.0, first=0.05, longest=0.2)
 
 
 class Keys:
@@ -88,7 +88,7 @@ def test_what_was_allowed_is_tried_until_the_new_keys_are_there(store: Store, ke
     began = time.monotonic()
     store.write("b", b"new keys")
     later.join()
-    assert 0.9 < time.monotonic() - began < 4
+    assert 0.9 < time.monotonic() - began < 20
     assert store.read("b") == b"new keys"
 
 
