@@ -16,8 +16,7 @@ import time
 
 import ray
 
-from raymat.cluster.blackboard import Blackboard
-from raymat.cluster.worker.datasource import StreamPlan, dataset_factory
+from raymat.cluster.worker.datasource import StreamPlan
 from raymat.cluster.worker.ray_feed import RayFeed
 from raymat.config.values import Range
 from raymat.data.batch import Geometry
@@ -29,11 +28,10 @@ PAIRS = 240_000
 EARLY, LATE = 10, 1_000_000
 
 
-def first_batch(plan: StreamPlan, board: Blackboard, step: int) -> float:
+def first_batch(plan: StreamPlan, step: int) -> float:
     """Seconds from a fresh stream's start to its first batch."""
     began = time.perf_counter()
-    shard = dataset_factory(plan, board, None)().streaming_split(1, equal=True)[0]
-    batches = RayFeed(shard, board, plan, World()).train(step, step + 100)
+    batches = RayFeed(plan, World(), lambda: 1).train(step, step + 100)
     batch = next(iter(batches))
     seconds = time.perf_counter() - began
     assert batch.numbers[0] == step * plan.order.batch_size
@@ -59,12 +57,11 @@ def main() -> None:
     )
     source = SourceSpec.synthetic(count=PAIRS, seed=0, size=64)
     plan = StreamPlan(source, order, Geometry(stage="base", resolution=64))
-    board = Blackboard.start()
-    first_batch(plan, board, 0)  # worker processes and imports
+    first_batch(plan, 0)  # worker processes and imports
     seconds: dict[int, list[float]] = {EARLY: [], LATE: []}
     for _ in range(rounds):
         for step, found in seconds.items():
-            found.append(first_batch(plan, board, step))
+            found.append(first_batch(plan, step))
     early, late = (statistics.median(found) for found in seconds.values())
     for step, found in seconds.items():
         print(

@@ -1,9 +1,8 @@
 """The blackboard: one small actor beside the driver, through which driver, controller and workers inform each other.
 
-It holds the window of the stream that the read tasks are to make, the newest progress and the lines for the driver's
-terminal, the request that the workers leave, the workers' signs of life, why the controller gave up, and the task that
-validates beside training. Nothing on it is state of the run: a blackboard that was restarted is empty, and the next window
-or progress fills it again.
+It holds the newest progress and the lines for the driver's terminal, the request that the workers leave, the workers' signs of
+life, why the controller gave up, and the task that validates beside training. Nothing on it is state of the run: a blackboard
+that was restarted is empty, and the next progress fills it again.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -34,16 +33,6 @@ T = TypeVar("T")
 ANSWER_SECONDS = 5.0
 MAX_LINES = 10_000
 """More lines of one run are not kept: its events have all."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """A stretch of the stream: training steps, or validation batches, first..end (end excluded) for `world` workers."""
-
-    kind: Literal["train", "valid"]
-    first: int
-    end: int
-    world: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +62,6 @@ class _Actor:
     """The actor behind a `Blackboard`."""
 
     def __init__(self) -> None:
-        self._window: Window | None = None
         self._progress: Progress | None = None
         self._lines: list[str] = []
         self._request: Notice | None = None
@@ -81,12 +69,6 @@ class _Actor:
         self._hangs: list[str] = []
         self._verdict: str | None = None
         self._validation = ValidationTask()
-
-    def set_window(self, window: Window) -> None:
-        self._window = window
-
-    def window(self) -> Window | None:
-        return self._window
 
     def set_progress(self, progress: Progress) -> None:
         self._progress = progress
@@ -191,15 +173,6 @@ class Blackboard:
     def stop(self) -> None:
         """Kill the actor."""
         ray.kill(self._actor)
-
-    def set_window(self, window: Window) -> None:
-        """Say what the read tasks are to make next; returns when it is written. Raises RayError."""
-        ray.get(self._actor.set_window.remote(window))
-
-    def window(self) -> Window | None:
-        """Return what the read tasks are to make, None before the first window. Raises RayError."""
-        found: Window | None = ray.get(self._actor.window.remote())
-        return found
 
     def set_progress(self, progress: Progress) -> None:
         """Show the driver rank 0's newest progress."""

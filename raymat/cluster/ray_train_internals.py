@@ -106,16 +106,6 @@ class WorkerTorchConfig(TorchConfig):
         return _WorkerBackend
 
 
-class _PromptDatasets(DatasetsCallback):
-    """Ray's datasets for the workers, with read tasks that end together with the workers."""
-
-    def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
-        # Ray would let the read tasks come to an end: for up to 8 s they kept, and went on taking, the cores that the
-        # next workers wait for. They end with the actor that owns them.
-        if self._dataset_shard_provider is not None:
-            ray.kill(self._dataset_shard_provider._dataset_manager)
-
-
 class PolicyTrainer(TorchTrainer):
     """TorchTrainer whose controller decides by the given policies.
 
@@ -130,11 +120,9 @@ class PolicyTrainer(TorchTrainer):
         """Install none: Ray's would abort the workers, `raymat.cluster.driver.stop_signals` has them commit."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        prompt = _PromptDatasets(self.train_run_context, self.datasets)
-        return [
-            prompt if type(callback) is DatasetsCallback else callback
-            for callback in super()._create_default_callbacks()
-        ]
+        """Leave out the one that starts a process for datasets at each start of the workers: they open their own."""
+        found = super()._create_default_callbacks()
+        return [callback for callback in found if not isinstance(callback, DatasetsCallback)]
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
         return super()._initialize_and_run_controller(**kwargs | self._policies)

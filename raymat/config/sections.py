@@ -313,7 +313,7 @@ class WorkersConfig(OptionGroup):
     """When a worker stays in one activity (a step, a read, a collective) for this time (90s, 30m, 1.5h), it prints its stack
     and the workers restart."""
     decode_tasks: Annotated[int | None, FREE, at_least(1)] = None
-    """Concurrent read tasks. Default: the cluster's CPUs minus the workers', at least 1."""
+    """Concurrent read tasks of all workers together, at least 1 each. Default: the cluster's CPUs minus the workers'."""
     spares: Annotated[bool, FREE] = True
     """Keep processes ready for the next start of the workers: it saves seconds after a loss and costs
     about 0.4 GB of memory per worker."""

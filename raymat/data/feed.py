@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
 
 from raymat.data.batch import Geometry, MicroBatch
 from raymat.data.batch_maker import make_train_batch, make_valid_batch
@@ -15,6 +16,15 @@ from raymat.distributed.world import World
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What a feed is asked for in one call: training steps first..end-1, or (0, 0) all of the validation batches."""
+
+    kind: Literal["train", "valid"]
+    first: int = 0
+    end: int = 0
 
 
 class LocalFeed:
@@ -38,6 +48,9 @@ class LocalFeed:
         self._geometry = geometry
         self._world = world or World()
         self._threads = threads
+
+    def expect(self, stretches: Iterable[Stretch]) -> None:
+        """Nothing is made before it is asked for."""
 
     def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
         """Yield this worker's share of the steps `first_step` to `end_step` - 1."""
@@ -79,6 +92,12 @@ def in_order(make: Callable[[T], R], items: Iterable[T], threads: int) -> Iterat
 
 class Feed(Protocol):
     """Source of this worker's share of the run's batches."""
+
+    def expect(self, stretches: Iterable[Stretch]) -> None:
+        """Take note of what will be asked for, in this order: it may be made ahead. Replaces what was expected before.
+
+        A hint, and lazily read: other calls, and others in between, are answered all the same. Must return at once.
+        """
 
     def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
         """Yield this worker's share (perhaps empty) of the steps first_step..end_step-1, in order."""

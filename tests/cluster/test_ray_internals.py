@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import ray
+import ray.data
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train import ControllerError, FailureConfig, TrainingFailedError
-from ray.train.torch import TorchConfig
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal import constants as ray_constants
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState
 
+from raymat.cluster import ray_data_internals as data
 from raymat.cluster import ray_internals as core
 from raymat.cluster import ray_train_internals as train
 from raymat.errors import ClusterError
@@ -206,24 +212,75 @@ def test_workers_are_killed_at_their_end(cluster: None) -> None:
     wait_for(lambda: has_died(worker.ping), 60)
 
 
-def test_who_owns_the_read_tasks_ends_with_the_workers(tmp_path: Path, cluster: None) -> None:
+def test_a_start_of_the_workers_makes_no_process_for_datasets(
+    tmp_path: Path, cluster: None
+) -> None:
     trainer = train.PolicyTrainer(
         lambda: None,
         scaling_config=ray.train.ScalingConfig(num_workers=1),
         run_config=ray.train.RunConfig(name="checkpoints", storage_path=str(tmp_path)),
-        datasets={"train": lambda: ray.data.range(4)},
         failure_policy=None,
         scaling_policy=None,
     )
-    callbacks = trainer._create_default_callbacks()
-    (datasets,) = [each for each in callbacks if isinstance(each, DatasetsCallback)]
-    node = SimpleNamespace(node_id=ray.get_runtime_context().get_node_id())
-    context = datasets.before_init_train_context([SimpleNamespace(metadata=node)])
-    (provider,) = context["dataset_shard_provider"]
-    owner = provider._dataset_manager
-    ray.get(owner.shutdown_data_executors.remote(), timeout=60)
-    datasets.after_worker_group_shutdown(None)
-    wait_for(lambda: has_died(owner.shutdown_data_executors), 60)
+    given = [type(each) for each in TorchTrainer._create_default_callbacks(trainer)]
+    left = [type(each) for each in trainer._create_default_callbacks()]
+    assert DatasetsCallback in given
+    assert left == [each for each in given if each is not DatasetsCallback]
+
+
+class Pace:
+    """Of three tasks, whoever waits."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    def admits(self, submitted: int, running: int) -> bool:
+        self.asked.append((submitted, running))
+        return submitted < 3
+
+
+def test_a_dataset_begins_as_many_tasks_as_its_pacer_admits(cluster: None, tmp_path: Path) -> None:
+    def begin(row: int) -> Iterable[pa.Table]:
+        (tmp_path / str(row)).touch()
+        yield pa.table({"row": [row]})
+
+    def begun() -> int:
+        return len(list(tmp_path.iterdir()))
+
+    pacer = Pace()
+    rows = Rows([functools.partial(begin, row) for row in range(8)])
+    dataset = ray.data.read_datasource(rows, override_num_blocks=8, num_cpus=1)
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.target_max_block_size = 1
+    others = ray.data.DataContext.get_current()
+    with data.pace(dataset.context, pacer):
+        batches = iter(dataset.iter_batches(batch_size=None, prefetch_batches=1))
+        assert next(batches)["row"].tolist() == [0]
+        wait_for(lambda: begun() >= 3, 60)
+        at = len(pacer.asked)
+        wait_for(lambda: len(pacer.asked) > at + 20, 60)
+        held = begun()
+        # More than three: one begins whenever none runs and the reader, which takes some blocks ahead, has nothing to take.
+        assert 3 <= held <= 7
+        assert [batch["row"].tolist() for batch in batches] == [[row] for row in range(1, 8)]
+    assert {submitted for submitted, _ in pacer.asked} >= {0, 1, 2, 3}
+    assert max(running for _, running in pacer.asked) <= 3
+    assert others.op_resource_reservation_enabled
+    assert "raymat.pacer" not in others._kv_configs
+
+
+class Rows(Datasource):
+    """A read task for each function."""
+
+    def __init__(self, functions: list[Callable[[], Iterable[pa.Table]]]) -> None:
+        self._functions = functions
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
+        one = BlockMetadata(num_rows=1, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(function, one) for function in self._functions]
 
 
 def has_died(method: Any) -> bool:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from raymat.config.run import RunConfig, build
 from raymat.config.settled import with_recipe
 from raymat.data.batch import Geometry, MicroBatch
 from raymat.data.dataset.source import SourceSpec
-from raymat.data.feed import LocalFeed
+from raymat.data.feed import LocalFeed, Stretch
 from raymat.data.sample_order import SampleOrder
 from raymat.distributed.world import World
 from raymat.storage.store import Store
@@ -110,6 +110,9 @@ class Feed:
         self._kill_at = kill.get(world.rank)
         self.interval = (config.checkpoint.checkpoint_interval.steps or 0) if patient else 0
         self._store = store_of(config)
+
+    def expect(self, stretches: Iterable[Stretch]) -> None:
+        self._feed.expect(stretches)
 
     def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
         for batch in self._feed.train(first_step, end_step):

@@ -1,9 +1,8 @@
 """Worker processes started ahead, so that the next start of the workers does not wait for Python.
 
-A start needs a process for each worker and, one after another, three of Ray Train's and Ray Data's own beside the
-controller. Each costs a second or more of CPU before it can take orders, and a worker's imports cost several. A raylet
-starts processes ahead on request, and keeps them for the first that needs one like that. Where a raylet refuses,
-everything goes on without.
+A start needs a process for each worker and one of Ray Train's own beside the controller. Each costs a second or more of CPU
+before it can take orders, and a worker's imports cost several. A raylet starts processes ahead on request, and keeps them for
+the first that needs one like that. Where a raylet refuses, everything goes on without.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from raymat.cluster.ray_internals import SETUP_HOOK, prestart_worker, raylet_add
 
 log = logging.getLogger(__name__)
 
-RAY_PROCESSES = 3
-"""Of each start, beside the controller: its barrier, its datasets' manager and their coordinator."""
+RAY_PROCESSES = 1
+"""Of each start, beside the controller: its barrier."""
 KEEP_SECONDS = 3600
 """How long a raylet keeps an unused process."""
 DELAY_SECONDS = 20.0
@@ -49,6 +48,15 @@ def worker_environment() -> dict[str, Any]:
     job = ray.get_runtime_context().runtime_env
     taken = SETUP_HOOK in job.get("env_vars", {})
     return {} if taken else {"env_vars": {SETUP_HOOK: IMPORTS}}
+
+
+def reader_environment() -> dict[str, Any]:
+    """Return the runtime environment of the read tasks that this worker starts: its own, without those imports.
+
+    They need none of it, and would wait seconds for it.
+    """
+    mine = ray.get_runtime_context().runtime_env.get("env_vars", {})
+    return {"env_vars": {SETUP_HOOK: ""}} if mine.get(SETUP_HOOK) == IMPORTS else {}
 
 
 class Prestart:

@@ -1,4 +1,4 @@
-"""The trainer that a driver hands to Ray Train: a run's workers, policies, datasets and storage."""
+"""The trainer that a driver hands to Ray Train: a run's workers, policies and storage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from raymat.cluster.controller.scaling_policy import RaymatScalingPolicy
 from raymat.cluster.driver.cluster_setup import worker_resources
 from raymat.cluster.driver.ray_files import RayFiles
 from raymat.cluster.ray_train_internals import PolicyTrainer, WorkerTorchConfig
-from raymat.cluster.worker.datasource import StreamPlan, dataset_factory
 from raymat.cluster.worker.notice_listener import handle_sigterm
 from raymat.cluster.worker.worker import WorkerSpec, train_worker
 from raymat.config.run import RunConfig
@@ -30,7 +29,6 @@ def build_trainer(run: OpenedRun, board: Blackboard, lease: str) -> PolicyTraine
     """Make the trainer of an opened run; `lease` names the driver's, without which workers must not train."""
     workers = run.config.workers
     per_worker = worker_resources(run.config, ray.cluster_resources())
-    plan = StreamPlan(run.source, run.order, run.geometry)
     scaling = _scaling(run.config, per_worker)
     failures = ray.train.FailureConfig(max_failures=workers.max_failures)
     newest_step = functools.partial(read_committed_step, run.store)
@@ -44,8 +42,6 @@ def build_trainer(run: OpenedRun, board: Blackboard, lease: str) -> PolicyTraine
         ),
         scaling_config=scaling,
         run_config=_ray_run(run, board, failures),
-        datasets={"train": dataset_factory(plan, board, workers.decode_tasks)},
-        dataset_config=_data_config(),
         failure_policy=RaymatFailurePolicy(failures, newest_step, board),
         scaling_policy=RaymatScalingPolicy(scaling, board, workers.spares),
     )
@@ -73,9 +69,3 @@ def _ray_run(
         callbacks=[FailureLog(run.store, board)],
         worker_runtime_env=worker_environment() if run.config.workers.spares else {},
     )
-
-
-def _data_config() -> ray.train.DataConfig:
-    options = ray.data.ExecutionOptions(preserve_order=True)
-    # Locality would hand blocks to the nearest worker instead of the one whose share they are.
-    return ray.train.DataConfig(execution_options=options, enable_shard_locality=False)

@@ -19,7 +19,7 @@ from raymat.checkpoint.manifest import CheckpointId
 from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.worker.datasource import StreamPlan
 from raymat.cluster.worker.notice_listener import NoticeListener
-from raymat.cluster.worker.ray_feed import RayFeed
+from raymat.cluster.worker.ray_feed import RayFeed, slots_of
 from raymat.cluster.worker.ray_validator import RayValidator
 from raymat.config.run import RunConfig
 from raymat.distributed.world import World
@@ -181,13 +181,12 @@ def train_worker(config: dict[str, Any]) -> None:
     store = run.store
     require_holder(store, spec.lease)
     plan = StreamPlan(run.source, run.order, run.geometry)
-    shard = ray.train.get_dataset_shard("train")
     lease = LeaseWatch(store, spec.lease) if world.rank == 0 else None
     folder = cache_folder(run.config.checkpoint.nearby, store, tempfile.gettempdir())
     trainer.run(
         run,
         Worker(world, worker_device(run.config), folder, os.environ),
-        feed=RayFeed(shard, spec.board, plan, world),
+        feed=RayFeed(plan, world, slots_of(world, run.config.workers.decode_tasks, spec.resources)),
         store=store,
         host=RayHost(world.rank, spec.board, lease),
         validator=RayValidator(spec.board, spec.job, run.config, spec.resources),

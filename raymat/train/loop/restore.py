@@ -42,13 +42,18 @@ class Restored:
 
 
 def restore(
-    attempt: Attempt, step: TrainStep, on_skip: OnSkip, cache: LocalCache | None = None
+    attempt: Attempt,
+    step: TrainStep,
+    on_skip: OnSkip,
+    cache: LocalCache | None = None,
+    on_found: Callable[[int], None] = lambda step: None,
 ) -> Restored:
     """Put the newest verified checkpoint of the run into `step`, the same one on every worker.
 
     Rank 0 looks for it and calls `on_skip` for each newer one that is torn or damaged, whichever worker found that out,
     or whose weights hold NaN or infinity.
-    `cache`: this machine's copies; those of other checkpoints are removed. Called by all workers; raises on all of
+    `cache`: this machine's copies; those of other checkpoints are removed. `on_found`: told the step at which the run will
+    go on, before the checkpoint is read; told again if that one is damaged. Called by all workers; raises on all of
     them. Without any checkpoint nothing is changed.
 
     Raises:
@@ -61,6 +66,7 @@ def restore(
     while True:
         # Rank 0 alone lists the storage: two listings may differ, and the workers must read the same checkpoint.
         contents = group.on_lead(lambda: next(candidates, None))
+        on_found(0 if contents is None else contents.checkpoint.step)
         if contents is None:
             if cache is not None:
                 cache.forget_all_but(())

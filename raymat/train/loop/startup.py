@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import CheckpointId
+from raymat.data.feed import Feed
 from raymat.distributed.collectives import Group
 from raymat.model.matting import MattingBase, build
 from raymat.model.pretrained import InitReport, load_matching
@@ -40,11 +41,11 @@ class StartingPoint:
 
 
 def start_from_newest(
-    attempt: Attempt, host: Host, reporter: Reporter, cache: LocalCache | None
+    attempt: Attempt, host: Host, reporter: Reporter, cache: LocalCache | None, feed: Feed
 ) -> StartingPoint:
     """Build the network and put the run's state into it. Called by all workers; raises on all of them.
 
-    Writes the events `skip`, `restore`, `init` and `ema`; tells the loggers and the host where the run goes on.
+    Writes the events `skip`, `restore`, `init` and `ema`; tells the loggers, the host and the feed where the run goes on.
 
     Raises:
         ConfigError, DataError: the run was begun with another configuration or dataset.
@@ -57,7 +58,7 @@ def start_from_newest(
         network, ForwardPass.of(config, attempt.device), attempt.group.world, config.optim
     )
     attempt.record_activity("reading a checkpoint")
-    restored, damaged = _restore(attempt, step, cache)
+    restored, damaged = _restore(attempt, step, cache, feed)
     if restored.checkpoint is None:
         _initialise(attempt, step)
     state, schedule = restored.state, attempt.schedule
@@ -70,7 +71,7 @@ def start_from_newest(
 
 
 def _restore(
-    attempt: Attempt, step: TrainStep, cache: LocalCache | None
+    attempt: Attempt, step: TrainStep, cache: LocalCache | None, feed: Feed
 ) -> tuple[Restored, frozenset[CheckpointId]]:
     """Restore `step`; return what was restored, and which newer checkpoints are damaged."""
     began, damaged = time.monotonic(), set[CheckpointId]()
@@ -81,7 +82,11 @@ def _restore(
             CheckpointSkipped(checkpoint=str(checkpoint), step=checkpoint.step, reason=reason)
         )
 
-    restored = restore(attempt, step, skipped, cache)
+    def found(at: int) -> None:
+        # Already now: the first batches are made while the checkpoint is read.
+        feed.expect(attempt.schedule.stretches(at))
+
+    restored = restore(attempt, step, skipped, cache, found)
     if restored.checkpoint is not None:
         at = restored.state.step
         attempt.emit(

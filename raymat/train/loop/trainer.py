@@ -100,7 +100,7 @@ class Trainer:
     ) -> Trainer:
         """Start from the newest checkpoint, or from the first step. Raises as `run` does."""
         reporter = Reporter(attempt, host)
-        start = start_from_newest(attempt, host, reporter, cache)
+        start = start_from_newest(attempt, host, reporter, cache, feed)
         checkpoints = Checkpoints(attempt, host, start, reporter, cache)
         checkpoints.remove_abandoned()
         return cls(attempt, host, feed, start, reporter, checkpoints, validator)

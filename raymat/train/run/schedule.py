@@ -7,9 +7,11 @@ another batch size keeps a run's length, epochs and learning rates.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from raymat.config.run import RunConfig
+from raymat.data.feed import Stretch
 from raymat.data.lineage import Steps
 from raymat.data.sample_order import SampleOrder
 from raymat.errors import ConfigError
@@ -149,3 +151,16 @@ class Schedule:
         due = (step // self.valid_interval + 1) * self.valid_interval
         later = (self._steps.count(end) for end in self.ends)
         return min(self.total_steps, due, *(end for end in later if end > step))
+
+    def stretches(self, step: int) -> Iterator[Stretch]:
+        """Yield what an attempt that begins at `step` asks its feed for, as far as the steps' numbers tell."""
+        validation = Stretch("valid")
+        if step == 0 and self.valid_examples:
+            yield validation
+        while step < self.total_steps:
+            end = self.segment_end(step)
+            yield Stretch("train", step, end)
+            step = end
+            # One that may run beside training needs the feed only where no place is found for it.
+            if self.validates(step) and (not self.validates_late or self.stops(step)):
+                yield validation

@@ -20,7 +20,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
-from raymat.cluster.blackboard import Blackboard, Window
+from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.controller.failure_policy import (
     RaymatFailurePolicy,
     is_fatal,
@@ -29,12 +29,7 @@ from raymat.cluster.controller.failure_policy import (
 )
 from raymat.cluster.driver.cluster_setup import resolve_auto, worker_resources
 from raymat.cluster.driver.launch import RunResult, absolute_paths, summary
-from raymat.cluster.worker.datasource import StreamPlan, make_row, rows_per_task
 from raymat.config.run import RunConfig
-from raymat.config.values import Range
-from raymat.data.batch import Geometry
-from raymat.data.dataset.source import SourceSpec
-from raymat.data.sample_order import SampleOrder
 from raymat.distributed.world import World
 from raymat.errors import CheckpointError, ConfigError, DataError, RunGoneError, StorageError
 from raymat.storage.store import Store
@@ -76,23 +71,6 @@ def test_half_of_a_cpu_cluster_is_left_to_decode_with() -> None:
     two = tiny("base", "/nowhere", "run", workers="2")
     assert worker_resources(two, {"CPU": 2.0}) == {"CPU": 0.5}
     assert worker_resources(two, {"CPU": 64.0}) == {"CPU": 1.0}
-
-
-def test_a_row_has_a_worker_s_part_of_each_chunk_of_a_step() -> None:
-    order = SampleOrder(0, 20, 20, 8, Range(16, 32), 64, accumulate=2)
-    plan = StreamPlan(SourceSpec.synthetic(20, 0, 32), order, Geometry("base", 32))
-    rows = [make_row(plan, Window("train", 3, 5, 2), row) for row in range(4)]
-    assert [row.step for row in rows] == [3, 3, 4, 4]
-    assert [row.numbers for row in rows[:2]] == [(24, 25, 28, 29), (26, 27, 30, 31)]
-    assert [row.chunks for row in rows] == [(2, 2)] * 4
-
-
-def test_a_read_task_makes_several_rows_but_leaves_work_for_other_slots() -> None:
-    order = SampleOrder(0, 100, 100, 4, Range(1024, 2048), 10**6)
-    plan = StreamPlan(SourceSpec.synthetic(1, 0, 64), order, Geometry("refine", 2048))
-    assert rows_per_task(plan, Window("train", 0, 1000, 4)) == 9  # 256 MiB of 29 MB rows
-    assert rows_per_task(plan, Window("train", 0, 2, 4)) == 2  # 8 rows for 4 slots
-    assert rows_per_task(plan, Window("train", 0, 1, 1)) == 1
 
 
 def test_the_driver_tells_of_a_skipped_checkpoint_and_not_of_every_commit() -> None:

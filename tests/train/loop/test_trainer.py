@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
 from raymat.config.run import RunConfig
 from raymat.data.batch import Doubt, MicroBatch, Replacement
+from raymat.data.feed import Stretch
 from raymat.distributed.world import World
 from raymat.errors import ConfigError, DataError, StorageError, TrainingError, WeightsError
 from raymat.train.loop import startup
@@ -387,6 +388,45 @@ def test_a_replaced_file_is_reported_once_and_counted(tmp_path: Path) -> None:
     (event,) = events(config, "replaced")
     assert (event["path"], event["reason"], event["example"]) == ("a/b.png", "truncated", 0)
     assert events(config, "end")[0]["replaced"] == 4
+
+
+class Told(runs.Feed):
+    """Keeps what it was told to expect, and what it was asked for."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.told: list[list[Stretch]] = []
+        self.asked: list[Stretch] = []
+
+    def expect(self, stretches: Iterable[Stretch]) -> None:
+        assert not self.asked
+        self.told.append(list(stretches))
+
+    def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
+        self.asked.append(Stretch("train", first_step, end_step))
+        return super().train(first_step, end_step)
+
+    def valid(self) -> Iterator[MicroBatch]:
+        self.asked.append(Stretch("valid"))
+        return super().valid()
+
+
+def test_the_feed_is_told_of_all_that_it_is_asked_for_before_a_checkpoint_is_read(
+    tmp_path: Path,
+) -> None:
+    config = runs.tiny(tmp_path, "told", validation="loop")
+    first = Told(config, World(), {}, True)
+    runs.train(World(), config, feed=first)
+    assert first.told == [first.asked]
+    shard = next(tmp_path.glob("told/checkpoints/step-000000008-a001/shard-*"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    again = Told(config, World(), {})
+    runs.train(World(), config, feed=again)
+    assert again.asked == [Stretch("train", 6, 8), Stretch("valid")]
+    assert again.told == [
+        [],
+        again.asked,
+    ]  # nothing is left to do after step 8, which turns out to be damaged
 
 
 class EveryFifth(runs.Feed):

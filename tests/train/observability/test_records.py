@@ -117,6 +117,19 @@ def test_segments_end_where_training_pauses() -> None:
     assert schedule(valid_examples=0).segment_end(0) == 11
 
 
+def test_what_the_feed_will_be_asked_for_follows_from_the_steps_numbers() -> None:
+    def told(step: int, **options: Any) -> list[tuple[str, int, int]]:
+        return [(s.kind, s.first, s.end) for s in schedule(**options).stretches(step)]
+
+    pause = ("valid", 0, 0)
+    whole = [("train", 0, 4), pause, ("train", 4, 8), pause, ("train", 8, 11), pause]
+    assert told(0) == [pause, *whole]
+    assert told(6) == [("train", 6, 8), pause, ("train", 8, 11), pause]
+    assert told(6, validates_late=True) == [("train", 6, 8), ("train", 8, 11), pause]
+    assert told(6, valid_examples=0) == [("train", 6, 11)]
+    assert told(11) == []
+
+
 def test_another_batch_size_keeps_length_and_epochs() -> None:
     for batch in (2, 3, 4, 7, 42):
         s = schedule(batch_size=batch)

@@ -1,0 +1,79 @@
+"""Private interfaces of Ray Data: who decides how many of a dataset's tasks are begun.
+
+Ray Data divides a cluster's cores and object store evenly among its datasets, a whole number of a node's cores each: none where
+more ranks than cores have a dataset of their own. So each dataset here has a pacer instead, which says when the next task is due.
+
+Everything here may change with any release of Ray: `tests/cluster/test_ray_internals.py` tries it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from ray.data import DataContext
+from ray.data._internal.execution.backpressure_policy import (
+    ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
+)
+from ray.data._internal.execution.backpressure_policy.backpressure_policy import (
+    BackpressurePolicy,
+)
+
+__all__ = ["Pacer", "pace"]
+
+PACER = "raymat.pacer"
+"""The key of a pacer's name in a dataset's context, which Ray Data copies and sends to the tasks."""
+
+
+class Pacer(Protocol):
+    """Who decides when a dataset's next task is begun. Asked all the time, in a thread of Ray Data's; must return at once."""
+
+    def admits(self, submitted: int, running: int) -> bool:
+        """Return whether one more task may begin, after `submitted`, of which `running` have not ended.
+
+        One task is begun whatever it says while none is running and the dataset's reader waits.
+        """
+
+
+_pacers: dict[str, Pacer] = {}
+"""Of the datasets that this process reads, by name."""
+
+
+class _Paced(BackpressurePolicy):
+    """Ray Data's rule for one execution: what the dataset's pacer says, and what is finished is taken at once.
+
+    Outputs must never be held back: a task that waits to hand over its rows keeps a core that another rank's next batch may need,
+    and ranks wait for each other.
+    """
+
+    def __init__(self, data_context: DataContext, *args: Any) -> None:
+        super().__init__(data_context, *args)
+        self._pacer = _pacers.get(data_context.get_config(PACER))
+
+    def can_add_input(self, op: Any) -> bool:
+        if self._pacer is None:  # its reader is gone
+            return False
+        metrics = op.metrics
+        return self._pacer.admits(metrics.num_tasks_submitted, metrics.num_tasks_running)
+
+
+@contextlib.contextmanager
+def pace(context: DataContext, pacer: Pacer) -> Iterator[None]:
+    """Have `pacer` decide for the dataset of this context that is read in the block, and nobody else."""
+    name = uuid.uuid4().hex
+    context.op_resource_reservation_enabled = False
+    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [_Paced])
+    context.set_config(PACER, name)
+    # A process that runs tasks would get another log handler at each change between datasets, and never lose one.
+    context.set_dataset_logger_id = _keep_no_log
+    _pacers[name] = pacer
+    try:
+        yield
+    finally:
+        del _pacers[name]
+
+
+def _keep_no_log(dataset_id: str) -> None:
+    """Take the place of `DataContext.set_dataset_logger_id`: a dataset's tasks log nowhere of their own."""
