@@ -1,7 +1,8 @@
 """How the feed grows with the ranks: rows a second, CPU a row, and waits, of ranks that only count.
 
 Each rank is an actor without a core of its own, with its own stream of made micro-batches so small that making them costs
-little: what is measured is Ray Data. All of them start together and count for some seconds, window after window. Beside it,
+little: what is measured is Ray Data. All of them start together and count for some seconds, window after window, and none takes
+a step before the others have theirs, as in training. Beside it,
 with `--old`, one dataset whose rows Ray's coordinator deals out to all ranks, one row a block. CPU is that of all processes
 of this Ray.
 A gap is the longest wait for the first row of a window that is not a rank's first, and beside it the longest for any other row.
@@ -14,11 +15,13 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import ray.data
 from ray.data import Datasource, ReadTask
@@ -53,8 +56,10 @@ def plan_of(ranks: int) -> StreamPlan:
 class Rank:
     """A rank that only counts."""
 
-    def __init__(self, world: World, plan: StreamPlan, shard: Any = None) -> None:
+    def __init__(self, world: World, plan: StreamPlan, steps: str, shard: Any = None) -> None:
+        """`steps`: a file of as many numbers as ranks, the steps that each has taken."""
         self._world, self._plan, self._shard = world, plan, shard
+        self._steps = np.memmap(steps, np.int64, "r+", shape=(world.size,))
 
     def ready(self) -> None:
         return None
@@ -62,10 +67,11 @@ class Rank:
     def first(self, step: int) -> float:
         """Return the seconds from a fresh stream to its first row."""
         began = time.perf_counter()
-        batches = RayFeed(self._plan, self._world, lambda: 1).train(step, step + 100)
+        batches = RayFeed(self._plan, self._world, lambda: 1).train(step, step + 20)
         next(batches)
         seconds = time.perf_counter() - began
-        batches.close()
+        for _ in batches:  # a stream that is left would have its tasks' processes killed
+            pass
         return seconds
 
     def count(self, until: float) -> tuple[int, float, float, float]:
@@ -81,6 +87,10 @@ class Rank:
                 gap = max(gap, now - last)
             else:
                 wait = max(wait, now - last)
+            self._steps[self._world.rank] = count
+            while now < until and self._steps.min() < count - 1:
+                time.sleep(0.001)
+                now = time.time()
             last = now
             if now > until:
                 break
@@ -153,19 +163,20 @@ def cpu_seconds() -> float:
     return sum(ticks[pid] for pid in mine) / os.sysconf("SC_CLK_TCK")
 
 
-def anonymous_mb(pid: int) -> float:
-    """Return the memory of a process that is its own, in MB: pages of the object store are not."""
-    status = Path(f"/proc/{pid}/status").read_text().splitlines()
-    (line,) = [line for line in status if line.startswith("RssAnon")]
-    return int(line.split()[1]) / 1000
+def steps_of(ranks: int) -> str:
+    """Make the file in which ranks keep their steps."""
+    handle, path = tempfile.mkstemp(prefix="raymat-steps-")
+    os.write(handle, bytes(8 * ranks))
+    os.close(handle)
+    return path
 
 
 def measure(ranks: int, seconds: float, old: bool) -> str:
     """Count with so many ranks for some seconds; return a line of what was found."""
     plan = plan_of(ranks)
     dealt = shards(plan, ranks) if old else [None] * ranks
-    maker = ray.remote(num_cpus=0)(Rank)
-    actors = [maker.remote(World(r, ranks), plan, dealt[r]) for r in range(ranks)]
+    maker, steps = ray.remote(num_cpus=0)(Rank), steps_of(ranks)
+    actors = [maker.remote(World(r, ranks), plan, steps, dealt[r]) for r in range(ranks)]
     ray.get([actor.ready.remote() for actor in actors])
     if not old:  # processes and imports
         ray.get([actor.first.remote(0) for actor in actors])
@@ -185,7 +196,7 @@ def measure(ranks: int, seconds: float, old: bool) -> str:
 
 def first_batches(rounds: int) -> str:
     """Return a line: how long a stream takes to its first row, early and late in a long run."""
-    rank = ray.remote(num_cpus=0)(Rank).remote(World(), plan_of(1))
+    rank = ray.remote(num_cpus=0)(Rank).remote(World(), plan_of(1), steps_of(1))
     ray.get(rank.first.remote(0))
     found: dict[int, list[float]] = {10: [], 1_000_000: []}
     for _ in range(rounds):

@@ -9,6 +9,7 @@ Everything here may change with any release of Ray: `tests/cluster/test_ray_inte
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ __all__ = ["Pacer", "pace"]
 
 PACER = "raymat.pacer"
 """The key of a pacer's name in a dataset's context, which Ray Data copies and sends to the tasks."""
+
+PAUSE_SECONDS = 0.1
 
 
 class Pacer(Protocol):
@@ -53,10 +56,16 @@ class _Paced(BackpressurePolicy):
         self._pacer = _pacers.get(data_context.get_config(PACER))
 
     def can_add_input(self, op: Any) -> bool:
-        if self._pacer is None:  # its reader is gone
-            return False
-        metrics = op.metrics
-        return self._pacer.admits(metrics.num_tasks_submitted, metrics.num_tasks_running)
+        if not op.input_dependencies:  # it holds the list of the tasks, and has none of its own
+            return True
+        running = op.metrics.num_tasks_running
+        if self._pacer is not None and self._pacer.admits(op.metrics.num_tasks_submitted, running):
+            return True
+        if (
+            not running
+        ):  # Ray Data's thread waits for tasks alone: without any it would ask again and again
+            time.sleep(PAUSE_SECONDS)
+        return False
 
 
 @contextlib.contextmanager
