@@ -194,6 +194,15 @@ def measure(ranks: int, seconds: float, old: bool) -> str:
     )
 
 
+def making() -> str:
+    """Return a line: what the rows themselves cost."""
+    plan, window = plan_of(1), Window("train", 0, 1000, World())
+    list(datasource._read(plan, window, range(3)))
+    began = time.process_time()
+    list(datasource._read(plan, window, range(3, 103)))
+    return f"{os.cpu_count()} cores; of the CPU of a row {10 * (time.process_time() - began):.2f} ms are its making"
+
+
 def first_batches(rounds: int) -> str:
     """Return a line: how long a stream takes to its first row, early and late in a long run."""
     rank = ray.remote(num_cpus=0)(Rank).remote(World(), plan_of(1), steps_of(1))
@@ -222,7 +231,7 @@ def main() -> None:
         log_to_driver=False,
         object_store_memory=10**9,
     )
-    print(f"{os.cpu_count()} cores")
+    print(making())
     for ranks in map(int, options.ranks.split(",")):
         for old in (True, False) if options.old else (False,):
             print(measure(ranks, options.seconds, old), flush=True)

@@ -178,6 +178,7 @@ def test_only_cluster_imports_ray() -> None:
 RAY_INTERNALS = {
     "raymat/cluster/ec2_provider.py",
     "raymat/cluster/ray_autoscaler_internals.py",
+    "raymat/cluster/ray_data_internals.py",
     "raymat/cluster/ray_internals.py",
     "raymat/cluster/ray_train_internals.py",
 }

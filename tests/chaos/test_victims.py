@@ -39,6 +39,8 @@ class Victim:
     """Of its command line."""
     ends: bool
     """Whether the run may end of its death."""
+    early: bool = False
+    """Whether it is there at the run's start alone: later, tiny batches are all made ahead."""
 
 
 VICTIMS = [
@@ -53,7 +55,7 @@ VICTIMS = [
     Victim("cleaner", r"^ray::PlacementGroupCleaner", ends=False),
     Victim("controller", r"^ray::TrainController", ends=True),
     Victim("validation task", r"^ray::_validate", ends=False),
-    Victim("read task", r"^ray::ReadMicroBatch", ends=False),
+    Victim("read task", r"^ray::ReadMicroBatch", ends=False, early=True),
     Victim("worker", r"^ray::RayTrainWorker", ends=False),
 ]
 
@@ -70,13 +72,14 @@ def command_lines(pid: int) -> dict[int, str]:
 
 
 def kill_one(process: subprocess.Popen[str], store: Store, victim: Victim) -> float:
-    """Kill the victim once the run has committed something; returns when."""
+    """Kill the victim once the run has committed something, an early one at once; returns when."""
 
     def ready() -> bool:
         assert process.poll() is None, process.communicate()[1]
         return has(store, "commit", lambda event: event["step"] >= 10)
 
-    wait_for(ready, 240)
+    if not victim.early:
+        wait_for(ready, 240)
 
     def found() -> int | None:
         assert process.poll() is None, process.communicate()[1]
@@ -84,7 +87,7 @@ def kill_one(process: subprocess.Popen[str], store: Store, victim: Victim) -> fl
         return next((p for p, line in seen.items() if re.search(victim.words, line)), None)
 
     try:
-        pid = wait_for(found, 60)
+        pid = wait_for(found, 240 if victim.early else 60)
     except AssertionError:
         raise AssertionError(
             sorted(line[:90] for line in command_lines(process.pid).values())

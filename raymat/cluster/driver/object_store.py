@@ -26,7 +26,8 @@ def needed_bytes(config: RunConfig, cpus: float) -> int:
     """
     workers = config.workers.workers
     kept = workers.high if config.workers.device == "cuda" else cpus / 2
-    slots = config.workers.decode_tasks or max(1, math.floor(cpus - kept))
+    slots = config.workers.decode_tasks or math.floor(cpus - kept)
+    slots = max(slots, workers.high)  # each has one at least
     side, share = config.data.resolution, math.ceil(config.data.batch_size / workers.high)
     return 2 * slots * task_rows(side, share) * row_bytes(side, share)
 
