@@ -28,6 +28,7 @@ PACER = "raymat.pacer"
 """The key of a pacer's name in a dataset's context, which Ray Data copies and sends to the tasks."""
 
 PAUSE_SECONDS = 0.1
+"""Between two questions while no task may begin and none runs."""
 
 
 class Pacer(Protocol):
@@ -61,9 +62,7 @@ class _Paced(BackpressurePolicy):
         running = op.metrics.num_tasks_running
         if self._pacer is not None and self._pacer.admits(op.metrics.num_tasks_submitted, running):
             return True
-        if (
-            not running
-        ):  # Ray Data's thread waits for tasks alone: without any it would ask again and again
+        if not running:  # Ray Data's thread waits for tasks alone: without any it would never rest
             time.sleep(PAUSE_SECONDS)
         return False
 
