@@ -9,7 +9,7 @@ import re
 import resource
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from raymat.checkpoint.reader import read_checkpoint
 from raymat.checkpoint.save_decision import Decision, Load, decide
 from raymat.config.run import RunConfig
 from raymat.data.batch import MicroBatch
+from raymat.data.feed import Stretch
 from raymat.distributed.world import World
 from raymat.errors import StorageError
 from raymat.storage import access
@@ -322,6 +323,9 @@ class Outage:
         self.began: float | None = None
         self.steps_during = 0
         self.over = False
+
+    def expect(self, stretches: Iterable[Stretch]) -> None:
+        self._feed.expect(stretches)
 
     def train(self, first_step: int, end_step: int) -> Iterator[MicroBatch]:
         for batch in self._feed.train(first_step, end_step):
