@@ -17,7 +17,7 @@ PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; 
 	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
 endif
 
-.PHONY: help setup demo quick test chaos lint types format hooks package hashes licences bench clean
+.PHONY: help setup demo quick test chaos lint types format hooks docs package hashes licences bench clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,17 @@ types: setup ## type check
 hooks: ## have git check style and types before each commit, with the tools of .venv
 	git config core.hooksPath .githooks
 
+DOCS := .venv-docs
+
+$(DOCS)/.installed: docs/requirements.txt
+	@test -n '$(PYTHON)' || { echo 'no Python 3.10 to 3.13 found: make docs PYTHON=/path/to/python3.11' >&2; exit 2; }
+	@$(DOCS)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	@touch $@
+
+docs: $(DOCS)/.installed ## the site, in site/: open site/index.html, no server and no network is needed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+
 package: setup ## wheel and sdist, in dist/
 	$(BIN)/python -m build --quiet --outdir dist .
 
@@ -77,5 +88,5 @@ bench: ## list the scripts that print the README's figures
 	@for f in benchmarks/*.py; do test ! -e "$$f" || echo "$(BIN)/python $$f"; done
 
 clean: ## remove the environment and what tools left behind; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DOCS) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -96,6 +96,26 @@ def test_every_make_target_that_a_document_names_exists(document: Path) -> None:
     assert named - TARGETS == set()
 
 
+LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)")
+ELSEWHERE = {"changelog.md", "clusters.md", "contributing.md", "security.md"}
+"""Pages of the site that docs/site_pages.py takes from elsewhere in the project."""
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_every_link_leads_to_a_file(document: Path) -> None:
+    """Whether it leads to a heading of it is what `make docs` looks at."""
+    places = LINK.findall(document.read_text(encoding="utf-8"))
+    assert [place for place in places if not (document.parent / place).exists()] == []
+
+
+def test_every_page_has_its_place_in_the_site() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    placed = re.findall(r": ([\w-]+\.md)$", text, re.MULTILINE)
+    assert sorted(placed) == sorted(
+        {page.name for page in (ROOT / "docs").glob("*.md")} | ELSEWHERE
+    )
+
+
 def test_what_does_not_exist_is_found() -> None:
     code = "`raymat/nowhere.py`, `data/rng.py`, `lost.py`, `tests/test_docs.py::test_nothing`, `s3://raymat/x`"
     assert [*missing_paths(code)] == [
