@@ -37,6 +37,17 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return _with_links_of_the_site(markdown, f"docs/{page.file.src_uri}")
 
 
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Take the one script that Material loads from elsewhere from the site itself: it needs no network."""
+    here = posixpath.relpath("assets/iframe-worker.js", posixpath.dirname(page.url) or ".")
+    return output.replace("https://unpkg.com/iframe-worker/shim", here)
+
+
+def on_post_template(output: str, template_name: str, **_: Any) -> str:
+    """Do the same for the page that says that there is none."""
+    return output.replace("https://unpkg.com/iframe-worker/shim", "/assets/iframe-worker.js")
+
+
 def _with_links_of_the_site(text: str, source: str) -> str:
     """Return a page with its links made relative to docs/; a file that is no page is named without a link."""
 

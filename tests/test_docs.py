@@ -92,7 +92,11 @@ def test_every_path_that_a_document_names_exists(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 def test_every_make_target_that_a_document_names_exists(document: Path) -> None:
-    named = {target for code in code_of(document) for target in re.findall(r"\bmake (\w+)", code)}
+    named = {
+        target
+        for code in code_of(document)
+        for target in re.findall(r"(?:^|[;&|] *)make (\w+)", code.strip())
+    }
     assert named - TARGETS == set()
 
 
