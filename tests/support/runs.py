@@ -164,6 +164,11 @@ def without_ray(config: RunConfig) -> Store:
     return store_of(config)
 
 
+def train_here(prepared: OpenedRun) -> None:
+    """Train an opened run to its end in this process, as its one worker."""
+    _train_prepared(World(), prepared)
+
+
 def _train_prepared(world: World, prepared: OpenedRun) -> None:
     run(
         prepared,
