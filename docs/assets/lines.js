@@ -17,7 +17,7 @@ document.addEventListener("DOMContentLoaded", () => {
     return all ? met / all : 0;
   };
   const show = () => {
-    const line = box.value.trim().toLowerCase().replace(/\s+/g, " ").replace(/^raymat: /, "");
+    const line = box.value.trim().toLowerCase().replace(/\s+/g, " ").replace(/^raymat: (error: )?/, "");
     const found = new Set();
     for (const { item, fixed } of entries) {
       const words = fixed.join(" ").toLowerCase();

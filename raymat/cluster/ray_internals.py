@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -81,6 +82,14 @@ RAY_TRAIN_SETTINGS = {
     # One more actor in every start, for what raymat.cluster.worker.notice_listener does itself.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+
+
+_PACKAGE = re.compile(r"/working_dir_files/_ray_pkg_[^/]+(/|$)")
+
+
+def in_job_folder(path: str) -> bool:
+    """Return whether a path lies in the copy of a working directory that Ray unpacks for a job and removes after it."""
+    return _PACKAGE.search(path) is not None
 
 
 def check_ray_version() -> None:

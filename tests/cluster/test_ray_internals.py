@@ -51,6 +51,16 @@ def test_the_installed_ray_is_the_tested_one(monkeypatch: pytest.MonkeyPatch) ->
         core.check_ray_version()
 
 
+def test_what_ray_unpacks_for_a_job_is_known_by_its_path(tmp_path: Path) -> None:
+    from ray._private.runtime_env.working_dir import WorkingDirPlugin
+
+    plugin = WorkingDirPlugin(str(tmp_path), gcs_client=None)
+    folder = plugin._get_directory_on_node("gcs://_ray_pkg_0f3a.zip")
+    assert core.in_job_folder(str(folder))
+    assert core.in_job_folder(f"{folder}/runs/night")
+    assert not core.in_job_folder(str(tmp_path))
+
+
 def test_ray_train_reads_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {value for value in vars(ray_constants).values() if isinstance(value, str)}
     assert core.RAY_TRAIN_SETTINGS.keys() - known == {"RAY_TRAIN_ENABLE_STATE_TRACKING"}

@@ -27,7 +27,7 @@ from raymat.cluster.driver.run_summary import closing, first_progress, opening
 from raymat.cluster.driver.say import say, waiting_for
 from raymat.cluster.driver.stop_signals import StopSignals
 from raymat.cluster.driver.trainer_setup import build_trainer
-from raymat.cluster.ray_internals import check_ray_version
+from raymat.cluster.ray_internals import check_ray_version, in_job_folder
 from raymat.config.run import RunConfig, to_dict
 from raymat.errors import ClusterError, ConfigError, RayLostError, RaymatError
 from raymat.storage.store import Store, require_writable
@@ -142,6 +142,11 @@ def _open_storage(config: RunConfig) -> Store:
     if store.url.startswith("memory:"):
         raise ConfigError(
             "--storage memory:// lives in one process, a run has several: use a folder or a bucket"
+        )
+    if in_job_folder(store.root):
+        raise ConfigError(
+            f"--storage {config.storage} lies in the copy of the project that Ray made for this job, and goes with it: "
+            "give a bucket, or the absolute path of a folder that every machine sees"
         )
     with waiting_for(f"an answer from {store.url}"):
         require_portable_name(store, config.name)

@@ -153,6 +153,10 @@ ENVIRONMENT = {
 }
 
 PATHS = {
+    "a storage in what Ray unpacked for a job": Wrong(
+        "--storage {}/working_dir_files/_ray_pkg_0f/runs lies in the copy of the project that Ray made for this job, and goes",
+        flags={"--storage": "{}/working_dir_files/_ray_pkg_0f/runs"},
+    ),
     "a dataset that is not there": Wrong(
         "no such folder: {}/nowhere/train/fgr", flags=FILES | {"--dataset": "{}/nowhere"}
     ),
