@@ -37,4 +37,9 @@ document.addEventListener("DOMContentLoaded", () => {
     for (const chapter of document.querySelectorAll("article h2")) chapter.hidden = Boolean(line);
   };
   box.addEventListener("input", show);
+  const asked = new URLSearchParams(location.search).get("line"); // errors.html?line=... for links from elsewhere
+  if (asked) {
+    box.value = asked;
+    show();
+  }
 });
