@@ -68,7 +68,7 @@ def test_every_command_of_raymat_is_shown() -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as the documents speak of it: data/, walls/, and runs/portraits, which has been trained from runs/portraits-base."""
+    """A folder as the documents speak of it: data/, walls/, and runs/portraits."""
     folder = tmp_path_factory.mktemp("documents")
     write_dataset(str(folder), pairs=6, backgrounds=6, valid=3)
     places = {
@@ -76,17 +76,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "backgrounds": str(folder / "walls"),
         "synthetic": None,
     }
-    for stage, name in (("base", "portraits-base"), ("refine", "portraits")):
-        begun = {} if stage == "base" else {"init": str(folder / "runs/portraits-base")}
-        options = {
-            "steps": 2 if stage == "base" else 4,
-            "valid_interval": 2,
-            "precision": "fp32",
-            **places,
-            **begun,
-        }
-        config = runs.tiny(folder / "runs", name, stage, **options)
-        runs.train_here(open_run(config, runs.store_of(config)))
+    options = {
+        "steps": 4,
+        "valid_interval": 2,
+        "valid_examples": 2,
+        "precision": "fp32",
+        "batch_size": 2,
+        **places,
+    }
+    config = runs.tiny(folder / "runs", "portraits", "refine", **options)
+    runs.train_here(open_run(config, runs.store_of(config)))
     _write_footage(folder)
     return folder
 
