@@ -30,7 +30,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 FLOORS = (
     {"errors", "version"},
     {"storage"},
-    {"config", "distributed", "console"},
+    {"config", "distributed", "console", "json_lines"},
     {"model", "data", "checkpoint"},
     {"train"},
     {"analysis", "export", "inference"},

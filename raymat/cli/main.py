@@ -14,6 +14,13 @@ from typing import TYPE_CHECKING
 from raymat.config.hints import closest
 from raymat.config.shadows import refuse_shadows
 from raymat.errors import ConfigError, RayLostError, RaymatError, StoppedError
+from raymat.json_lines import (
+    LogContext,
+    asks_for_json,
+    output_as_before,
+    print_json,
+    tell,
+)
 from raymat.storage.urls import redact_urls
 from raymat.version import __version__
 
@@ -36,23 +43,30 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `raymat ARGV` and return the exit code: the subcommand's own, or the error's (130 when interrupted)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return _guarded(lambda: _dispatch(words))
+    return _guarded(lambda: _dispatch(words), words)
 
 
 def job_main(stage: Stage, argv: Sequence[str] | None = None) -> int:
     """Train or resume the run that a command line describes, print a summary, and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return _guarded(lambda: _train(stage, words))
+    return _guarded(lambda: _train(stage, words), words)
 
 
 def fail(error: RaymatError) -> int:
     """Print the error as one line and return its exit code."""
     kind = "" if isinstance(error, StoppedError) else "error: "
-    print(f"raymat: {kind}{redact_urls(error.line)}", file=sys.stderr)
+    tell(f"raymat: {kind}{redact_urls(error.line)}", "error" if kind else "warning")
     return error.exit_code
 
 
-def _guarded(action: Callable[[], int]) -> int:
+def _guarded(action: Callable[[], int], words: Sequence[str]) -> int:
+    with output_as_before():
+        if asks_for_json(words):  # even if they turn out to be no command
+            print_json(LogContext())
+        return _caught(action)
+
+
+def _caught(action: Callable[[], int]) -> int:
     try:
         try:
             _print_all_text()
@@ -70,7 +84,7 @@ def _guarded(action: Callable[[], int]) -> int:
         _discard_output()
         return CLOSED_PIPE
     except KeyboardInterrupt:
-        print("raymat: interrupted", file=sys.stderr)
+        tell("raymat: interrupted", "error")
         return INTERRUPTED
 
 
@@ -92,6 +106,10 @@ def _train(stage: Stage, argv: Sequence[str]) -> int:
     from raymat.config.flags import parse_run
 
     config = parse_run(stage, argv)
+    if (
+        config.monitoring.log_format == "json"
+    ):  # here: the last line, too, which is printed when all else is over
+        print_json(LogContext(config.name))
     from raymat.cluster.driver.launch import timed_fit
 
     print(timed_fit(config))

@@ -22,6 +22,7 @@ from raymat.checkpoint.manifest import CheckpointId
 from raymat.cluster.validation_task import ValidationTask
 from raymat.errors import first_line
 from raymat.train.loop.watchdog import Activity
+from raymat.train.observability.event import Event
 from raymat.train.observability.progress import Progress
 from raymat.train.run.notice import Notice
 from raymat.train.validation.interface import Job, ValidationStatus
@@ -49,11 +50,33 @@ class SignOfLife:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A line for the driver to print, and what it is about; None where that is no attempt's, worker's or step's."""
+
+    text: str
+    level: str = "info"
+    """As logging has it, in small letters."""
+    kind: str | None = None
+    """The kind of the event that it tells of."""
+    attempt: int | None = None
+    rank: int | None = None
+    step: int | None = None
+
+    @classmethod
+    def of(cls, event: Event, attempt: int | None = None, rank: int | None = None) -> Line | None:
+        """Return the line of an event that `rank` has written; None if it has none."""
+        if event.line is None:
+            return None
+        about = getattr(event, "step", None)
+        return cls(event.line, event.level, event.kind, attempt, rank, about)
+
+
+@dataclass(frozen=True)
 class News:
     """What the driver shows of a run."""
 
     progress: Progress | None
-    lines: list[str]
+    lines: list[Line]
     doing: Activity | None
     """What rank 0 did at its last sign of life; None while no worker has given one."""
 
@@ -63,17 +86,18 @@ class _Actor:
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
-        self._lines: list[str] = []
+        self._lines: list[Line] = []
         self._request: Notice | None = None
         self._signs: dict[int, SignOfLife] = {}
         self._hangs: list[str] = []
+        self._goodput: float | None = None
         self._verdict: str | None = None
         self._validation = ValidationTask()
 
     def set_progress(self, progress: Progress) -> None:
         self._progress = progress
 
-    def print_line(self, line: str) -> None:
+    def print_line(self, line: Line) -> None:
         if len(self._lines) < MAX_LINES:
             self._lines.append(line)
 
@@ -99,6 +123,12 @@ class _Actor:
 
     def signs(self) -> dict[int, SignOfLife]:
         return self._signs
+
+    def set_goodput(self, share: float) -> None:
+        self._goodput = share
+
+    def goodput(self) -> float | None:
+        return self._goodput
 
     def report_hang(self, text: str) -> None:
         self._hangs.append(text)
@@ -178,7 +208,7 @@ class Blackboard:
         """Show the driver rank 0's newest progress."""
         self._actor.set_progress.remote(progress)
 
-    def print_line(self, line: str) -> None:
+    def print_line(self, line: Line) -> None:
         """Have the driver print a line."""
         self._actor.print_line.remote(line)
 
@@ -210,6 +240,14 @@ class Blackboard:
     def signs(self) -> dict[int, SignOfLife]:
         """Return the newest sign of each worker, by rank."""
         return self._ask(self._actor.signs.remote(), {})
+
+    def set_goodput(self, share: float) -> None:
+        """Tell rank 0 the run's goodput."""
+        self._actor.set_goodput.remote(share)
+
+    def poll_goodput(self) -> Poll[float | None]:
+        """Return a poll of the run's goodput; None before it is known."""
+        return Poll(self._actor.goodput.remote, None)
 
     def report_hang(self, text: str) -> None:
         """Say in what a worker hangs; returns when it is written, or after 5 s."""

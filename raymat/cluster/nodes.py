@@ -40,3 +40,12 @@ def responding_nodes(nodes: Mapping[str, Mapping[str, Any]]) -> set[str]:
     with ThreadPoolExecutor(max_workers=min(32, len(asked))) as pool:
         up = pool.map(lambda name: responds(raylet_address(nodes[name])), asked)
         return here | {name for name, there in zip(asked, up, strict=True) if there}
+
+
+def metrics_url() -> str | None:
+    """Return where the node of this process serves its metrics to Prometheus; None if it does not say."""
+    mine = ray.get_runtime_context().get_node_id()
+    for node in ray.nodes():
+        if node["NodeID"] == mine and node.get("MetricsExportPort"):
+            return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from raymat.config.monitoring import MonitoringConfig
 from raymat.config.options import (
     FIXED,
     FREE,
@@ -78,6 +79,7 @@ class RunConfig(OptionGroup):
     length: LengthConfig
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
 
     def __post_init__(self) -> None:

@@ -331,7 +331,7 @@ def read_board(store: Store) -> dict[tuple[int, str], bytes]:
             for value in event.summary.value:
                 key = (event.step, value.tag)
                 assert key not in found, f"{key} is on the board twice"
-                measured = value.tag.startswith("speed/")
+                measured = value.tag.startswith("speed/") or value.tag == "goodput"
                 found[key] = b"" if measured else value.SerializeToString()
     return found
 

@@ -13,7 +13,7 @@ import ray
 from ray.train import UserCallback, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymat.cluster.blackboard import Blackboard, SignOfLife
+from raymat.cluster.blackboard import Blackboard, Line, SignOfLife
 from raymat.cluster.controller.failure_policy import is_fatal, raymat_error, signature
 from raymat.cluster.ray_train_internals import WorkerHealthCheckTimeoutError, unwrap
 from raymat.cluster.worker.notice_listener import POLL_SECONDS, SIGN_POLLS
@@ -49,13 +49,14 @@ class FailureLog(UserCallback):
             for rank in sorted(worker_exceptions)
             if rank in signs
         }
-        self._log().emit(WorkersFailed(ranks=errors, last=last))
+        event = WorkersFailed(ranks=errors, last=last)
+        self._log().emit(event)
         for rank in worker_exceptions.keys() & signs.keys():
             if isinstance(unwrap(worker_exceptions[rank]), WorkerHealthCheckTimeoutError):
                 end_frozen(signs[rank])
         if not is_fatal(error):  # a fatal one is the last line of the command
             line = "; ".join(f"rank {rank}: {what}" for rank, what in errors.items())
-            self._board.print_line(f"workers failed: {line}")
+            self._board.print_line(Line(f"workers failed: {line}", event.level, event.kind))
 
     def _log(self) -> EventLog:
         if self._events is None:

@@ -69,15 +69,18 @@ def worker_resources(config: RunConfig, resources: dict[str, float]) -> dict[str
 
 
 @contextmanager
-def running_ray(store_bytes: int = LEAST_BYTES) -> Iterator[RayWatch]:
+def running_ray(
+    store_bytes: int = LEAST_BYTES, metrics_port: int | None = None
+) -> Iterator[RayWatch]:
     """Use this process's Ray, join the cluster there is, or start one on this machine; leave it at the end, if it was joined
     or started here. Gives the watch over it.
 
     Args:
         store_bytes: of the object store of a Ray that is started here.
+        metrics_port: at which it serves its metrics; None: any free one.
     """
     apply_settings()
-    origin = _start_ray(store_bytes)
+    origin = _start_ray(store_bytes, metrics_port)
     watch = RayWatch(own=origin == "started")
     quiet = quiet_terminal(watch) if origin != "shared" else contextlib.nullcontext()
     try:
@@ -90,7 +93,9 @@ def running_ray(store_bytes: int = LEAST_BYTES) -> Iterator[RayWatch]:
             ray.shutdown()
 
 
-def _start_ray(store_bytes: int) -> Literal["shared", "joined", "started"]:
+def _start_ray(
+    store_bytes: int, metrics_port: int | None
+) -> Literal["shared", "joined", "started"]:
     if ray.is_initialized():
         return "shared"
     hush_cluster()
@@ -105,6 +110,7 @@ def _start_ray(store_bytes: int) -> Literal["shared", "joined", "started"]:
                 address="local",
                 include_dashboard=False,
                 object_store_memory=store_bytes,
+                _metrics_export_port=metrics_port,
                 **quiet,
             )
         except OSError as error:

@@ -6,6 +6,7 @@ import copy
 import logging
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from raymat.analysis.goodput.ledger import make_ledger
@@ -25,8 +26,14 @@ _PATIENCE = RetryPolicy(total=20.0)
 class GoodputMeter:
     """Reads the goodput of a run in a thread while a block runs."""
 
-    def __init__(self, store: Store, seconds: float = SECONDS) -> None:
-        """`seconds`: between two looks, and before the first."""
+    def __init__(
+        self,
+        store: Store,
+        seconds: float = SECONDS,
+        tell: Callable[[float], None] = lambda share: None,
+    ) -> None:
+        """`seconds`: between two looks, and before the first. `tell`: called with what each look has found."""
+        self._tell = tell
         store = copy.copy(store)
         store.retry = _PATIENCE
         self._events, self._seconds = EventReader(store), seconds
@@ -59,3 +66,5 @@ class GoodputMeter:
         ledger = make_ledger(self._events.events, until=time.time())
         known = self._events.whole and ledger.slot_seconds > 0
         self.value = ledger.goodput if known else None
+        if self.value is not None:
+            self._tell(self.value)

@@ -24,12 +24,21 @@ from raymat.cluster.driver.object_store import check_store, own_store_bytes
 from raymat.cluster.driver.progress_line import ProgressLine
 from raymat.cluster.driver.ray_watch import AGAIN, RayWatch
 from raymat.cluster.driver.run_summary import closing, first_progress, opening
-from raymat.cluster.driver.say import say, waiting_for
+from raymat.cluster.driver.say import say, waiting_for, warn
 from raymat.cluster.driver.stop_signals import StopSignals
 from raymat.cluster.driver.trainer_setup import build_trainer
+from raymat.cluster.monitoring.notifier import Notifier
+from raymat.cluster.monitoring.run_metrics import MetricsExporter
+from raymat.cluster.nodes import metrics_url
 from raymat.cluster.ray_internals import check_ray_version, in_job_folder
 from raymat.config.run import RunConfig, to_dict
 from raymat.errors import ClusterError, ConfigError, RayLostError, RaymatError
+from raymat.json_lines import (
+    LogContext,
+    json_context,
+    output_as_before,
+    print_json,
+)
 from raymat.storage.store import Store, require_writable
 from raymat.storage.urls import delete_right, redact, shown_urls
 from raymat.train.observability.attempt_events import RunLaunched
@@ -69,16 +78,34 @@ def fit(config: RunConfig) -> RunResult:
     """
     check_ray_version()
     config = absolute_paths(config)
-    store = _open_storage(config)
+    with output_as_before(), Notifier.of(config, warn) as notifier:
+        _choose_output(config)
+        store = _open_storage(config)
+        notifier.found(redact(store.url))
+        result = _fit(config, store, notifier)
+        if not result.already_complete:
+            notifier.ended(summary(result))
+        return result
+
+
+def _fit(config: RunConfig, store: Store, notifier: Notifier) -> RunResult:
     resolve = functools.partial(resolve_auto, resources=ray.cluster_resources)
     with Lease.acquire(store, take_over=config.take_over, say=say) as lease:
         survey = _survey(config, store, resolve, lease)
-        with running_ray(own_store_bytes(config)) as watch:
+        with running_ray(own_store_bytes(config), config.monitoring.metrics_port) as watch:
             run = open_run(config, store, resolve=resolve, tenure=lease, survey=survey)
-            return _drive(run, lease, watch)
+            return _drive(run, lease, watch, notifier)
 
 
-def _drive(run: OpenedRun, lease: Lease, watch: RayWatch) -> RunResult:
+def _choose_output(config: RunConfig) -> None:
+    """Print JSON if the run's options say so; the command may have begun to already."""
+    if config.monitoring.log_format == "json":
+        print_json(LogContext())
+    if (context := json_context()) is not None:
+        context.run = config.name
+
+
+def _drive(run: OpenedRun, lease: Lease, watch: RayWatch, notifier: Notifier) -> RunResult:
     """Train an opened run to its end, unless nothing is left to do."""
     store = run.store
     anchor_run(store, run.run_id, lease.name)
@@ -87,27 +114,29 @@ def _drive(run: OpenedRun, lease: Lease, watch: RayWatch) -> RunResult:
     if run.complete:
         return _result(run, run.status, already_complete=True)
     source = run.source.open()
-    for line in (opening(run, source), *first_look(run.config, source)):
+    metrics = None if watch.grows else metrics_url()
+    for line in (opening(run, source, metrics), *first_look(run.config, source)):
         say(line)
     check_room(run.config, can_grow=watch.grows)
     check_store(run.config, ray.cluster_resources())
     _report_launch(run, lease)
     lease.wait_until_alone()
-    _train(run, lease, watch)
+    _train(run, lease, watch, notifier)
     mend_run_file(store, lease)
     status = read_status(store, run.config, run.order, scan(store))
     return _result(run, status, already_complete=False)
 
 
-def _train(run: OpenedRun, lease: Lease, watch: RayWatch) -> None:
+def _train(run: OpenedRun, lease: Lease, watch: RayWatch, notifier: Notifier) -> None:
     """Train until the workers return, and raise what ends the run otherwise."""
     board = Blackboard.start()
     signals = StopSignals(board)
     try:
         trainer = build_trainer(run, board, lease.name)
         machines = MachineWatch(board, run.store)
-        goodput = GoodputMeter(run.store)
-        line = ProgressLine(board, first_progress(run), goodput=goodput)
+        goodput = GoodputMeter(run.store, tell=board.set_goodput)
+        observers = (notifier.look, MetricsExporter(run.config).look)
+        line = ProgressLine(board, first_progress(run), goodput=goodput, observers=observers)
         with goodput, line, machines, signals, lease.calling(board.request_leave):
             watch.call(trainer.fit)
     except (ray.train.TrainingFailedError, RayError) as error:
@@ -225,9 +254,10 @@ def _explain(error: BaseException, board: Blackboard, watch: RayWatch) -> Raymat
     return ClusterError(f"training failed after its restarts: {board.verdict() or last}")
 
 
-def summary(result: RunResult, seconds: float) -> str:
-    """Return the line that says that a run is complete."""
-    how = "nothing to do" if result.already_complete else f"after {seconds:.0f} s"
+def summary(result: RunResult, seconds: float | None = None) -> str:
+    """Return the line that says that a run is complete. `seconds`: what it took now, if that is to be said."""
+    after = "" if seconds is None else f", after {seconds:.0f} s"
+    how = ", nothing to do" if result.already_complete else after
     where = f"step {result.step} of {result.total_steps}"
     if result.stopped:
         where = f"stopped early at {where}, since {result.stopped}"
@@ -235,7 +265,7 @@ def summary(result: RunResult, seconds: float) -> str:
         where += (
             f", {result.substitutes:,} examples with a substitute for a picture that cannot be read"
         )
-    return f"{result.url} is complete: {where}, {how}"
+    return f"{result.url} is complete: {where}{how}"
 
 
 def timed_fit(config: RunConfig) -> str:

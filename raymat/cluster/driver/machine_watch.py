@@ -18,7 +18,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raymat.cluster.blackboard import MAX_LINES, Blackboard
+from raymat.cluster.blackboard import MAX_LINES, Blackboard, Line
 from raymat.cluster.nodes import responding_nodes
 from raymat.cluster.ray_internals import IDLE_TERMINATION, declare_dead, is_head
 from raymat.storage.store import Store
@@ -133,7 +133,8 @@ class MachineWatch:
             ranks = sorted(rank for rank, sign in signs.items() if sign.node == name)
             loss = _Loss(node, time.monotonic(), ranks)
             self._losses.append(loss)
-            self._board.print_line(loss.event().loss)
+            event = loss.event()
+            self._board.print_line(Line(event.loss, event.level, event.kind))
         self._alive = alive
 
     def _note_pace(self, still: float, moved: bool) -> None:
@@ -149,7 +150,7 @@ class MachineWatch:
         for loss in losses:
             event = loss.event()
             EventLog.for_driver(self._store).emit(event)
-            self._board.print_line(event.line)
+            self._board.print_line(Line(event.line, event.level, event.kind))
 
     def _ask(self, nodes: Mapping[str, Node]) -> None:
         """Declare dead who does not answer, again and again, while training stands still."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TextIO
 
 from ray.exceptions import RayError
 
-from raymat.cluster.blackboard import Blackboard
+from raymat.cluster.blackboard import Blackboard, Line
 from raymat.cluster.driver.goodput_meter import GoodputMeter
 from raymat.console import Display, age
+from raymat.json_lines import json_context, tell
 from raymat.train.loop.watchdog import Activity
 from raymat.train.observability.progress import Progress
 
@@ -34,7 +36,6 @@ def progress_line(
     now: float,
     width: int | None = None,
     standing: str | None = None,
-    goodput: float | None = None,
 ) -> str:
     """Format the progress for a user, in one line of at most `width` columns: what matters less is left out.
 
@@ -43,7 +44,6 @@ def progress_line(
     Args:
         now: Unix seconds.
         standing: why the run stands still, in place of its pace.
-        goodput: share of the time of all workers that was training which counts.
     """
     rate, complete = progress.examples_per_second, progress.step >= progress.total_steps
     waits = progress.data_wait
@@ -56,7 +56,7 @@ def progress_line(
         *([f"waits {waits:.0%} for data"] if paced and waits >= WORTH_TELLING else []),
         *([] if progress.loss is None else [f"loss {progress.loss:.4f}"]),
         *_commit(progress, now),
-        *([] if goodput is None else [f"goodput {goodput:.1%}"]),
+        *([] if progress.goodput is None else [f"goodput {progress.goodput:.1%}"]),
         *([f"restarts {progress.attempt - 1}"] if progress.attempt > 1 else []),
         f"workers {progress.world}",
     ]
@@ -94,6 +94,10 @@ class Standstill:
         return stood if stood >= max(STANDS_SECONDS, 3 * self._usual) else None
 
 
+Observer = Callable[[Progress, Sequence[Line]], None]
+"""Takes, each second, how far the run is and what it has said since; must return at once."""
+
+
 class ProgressLine:
     """Shows how the run goes, and prints its news, while a block runs."""
 
@@ -103,8 +107,10 @@ class ProgressLine:
         first: Progress,
         stream: TextIO | None = None,
         goodput: GoodputMeter | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
-        """`first` is shown until the workers have told their own."""
+        """`first` is shown until the workers have told their own; `observers` are told of what is shown."""
+        self._observers = observers
         self._board, self._progress, self._goodput = board, first, goodput
         self._display, self._standstill = Display(stream), Standstill()
         self._done = threading.Event()
@@ -135,15 +141,28 @@ class ProgressLine:
         except RayError:
             return  # the blackboard restarts by itself; a missed poll does no harm
         self._said += len(news.lines)
-        for line in news.lines:
-            self._display.print(line)
-        self._progress = news.progress or self._progress
+        for said in news.lines:
+            self._print(said)
+        if news.progress is not None:
+            self._progress = news.progress
+            if (context := json_context()) is not None:
+                context.at(self._progress.attempt, self._progress.step)
+        if self._goodput is not None:
+            self._progress = dataclasses.replace(self._progress, goodput=self._goodput.value)
+        for observe in self._observers:
+            observe(self._progress, news.lines)
         standing = None if last else self._standing(news.doing)
         if last or self._display.due:
             width = self._display.width
-            goodput = self._goodput.value if self._goodput else None
-            line = progress_line(self._progress, time.time(), width, standing, goodput)
+            line = progress_line(self._progress, time.time(), width, standing)
             self._display.show(line, last)
+
+    def _print(self, line: Line) -> None:
+        if json_context() is None:
+            self._display.print(line.text)
+        else:
+            about = {"kind": line.kind, "attempt": line.attempt, "rank": line.rank}
+            tell(line.text, line.level, **about, step=line.step)
 
     def _standing(self, doing: Activity | None) -> str | None:
         """Return that the run stands still, for how long and why; None if it does not.

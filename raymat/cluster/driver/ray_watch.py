@@ -12,9 +12,10 @@ from pathlib import Path
 
 import ray
 
-from raymat.cluster.driver.say import say
+from raymat.cluster.driver.say import warn
 from raymat.cluster.ray_internals import end_own_ray, ended_own_process, log_folder, responds
 from raymat.errors import RayLostError
+from raymat.json_lines import JsonLines
 
 POLL_SECONDS = 0.5
 HEAD_SECONDS = 5.0
@@ -83,7 +84,7 @@ class RayWatch:
             self.raise_if_gone()
         elif not self._said and now - self._heard >= 2 * HEAD_SECONDS:
             self._said = True
-            say(
+            warn(
                 f"the head of the Ray cluster, {self._head}, does not answer: waiting for it for {SILENT_SECONDS:.0f} s"
             )
 
@@ -103,7 +104,8 @@ def quiet_terminal(watch: RayWatch) -> Iterator[None]:
         yield
         return
     before, terminal = sys.stderr, os.dup(2)
-    sys.stderr = open(terminal, "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    lines = open(terminal, "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    sys.stderr = before.onto(lines) if isinstance(before, JsonLines) else lines
     try:
         with open(Path(folder) / f"raymat-driver-{os.getpid()}.err", "ab") as file:
             os.dup2(file.fileno(), 2)
@@ -111,8 +113,8 @@ def quiet_terminal(watch: RayWatch) -> Iterator[None]:
     finally:
         if not watch.lost:
             os.dup2(terminal, 2)
-            sys.stderr, replaced = before, sys.stderr
-            replaced.close()
+            sys.stderr = before
+            lines.close()
 
 
 def _writes_to(number: int, stream: object) -> bool:

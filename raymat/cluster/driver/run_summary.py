@@ -25,8 +25,8 @@ from raymat.train.validation.criteria import Validation, best_of
 Rows = list[tuple[str, str]]
 
 
-def opening(run: OpenedRun, source: Source) -> str:
-    """Format what is about to be trained, and how to watch it, in a few aligned lines."""
+def opening(run: OpenedRun, source: Source, metrics: str | None = None) -> str:
+    """Format what is about to be trained, and how to watch it, in a few aligned lines. `metrics`: where Prometheus finds them."""
     config, order = run.config, run.order
     schedule = Schedule.of(config, order)
     steps = f"{count(order.total_steps, 'step')} of {config.data.batch_size} examples"
@@ -45,6 +45,7 @@ def opening(run: OpenedRun, source: Source) -> str:
         *_validation(schedule.valid_interval, config.log.valid_examples),
         ("run", _bare(run.store)),
         ("watch", f"tensorboard --logdir {shlex.quote(_bare(run.store) + '/tensorboard')}"),
+        *([("metrics", metrics)] if metrics else []),
     ]  # fmt: skip
     return columns(rows)
 

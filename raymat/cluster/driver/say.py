@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from raymat.json_lines import tell
 
 SILENT_SECONDS = 3.0
 """What takes longer is said."""
 
 
-def say(line: str) -> None:
-    """Print a line for whoever watches the driver."""
-    print(line, file=sys.stderr, flush=True)
+def say(text: str) -> None:
+    """Print a line, or several, for whoever watches the driver."""
+    tell(text)
+
+
+def warn(text: str) -> None:
+    """Print a line of something that may need somebody."""
+    tell(text, "warning")
 
 
 @contextmanager

@@ -8,12 +8,12 @@ RAY_JOB_STOP_WAIT_TIME_S, 3 s if the job does not set it. A second signal ends t
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
 from raymat.cluster.blackboard import Blackboard
+from raymat.cluster.driver.say import say
 from raymat.errors import RaymatError, StoppedError
 from raymat.train.run.notice import LeavingError, Notice
 
@@ -55,10 +55,6 @@ class StopSignals:
         if self._heard is not None:
             raise SystemExit(128 + number)
         self._heard = signal.Signals(number)
-        print(
-            f"{self._heard.name}: the workers commit and leave; once more ends this at once",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"{self._heard.name}: the workers commit and leave; once more ends this at once")
         notice = Notice(f"the driver was told to stop by {self._heard.name}", final=True)
         self._board.request_leave(notice)

@@ -54,6 +54,7 @@ class NoticeListener:
         self._heard: dict[str, Hearing | None] = dict.fromkeys(("signal", "drain", "request"))
         """What each source said last."""
         self._request = board.poll_leave_request()
+        self._reckoned = board.poll_goodput()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="notices", daemon=True)
         self._thread.start()
@@ -65,6 +66,11 @@ class NoticeListener:
     def register_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Show the blackboard what the training thread does from now on."""
         self._heartbeat = heartbeat
+
+    @property
+    def goodput(self) -> float | None:
+        """The run's, as the driver has told it; known to rank 0 alone."""
+        return self._reckoned.latest
 
     def stop(self) -> None:
         """Stop listening."""
@@ -100,6 +106,8 @@ class NoticeListener:
         if self._heartbeat is not None and self._polls % SIGN_POLLS == 0:
             sign = SignOfLife(HOST, self._node, os.getpid(), self._heartbeat.activity())
             self._board.sign(self._rank, sign)
+        if self._rank == 0 and self._polls % SIGN_POLLS == 0:
+            self._reckoned.update()
 
     def _signal(self) -> Notice | None:
         if not _sigterms:

@@ -16,13 +16,14 @@ from ray.train import CheckpointUploadMode
 
 from raymat.checkpoint.local_cache import cache_folder
 from raymat.checkpoint.manifest import CheckpointId
-from raymat.cluster.blackboard import Blackboard
+from raymat.cluster.blackboard import Blackboard, Line
 from raymat.cluster.worker.datasource import StreamPlan
 from raymat.cluster.worker.notice_listener import NoticeListener
 from raymat.cluster.worker.ray_feed import RayFeed, slots_of
 from raymat.cluster.worker.ray_validator import RayValidator
 from raymat.config.run import RunConfig
 from raymat.distributed.world import World
+from raymat.json_lines import LogContext, json_context, print_json
 from raymat.train.loop import trainer
 from raymat.train.loop.interfaces import Host, Worker
 from raymat.train.loop.watchdog import Activity, Heartbeat
@@ -113,6 +114,17 @@ class RayHost(Host):
         self._rank, self._board, self._lease = rank, board, lease
         self._reporter = CheckpointReporter(names_checkpoint=rank == 0)
         self._listener = NoticeListener(board, rank)
+        self._attempt: int | None = None
+
+    def attempt_began(self, number: int) -> None:
+        """Name the attempt in all that this worker has printed."""
+        self._attempt = number
+        if (context := json_context()) is not None:
+            context.attempt = number
+
+    def goodput(self) -> float | None:
+        """Return what the driver has reckoned, as this worker heard it last."""
+        return self._listener.goodput
 
     def restored(self, checkpoint: CheckpointId | None) -> None:
         """Report the checkpoint that was resumed from, if Ray's controller never heard of it."""
@@ -146,12 +158,15 @@ class RayHost(Host):
 
     def event(self, event: Event) -> None:
         """Have the driver print the event, if people should know of it."""
-        if event.line is not None:
-            self._board.print_line(event.line)
+        line = Line.of(event, self._attempt, self._rank)
+        if line is not None:
+            self._board.print_line(line)
 
     def register_heartbeat(self, heartbeat: Heartbeat) -> None:
-        """Show the blackboard what this worker does from now on."""
+        """Show the blackboard, and this worker's log, what it does from now on."""
         self._listener.register_heartbeat(heartbeat)
+        if (context := json_context()) is not None:
+            context.step = lambda: heartbeat.activity().step
 
     def stuck(self, activity: Activity) -> None:
         """End this process: the controller then starts all workers anew."""
@@ -177,6 +192,8 @@ def train_worker(config: dict[str, Any]) -> None:
     run = spec.run
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
+    if run.config.monitoring.log_format == "json":
+        print_json(LogContext(run.config.name, rank=world.rank))
     torch.set_num_threads(run.config.workers.threads)
     store = run.store
     require_holder(store, spec.lease)

@@ -123,6 +123,7 @@ def begin_attempt(run: TrainableRun, worker: Worker, store: Store, host: Host) -
 def supervise(attempt: Attempt, host: Host) -> Iterator[None]:
     """Watch the training thread in the block, and write an `end` event for whatever ends it before its time."""
     events, rank = attempt.events, attempt.group.world.rank
+    host.attempt_began(attempt.number)
     events.write_in_background(host.event)
     host.register_heartbeat(attempt.heartbeat)
 

@@ -55,8 +55,18 @@ class Worker:
 class Host:
     """Whoever runs the training loop and follows it. By default every method does nothing: override what you need."""
 
+    def attempt_began(self, number: int) -> None:
+        """Take note of the attempt's number. Called once, before all else."""
+
+    def goodput(self) -> float | None:
+        """Return the share of all workers' time that was training which counts, None if nobody reckons it; must return at once.
+
+        Rank 0 asks with each training row.
+        """
+        return None
+
     def register_heartbeat(self, heartbeat: Heartbeat) -> None:
-        """Keep `heartbeat`, from which any thread can read what this worker does. Called once, before all else."""
+        """Keep `heartbeat`, from which any thread can read what this worker does. Called once, before training begins."""
 
     def restored(self, checkpoint: CheckpointId | None) -> None:
         """Training resumes from `checkpoint`, or starts from the first step. Called once by every worker."""

@@ -40,7 +40,8 @@ class Reporter:
         self.loss: float | None = None
         """The newest logged training loss; None where it was not finite."""
         self._commit: tuple[int, float] | None = None
-        self._data_wait = 0.0
+        self._stall: float | None = None
+        self._data_wait, self._step_seconds = 0.0, None
         self._pace, self._start = Pace(), StartClock()
 
     def resumed(self, step: int, checkpoint: CheckpointId | None) -> None:
@@ -74,6 +75,9 @@ class Reporter:
         """Log a row of completed step `step`."""
         if kind == "train":
             self.loss, self._data_wait = loss, fields.get("data_wait", 0.0)
+            self._step_seconds = fields.get("step_seconds")
+            if self.loggers and (goodput := self._host.goodput()) is not None:
+                fields["goodput"] = round(goodput, 4)
         schedule = self._attempt.schedule
         place = {
             "kind": kind,
@@ -123,9 +127,9 @@ class Reporter:
         for logger in self.loggers:
             logger.images(step, grids)
 
-    def committed(self, checkpoint: CheckpointId) -> None:
-        """Note that `checkpoint` is the newest one, committed now."""
-        self._commit = (checkpoint.step, time.time())
+    def committed(self, checkpoint: CheckpointId, stall: float) -> None:
+        """Note that `checkpoint` is the newest one, committed now; training stood still for it for `stall` seconds."""
+        self._commit, self._stall = (checkpoint.step, time.time()), stall
         self._merge.committed()
 
     def finish(self) -> None:
@@ -153,6 +157,9 @@ class Reporter:
                 world=attempt.group.world.size,
                 attempt=attempt.number,
                 data_wait=self._data_wait,
+                step_seconds=self._step_seconds,
+                save_stall=self._stall,
+                replaced=state.substitutes,
             )
         )
 

@@ -109,6 +109,7 @@ class ArithmeticChanged(Event):
     """An attempt computes otherwise than what made the checkpoint that it resumes, or its workers than each other."""
 
     kind = "arithmetic"
+    level = "warning"
     step: Step
     difference: Annotated[str, "what differs, in words"]
     mixed: Annotated[bool, "whether it is between the workers of this attempt"] = False
@@ -146,6 +147,7 @@ class PreemptionNoticed(Event):
     """The workers have heard that they should leave, or that a notice has changed."""
 
     kind = "notice"
+    level = "warning"
     reason: Reason
     deadline: Annotated[float | None, "Unix seconds until which they may stay, if it is known"]
     step: Step
@@ -184,6 +186,7 @@ class WorkerStuck(Event):
     """A worker's training thread has not moved for `--stuck-after`; its process ends."""
 
     kind = "stuck"
+    level = "warning"
     rank: Rank
     what: Annotated[str, "what it was doing, as in waiting for a batch"]
     step: Step
@@ -203,6 +206,7 @@ class MachineLost(Event):
     """A machine of the cluster is gone, with or without workers: what it decoded is made again elsewhere."""
 
     kind = "machine_lost"
+    level = "warning"
     node: Annotated[str, "Ray's id of it, in hex"]
     ip: Annotated[str, "its address"]
     reason: Annotated[str, "why Ray's head took it for dead"]
@@ -231,5 +235,6 @@ class WorkersFailed(Event):
     """Workers raised an error or died; all are started anew."""
 
     kind = "failure"
+    level = "warning"
     ranks: Annotated[dict[str, str], "by rank: kind and first line of the error"]
     last: Annotated[dict[str, LastSign], "by rank: the last sign of life"]

@@ -37,6 +37,7 @@ class CheckpointSkipped(Event):
     """A checkpoint was passed over on resume."""
 
     kind = "skip"
+    level = "warning"
     checkpoint: Checkpoint
     step: Step
     reason: Reason
@@ -92,6 +93,7 @@ class NothingDeleted(Event):
     """The storage lets this account write but not delete: the run trains, and everything in its folder stays."""
 
     kind = "no_delete"
+    level = "warning"
     right: Annotated[str, "name of the right that is missing"]
 
     @property
@@ -107,6 +109,7 @@ class SaveFailed(Event):
     """A save met an error of storage. Written for the first error of a checkpoint, and if it is given up."""
 
     kind = "save_failed"
+    level = "warning"
     checkpoint: Checkpoint
     given_up: Annotated[bool, "false while it is tried again"]
     error: ErrorLine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from raymat.storage.fields import Count
 
@@ -18,6 +18,9 @@ Reason = Annotated[str, "why, for people"]
 ErrorLine = Annotated[str, "the error in one line"]
 
 
+Level = Literal["info", "warning", "error"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """Something that happened to a run: a kind, and fields that JSON can hold.
@@ -26,6 +29,8 @@ class Event:
     """
 
     kind: ClassVar[str]
+    level: ClassVar[Level] = "info"
+    """Of its line."""
 
     @property
     def line(self) -> str | None:

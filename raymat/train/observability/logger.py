@@ -14,11 +14,12 @@ Row = dict[str, Any]
 seconds). Training rows also have lr (by part of the network) and the MEASURED columns, validation rows count and metrics (by
 name, None if not finite)."""
 
-MEASURED = ("time", "step_seconds", "data_wait", "examples_per_second", "memory")
+MEASURED = ("time", "step_seconds", "data_wait", "examples_per_second", "memory", "goodput")
 """Columns that say when and how fast a step was, and so differ between a killed run and an undisturbed one: step_seconds (mean
 since the training row before, without validations and saves), data_wait (share of it that the worker which waited longest
 waited for its batches, 0 to 1), examples_per_second (of all workers together), memory (bytes, the largest of any worker: the
-most that was allocated on its GPU since the row before, or the process's resident memory on the CPU)."""
+most that was allocated on its GPU since the row before, or the process's resident memory on the CPU), goodput (share of all
+workers' time, 0 to 1, that was training which counts, as the driver knew it up to half a minute before; missing until then)."""
 
 
 class Logger(Protocol):

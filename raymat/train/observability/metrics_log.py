@@ -52,6 +52,7 @@ class _Columns(_Place, total=False):
     data_wait: Finite | None
     examples_per_second: Finite | None
     memory: Finite | None
+    goodput: Finite | None
 
 
 def segment_path(first: int, last: int, attempt: int) -> str:

@@ -33,6 +33,14 @@ class Progress:
     """Number of the attempt; 1 for a run that was never restarted."""
     data_wait: float = 0.0
     """Share of its time for which training waits for data, as of the newest row."""
+    step_seconds: float | None = None
+    """Mean duration of a step, as of the newest row."""
+    save_stall: float | None = None
+    """Seconds that training stood still for the newest commit of this attempt."""
+    replaced: int = 0
+    """Examples of the run that were trained with a substitute for a picture that cannot be read."""
+    goodput: float | None = None
+    """Share of all workers' time that was training which counts, as the driver's newest look at the run's events has it."""
 
 
 class StepClock:

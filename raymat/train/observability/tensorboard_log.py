@@ -28,8 +28,8 @@ from raymat.train.observability.merging.curves_merge import (
 
 
 class TensorBoardLog:
-    """A logger that writes `loss`, `epoch`, `lr/PART`, `speed/COLUMN` for what is MEASURED, `valid_loss`, `valid_METRIC` and
-    the image grids."""
+    """A logger that writes `loss`, `epoch`, `lr/PART`, `speed/COLUMN` for what is MEASURED, `goodput`, `valid_loss`,
+    `valid_METRIC` and the image grids."""
 
     def __init__(self, store: Store, attempt: int) -> None:
         self._store = store
@@ -48,7 +48,8 @@ class TensorBoardLog:
         else:
             scalars["epoch"] = row["epoch"]
             scalars |= {f"lr/{part}": rate for part, rate in row["lr"].items()}
-            scalars |= {f"speed/{name}": row.get(name) for name in MEASURED if name != "time"}
+            scalars |= {f"speed/{name}": row.get(name) for name in MEASURED[1:-1]}
+            scalars["goodput"] = row.get("goodput")
         values = [
             Summary.Value(tag=tag, simple_value=value)
             for tag, value in scalars.items()

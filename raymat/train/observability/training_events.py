@@ -50,6 +50,7 @@ class StepSkipped(Event):
     """A step changed no weight, since its loss or gradient was not finite."""
 
     kind = "nonfinite"
+    level = "warning"
     step: Step
     examples: Annotated[list[int], "numbers of its first and last example"]
     loss: Annotated[str, "the loss as text: nan, inf or a number"]
@@ -80,6 +81,7 @@ class MattesDoubted(Event):
     """Some mattes are likely to be something else. Written once for each kind in an attempt; nothing is refused."""
 
     kind = "mattes"
+    level = "warning"
     likely: Annotated[
         str, "inverted, empty, full, faint, shallow, hard, photograph or premultiplied"
     ]
@@ -97,6 +99,7 @@ class ImageReplaced(Event):
     """An image could not be read, and another takes its place. Written once for each file and worker."""
 
     kind = "replaced"
+    level = "warning"
     path: Annotated[str, "the file"]
     reason: Reason
     example: Annotated[int, "number of the first example that it was replaced in"]

@@ -68,6 +68,7 @@ class ValidationDied(Event):
     """A validation beside training died or fell silent; it is begun again, or the workers do it."""
 
     kind = "validation_died"
+    level = "warning"
     step: Step
     error: ErrorLine
     tries: Annotated[int, "how often it was begun so far"]
@@ -91,6 +92,7 @@ class ValidationDamaged(Event):
     """A result in storage is damaged, or of another run; the validation is done again."""
 
     kind = "validation_damaged"
+    level = "warning"
     path: Annotated[str, "the object's, in the run's folder"]
     reason: Reason
 
@@ -104,6 +106,7 @@ class ValidationLost(Event):
     """The result of a validation will never be known."""
 
     kind = "validation_lost"
+    level = "warning"
     step: Step
     reason: Reason
 

@@ -45,7 +45,7 @@ def dead(node: str) -> dict[str, object] | None:
 
 
 def lines(board: Blackboard) -> list[str]:
-    return board.news(0).lines
+    return [line.text for line in board.news(0).lines]
 
 
 @pytest.mark.slow

@@ -66,8 +66,8 @@ def test_a_narrow_terminal_gets_what_matters_most(width: int, line: str) -> None
 
 
 def test_goodput_and_a_wait_for_data_that_is_worth_telling_are_told() -> None:
-    starved = dataclasses.replace(PROGRESS, data_wait=0.12, attempt=1)
-    assert progress_line(starved, 1012.0, goodput=0.9712) == (
+    starved = dataclasses.replace(PROGRESS, data_wait=0.12, attempt=1, goodput=0.9712)
+    assert progress_line(starved, 1012.0) == (
         "base 120/800  left 0:05:57  15.2 examples/s  waits 12% for data  loss 0.4312  commit 112, 12 s ago  "
         "goodput 97.1%  workers 2"
     )

@@ -13,6 +13,7 @@ import pytest
 from raymat.config.run import RunConfig
 from raymat.data.batch import MicroBatch
 from raymat.distributed.world import World
+from raymat.train.loop.interfaces import Host
 from raymat.train.observability.logger import MEASURED
 from raymat.train.observability.metrics_log import read_metrics
 from raymat.train.observability.progress import StepClock
@@ -107,13 +108,32 @@ def test_the_board_shows_what_the_rows_say_under_the_documented_tags(tmp_path: P
     shown = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"scalars": 0})
     shown.Reload()
     rows = training_rows(config)
-    for column in MEASURED[1:]:
+    assert MEASURED[-1] == "goodput"  # the host's, and this one has none: tests/cluster/monitoring
+    for column in MEASURED[1:-1]:
         values = [event.value for event in shown.Scalars(f"speed/{column}")]
         assert values == pytest.approx([row[column] for row in rows], rel=1e-6)
     tags = {re.sub(r"^(lr/|valid_)(?!loss).+", r"\1NAME", t) for t in shown.Tags()["scalars"]}
     documented = (ROOT / "docs/curves.md").read_text("utf-8")
     for tag in tags | set(shown.Tags()["images"]):
         assert f"`{tag}`" in documented
+
+
+class Reckoning(Host):
+    """A host that has been told the run's goodput."""
+
+    def goodput(self) -> float | None:
+        return 0.97125
+
+
+def test_goodput_that_the_host_knows_is_a_column_and_a_curve(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = runs.tiny(tmp_path, "run", steps=2, valid_examples=0)
+    runs.train(World(), config, host=Reckoning())
+    assert [row["goodput"] for row in training_rows(config)] == [0.9712, 0.9712]
+    shown = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    found = [(event.step, event.value) for event in shown.Scalars("goodput")]
+    assert found == [(1, pytest.approx(0.9712)), (2, pytest.approx(0.9712))]
 
 
 def test_a_row_of_an_older_version_is_shown_without_them(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ class Checkpoints:
                 )
             )
         if found:
-            self._reporter.committed(found[-1].checkpoint)
+            self._reporter.committed(found[-1].checkpoint, found[-1].stall)
             if self._retainer is not None:
                 self._retainer.committed(state, self._damaged)
 
