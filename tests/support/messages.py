@@ -15,7 +15,7 @@ HOLE = "…"
 ERRORS = {name for name in vars(errors) if name.endswith("Error")} | {"MetadataError"}
 TELLERS = {"require": 1, "Check": 1, "matches": 1, "_refuse": 0, "_give_up": 0}
 """Functions that end in an error, and which of their arguments is its text."""
-WARNINGS = {"say", "_say", "warning", "print_line", "line"}
+WARNINGS = {"say", "_say", "warn", "warning", "Line", "line"}
 """What prints a line for people that ends nothing."""
 COMPOSED = {
     "analysis/selection.py": ("best", "_newest_before"),
