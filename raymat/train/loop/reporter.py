@@ -41,7 +41,7 @@ class Reporter:
         """The newest logged training loss; None where it was not finite."""
         self._commit: tuple[int, float] | None = None
         self._stall: float | None = None
-        self._data_wait, self._step_seconds = 0.0, None
+        self._row: dict[str, Any] = {}
         self._pace, self._start = Pace(), StartClock()
 
     def resumed(self, step: int, checkpoint: CheckpointId | None) -> None:
@@ -74,8 +74,7 @@ class Reporter:
     def row(self, kind: str, step: int, loss: float | None, **fields: Any) -> None:
         """Log a row of completed step `step`."""
         if kind == "train":
-            self.loss, self._data_wait = loss, fields.get("data_wait", 0.0)
-            self._step_seconds = fields.get("step_seconds")
+            self.loss, self._row = loss, fields
             if self.loggers and (goodput := self._host.goodput()) is not None:
                 fields["goodput"] = round(goodput, 4)
         schedule = self._attempt.schedule
@@ -156,8 +155,8 @@ class Reporter:
                 commit_time=when,
                 world=attempt.group.world.size,
                 attempt=attempt.number,
-                data_wait=self._data_wait,
-                step_seconds=self._step_seconds,
+                data_wait=self._row.get("data_wait", 0.0),
+                step_seconds=self._row.get("step_seconds"),
                 save_stall=self._stall,
                 replaced=state.substitutes,
             )
