@@ -124,5 +124,31 @@ class PolicyTrainer(TorchTrainer):
         found = super()._create_default_callbacks()
         return [callback for callback in found if not isinstance(callback, DatasetsCallback)]
 
-    def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
-        return super()._initialize_and_run_controller(**kwargs | self._policies)
+    def _initialize_and_run_controller(self, *, train_fn_ref: Any, **kwargs: Any) -> Any:
+        function = HandedOver(train_fn_ref.get())
+        del train_fn_ref._ref  # which the caller's frame would hold to the end
+        return super()._initialize_and_run_controller(
+            train_fn_ref=function, **kwargs | self._policies
+        )
+
+
+class HandedOver:
+    """A function that the process which receives it owns: sent by value, there put into Ray's store, and from there by reference.
+
+    Ray Train has the driver own its training function. Where the driver's raylet ends, because one of its agents was
+    killed, the driver's Ray would then tell the store that the function is lost, find no store, and end the process
+    with no word. A driver that owns no object outlives its raylet, and can say what happened.
+    """
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function: Any = function
+
+    def get(self) -> Callable[[], None]:
+        """Return the function."""
+        held = self._function
+        found: Callable[[], None] = ray.get(held) if isinstance(held, ray.ObjectRef) else held
+        return found
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        held = state["_function"]
+        self._function = held if isinstance(held, ray.ObjectRef) else ray.put(held)

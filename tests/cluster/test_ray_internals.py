@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -160,6 +161,18 @@ def test_what_a_worker_asks_for_is_read_from_the_configuration() -> None:
     assert train.worker_resources(asked) == {"CPU": 0.5}
 
 
+def owned_objects() -> set[str]:
+    """What this process has put into Ray's store: the names of such objects end so."""
+    known = ray._private.worker.global_worker.core_worker.get_all_reference_counts()
+    return {name for name in map(bytes.decode, known) if name.endswith("e1f505")}
+
+
+def test_what_is_put_into_the_store_is_found_by_its_name(cluster: None) -> None:
+    before = owned_objects()
+    put = ray.put(1)
+    assert owned_objects() - before == {put.hex()}
+
+
 def test_policies_decide_and_workers_are_set_up_in_their_main_thread(
     tmp_path: Path, cluster: None
 ) -> None:
@@ -200,8 +213,15 @@ def test_policies_decide_and_workers_are_set_up_in_their_main_thread(
         failure_policy=RetryOnce(FailureConfig()),
         scaling_policy=OneWorker(scaling),
     )
-    with pytest.raises(TrainingFailedError, match="division by zero"):
-        trainer.fit()
+    owned_before = owned_objects()
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(trainer.fit)
+        wait_for(told.exists, 120)
+        # Ray ends a process that owns one where its raylet ends.
+        assert owned_objects() <= owned_before
+        assert not training.done()
+        with pytest.raises(TrainingFailedError, match="division by zero"):
+            training.result()
     assert "division by zero" in (tmp_path / "failure-1").read_text()
     assert (tmp_path / "failure-2").exists()
     assert told.exists()
