@@ -34,11 +34,11 @@ class Group:
 
     def sums(self, values: Sequence[float | torch.Tensor]) -> list[float]:
         """Sum each number over the workers, in float64."""
-        own = [torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in values]
-        total = torch.stack(own)
-        if self.world.size > 1:
-            dist.all_reduce(total, group=self._group)
-        return [float(value) for value in total.tolist()]
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """Return the largest of each number over the workers, in float64."""
+        return self._reduce(values, dist.ReduceOp.MAX)
 
     def on_lead(self, function: Callable[[], T]) -> T:
         """Call `function` on rank 0 alone; return its picklable result, or raise its RaymatError, on every worker.
@@ -83,6 +83,12 @@ class Group:
         found: list[Any] = [None] * self.world.size
         dist.all_gather_object(found, value, group=self._group)
         return found
+
+    def _reduce(self, values: Sequence[float | torch.Tensor], operation: Any) -> list[float]:
+        found = torch.stack([torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in values])
+        if self.world.size > 1:
+            dist.all_reduce(found, operation, group=self._group)
+        return [float(value) for value in found.tolist()]
 
     def spread(self, tensor: torch.Tensor, source: int) -> None:
         """Fill the CPU tensor with that of rank `source`."""

@@ -33,6 +33,16 @@ def test_rank_0_alone_decides_and_all_workers_get_its_result_or_its_error() -> N
     assert in_workers(2, decide) == [(10, [0], "away"), (10, [], "away")]
 
 
+def count_up(world: World) -> tuple[list[float], list[float]]:
+    group = Group(world, torch.device("cpu"))
+    return group.sums([world.rank, torch.tensor(0.5)]), group.largest([world.rank, -world.rank])
+
+
+def test_numbers_are_summed_or_the_largest_found_on_all_workers() -> None:
+    assert in_workers(3, count_up) == 3 * [([3.0, 1.5], [2.0, 0.0])]
+    assert count_up(World()) == ([0.0, 0.5], [0.0, 0.0])
+
+
 def fail_unequally(world: World) -> tuple[int, str]:
     """Rank 0 finds damage, rank 1 a storage that fails, rank 2 nothing."""
     group = Group(world, torch.device("cpu"))

@@ -22,7 +22,7 @@ from raymat.cluster.driver.goodput_meter import GoodputMeter
 from raymat.cluster.driver.machine_watch import MachineWatch
 from raymat.cluster.driver.object_store import check_store, own_store_bytes
 from raymat.cluster.driver.progress_line import ProgressLine
-from raymat.cluster.driver.ray_watch import AGAIN, RayWatch
+from raymat.cluster.driver.ray_watch import AGAIN, ENDING_SECONDS, RayWatch
 from raymat.cluster.driver.run_summary import closing, first_progress, opening
 from raymat.cluster.driver.say import say, waiting_for, warn
 from raymat.cluster.driver.stop_signals import StopSignals
@@ -243,11 +243,12 @@ def _explain(error: BaseException, board: Blackboard, watch: RayWatch) -> Raymat
     raised = raymat_error(error)
     if raised is not None:
         return raised
+    controller_died = isinstance(error, ActorDiedError)  # no worker's: it is the one to see those
     try:
-        watch.raise_if_gone()
+        watch.raise_if_gone(ENDING_SECONDS if controller_died else 0.0)
     except RayLostError as lost:
         return lost
-    if isinstance(error, ActorDiedError):  # no worker's: those are the controller's to see
+    if controller_died:
         return ClusterError(f"the actor of Ray Train's controller died: {AGAIN}")
     lines = [line for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else repr(error)

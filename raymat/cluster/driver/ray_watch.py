@@ -22,6 +22,8 @@ HEAD_SECONDS = 5.0
 """Between two questions whether the head answers."""
 SILENT_SECONDS = 45.0
 """From the last answer until the head is given up: after 60 s Ray's client ends the whole process."""
+ENDING_SECONDS = 5.0
+"""How long a raylet may take to end after it has ended the actors of this run."""
 AGAIN = "give the same command again, and the run goes on from its newest checkpoint"
 
 
@@ -62,9 +64,16 @@ class RayWatch:
             where = log_folder()
             self._give_up(f"Ray's {dead}" + (f" (its logs: {where})" if where else ""))
 
-    def raise_if_gone(self) -> None:
-        """Raise a RayLostError if Ray has died, or its head does not answer at this moment."""
+    def raise_if_gone(self, patience: float = 0.0) -> None:
+        """Raise a RayLostError if Ray has died, or its head does not answer at this moment.
+
+        `patience`: seconds in which one of Ray's processes may still be ending: a raylet ends its workers first.
+        """
+        until = time.monotonic() + (patience if self._own else 0.0)
         self.raise_if_dead()
+        while time.monotonic() < until:
+            time.sleep(POLL_SECONDS / 5)
+            self.raise_if_dead()
         if not responds(self._head):
             self._give_up(f"the head of the Ray cluster, {self._head}, does not answer any more")
 

@@ -24,7 +24,7 @@ _OTHER_NAMES = {
     ),
     "pha": (
         *("alpha", "alphas", "matte", "mattes", "mask", "masks", "alpha_matte", "alpha_mattes"),
-        *("label", "labels", "gt", "annotation", "annotations", "trimap", "target"),
+        *("label", "labels", "gt", "annotation", "annotations", "target"),
     ),
 }
 _SHOWN = 5

@@ -107,7 +107,6 @@ class TrainingSteps:
             self._reporter.images(done, result.pictures)
         if schedule.logs(done):
             self._log_row(batch, result, rate)
-            self._tally()
             self._substitutes.require_few()
 
     def read_health(self) -> None:
@@ -118,16 +117,10 @@ class TrainingSteps:
         """
         self._require_finite(self._nonfinite.drain())
         self.state.bad_steps = self._nonfinite.in_a_row
-        self._tally()
-
-    def _tally(self) -> None:
-        """Sum up what each worker counts by itself. Called by all workers."""
-        world, group = self._attempt.group.world, self._attempt.group
-        waits = [0.0] * world.size
-        waits[world.rank] = self._clock.data_wait
-        substitutes, *waits = group.sums([float(self._substitutes.take()), *waits])
+        group = self._attempt.group
+        (substitutes,) = group.sums([self._substitutes.take()])
         self.state.substitutes += int(substitutes)
-        self.data_wait = max(waits)
+        (self.data_wait,) = group.largest([self._clock.data_wait])
 
     def _require_finite(self, found: list[BadStep]) -> None:
         for bad in found:
@@ -141,27 +134,21 @@ class TrainingSteps:
         self._nonfinite.require_finite()
 
     def _log_row(self, batch: MicroBatch, result: StepResult, rate: dict[str, float]) -> None:
+        group, mattes = self._attempt.group, self._reporter.mattes
         lanes = digest_lanes(batch.examples).tolist()
-        mattes = self._reporter.mattes
-        total, count, *sums = self._attempt.group.sums(
-            [result.loss_sum, float(result.count), *lanes, *mattes.numbers()]
+        total, count, substitutes, *sums = group.sums(
+            [result.loss_sum, result.count, self._substitutes.take(), *lanes, *mattes.numbers()]
         )
+        self.state.substitutes += int(substitutes)
         digest = digest_text(sums[: len(lanes)])
         mattes.say(sums[len(lanes) :])
-        loss = finite(total / count)
         # After the sums, which wait for the device: the step's time is known only now.
-        measured = self._measurements()
-        self._reporter.row("train", self.state.step, loss, digest=digest, lr=rate, **measured)
-
-    def _measurements(self) -> dict[str, float]:
-        """Return the MEASURED columns of a row but its time, since the row before: of all workers."""
         columns, waited = self._clock.read()
-        world, group = self._attempt.group.world, self._attempt.group
-        own = [0.0] * (2 * world.size)
-        own[world.rank], own[world.size + world.rank] = waited, device_memory(self._attempt.device)
-        of_all = group.sums(own)
-        waits, memory = of_all[: world.size], of_all[world.size :]
-        return columns | {"data_wait": max(waits), "memory": int(max(memory))}
+        memory = device_memory(self._attempt.device)
+        waited, memory, self.data_wait = group.largest([waited, memory, self._clock.data_wait])
+        measured = columns | {"data_wait": waited, "memory": int(memory)}
+        loss = finite(total / count)
+        self._reporter.row("train", self.state.step, loss, digest=digest, lr=rate, **measured)
 
 
 class Substitutes:
