@@ -1,4 +1,4 @@
-"""Private interfaces of Ray Data: who decides how many of a dataset's tasks are begun.
+"""Private interfaces of Ray Data: who decides how many of a dataset's tasks are begun, and whom a dataset tells of itself.
 
 Ray Data divides a cluster's cores and object store evenly among its datasets, a whole number of a node's cores each: none where
 more ranks than cores have a dataset of their own. So each dataset here has a pacer instead, which says when the next task is due.
@@ -14,15 +14,21 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import ray
 from ray.data import DataContext
+from ray.data._internal.cluster_autoscaler import rate_based_cluster_autoscaler
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    DefaultAutoscalingCoordinator,
+)
 from ray.data._internal.execution.backpressure_policy import (
     ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
 )
 from ray.data._internal.execution.backpressure_policy.backpressure_policy import (
     BackpressurePolicy,
 )
+from ray.data._internal.stats import _StatsManager
 
-__all__ = ["Pacer", "pace"]
+__all__ = ["Pacer", "pace", "tell_nobody"]
 
 PACER = "raymat.pacer"
 """The key of a pacer's name in a dataset's context, which Ray Data copies and sends to the tasks."""
@@ -85,3 +91,40 @@ def pace(context: DataContext, pacer: Pacer) -> Iterator[None]:
 
 def _keep_no_log(dataset_id: str) -> None:
     """Take the place of `DataContext.set_dataset_logger_id`: a dataset's tasks log nowhere of their own."""
+
+
+def tell_nobody(grows: bool) -> None:
+    """Have the datasets of this process start no actors that count them: each costs a process with all imports of Ray Data.
+
+    The first dataset would wait for such a process to come up. A rank reads a dataset for each window of steps: on a
+    dashboard they say nothing.
+
+    Args:
+        grows: whether machines may join, so that Ray's autoscaler has to know what datasets need.
+    """
+    _StatsManager.gen_dataset_id_from_stats_actor = staticmethod(lambda: uuid.uuid4().hex)
+    for told in (
+        "register_dataset_to_stats_actor",
+        "update_execution_metrics",
+        "update_iteration_metrics",
+    ):
+        assert hasattr(_StatsManager, told)
+        setattr(_StatsManager, told, staticmethod(lambda *args, **kwargs: None))
+    chosen = DefaultAutoscalingCoordinator if grows else _OneMachine
+    rate_based_cluster_autoscaler.DefaultAutoscalingCoordinator = chosen
+
+
+class _OneMachine(DefaultAutoscalingCoordinator):
+    """Takes the place of the client of the actor that asks the autoscaler for machines: a dataset may have all there is."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        kinds = ("CPU", "GPU", "memory", "object_store_memory")
+        self._all = {k: v for k, v in ray.cluster_resources().items() if k in kinds}
+
+    def request_resources(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def cancel_request(self) -> None: ...
+
+    def get_reserved_resources(self) -> dict[str, dict[str, float]]:
+        return {"all": self._all}

@@ -5,15 +5,20 @@ Everything here may change with any release of Ray: `tests/cluster/test_ray_inte
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import (
+    ResourceRequestPriority,
+)
 from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckTimeoutError,
@@ -25,6 +30,11 @@ from ray.train.v2._internal.execution.scaling_policy import (
     NoopDecision,
     ResizeDecision,
     ScalingDecision,
+)
+from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
+    AUTOSCALING_REQUESTS_EXPIRE_TIME_S,
+    TrainAutoscalingCoordinatorClient,
+    build_train_resource_request,
 )
 
 __all__ = [
@@ -69,12 +79,42 @@ def worker_resources(config: ScalingConfig) -> dict[str, float]:
     return dict(config._resources_per_worker_not_none)
 
 
+class _Client(TrainAutoscalingCoordinatorClient):
+    """Tells the actor that asks the autoscaler for machines what workers need, and does not wait for its answer.
+
+    Ray's waits for the actor's process to come up before it starts any workers.
+    """
+
+    def send_resource_request(self, scaling_config: ScalingConfig, num_workers: int) -> None:
+        resources, selectors = build_train_resource_request(scaling_config, num_workers)
+        self._autoscaling_coordinator.request_resources.remote(
+            requester_id=self._requester_id,
+            resources=resources,
+            label_selectors=selectors,
+            expire_after_s=AUTOSCALING_REQUESTS_EXPIRE_TIME_S,
+            priority=ResourceRequestPriority.HIGH,
+        )
+        self._latest_autoscaling_request_time = time.monotonic()
+
+
 class ElasticPolicy(ElasticScalingPolicy):
-    """Ray's elastic scaling policy, with the protected method that its subclasses need made public."""
+    """Ray's elastic scaling policy, which asks for machines where they may join."""
+
+    def __init__(self, scaling_config: ScalingConfig, grows: bool) -> None:
+        """`grows`: whether machines may join."""
+        super().__init__(scaling_config)
+        self._grows = grows
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        self._requester_id = f"train-{train_run_context.run_id}"
+        if self._grows:
+            self._coordinator_client = _Client(self._requester_id)
+            self._send_resource_request()
 
     def request_resources(self) -> None:
         """Tell the cluster's autoscaler, now and then, what the largest worker group would need."""
-        self._maybe_send_resource_request()
+        if self._grows:
+            self._maybe_send_resource_request()
 
 
 class _WorkerBackend(_TorchBackend):
@@ -112,17 +152,30 @@ class PolicyTrainer(TorchTrainer):
     TorchTrainer makes its policies itself; handing in others means overriding the method that starts the controller.
     """
 
-    def __init__(self, *args: Any, failure_policy: Any, scaling_policy: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        failure_policy: Any,
+        scaling_policy: Any,
+        outlived: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """`outlived`: whether this Ray lives on when the run has ended, so that the workers' places must be given back."""
         super().__init__(*args, **kwargs)
+        self._outlived = outlived
         self._policies = {"failure_policy": failure_policy, "scaling_policy": scaling_policy}
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Install none: Ray's would abort the workers, `raymat.cluster.driver.stop_signals` has them commit."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Leave out the one that starts a process for datasets at each start of the workers: they open their own."""
+        """Leave out those that start a process in vain: for datasets, which the workers open themselves, and for the places
+        of workers whose controller died, if their Ray ends then."""
+        vain = (
+            DatasetsCallback if self._outlived else DatasetsCallback | PlacementGroupCleanerCallback
+        )
         found = super()._create_default_callbacks()
-        return [callback for callback in found if not isinstance(callback, DatasetsCallback)]
+        return [callback for callback in found if not isinstance(callback, vain)]
 
     def _initialize_and_run_controller(self, *, train_fn_ref: Any, **kwargs: Any) -> Any:
         function = HandedOver(train_fn_ref.get())

@@ -24,6 +24,7 @@ from ray.train import ControllerError, FailureConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal import constants as ray_constants
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState
 
@@ -211,7 +212,7 @@ def test_policies_decide_and_workers_are_set_up_in_their_main_thread(
         scaling_config=scaling,
         run_config=ray.train.RunConfig(name="run", storage_path=str(tmp_path)),
         failure_policy=RetryOnce(FailureConfig()),
-        scaling_policy=OneWorker(scaling),
+        scaling_policy=OneWorker(scaling, grows=True),
     )
     owned_before = owned_objects()
     with ThreadPoolExecutor(1) as pool:
@@ -242,20 +243,43 @@ def test_workers_are_killed_at_their_end(cluster: None) -> None:
     wait_for(lambda: has_died(worker.ping), 60)
 
 
-def test_a_start_of_the_workers_makes_no_process_for_datasets(
-    tmp_path: Path, cluster: None
-) -> None:
+@pytest.mark.parametrize("outlived", [True, False])
+def test_a_start_of_the_workers_makes_no_process_in_vain(tmp_path: Path, outlived: bool) -> None:
     trainer = train.PolicyTrainer(
         lambda: None,
         scaling_config=ray.train.ScalingConfig(num_workers=1),
         run_config=ray.train.RunConfig(name="checkpoints", storage_path=str(tmp_path)),
         failure_policy=None,
         scaling_policy=None,
+        outlived=outlived,
     )
-    given = [type(each) for each in TorchTrainer._create_default_callbacks(trainer)]
-    left = [type(each) for each in trainer._create_default_callbacks()]
-    assert DatasetsCallback in given
-    assert left == [each for each in given if each is not DatasetsCallback]
+    given = {type(each) for each in TorchTrainer._create_default_callbacks(trainer)}
+    left = {type(each) for each in trainer._create_default_callbacks()}
+    assert left <= given
+    of_places = set() if outlived else {PlacementGroupCleanerCallback}
+    assert given - left == {DatasetsCallback} | of_places
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_a_dataset_is_read_without_a_process_that_counts_it(cluster: None, grows: bool) -> None:
+    """In a process of its own: whoever reads changes Ray Data there."""
+
+    @ray.remote(num_cpus=0, max_calls=1)
+    def read() -> tuple[list[int], list[str]]:
+        import ray.data
+
+        from raymat.cluster.ray_data_internals import tell_nobody
+
+        tell_nobody(grows)
+        before = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
+        found = [row["id"] for row in ray.data.range(3).iter_rows()]
+        after = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
+        return found, sorted(after - before)
+
+    rows, started = ray.get(read.remote())
+    assert rows == [0, 1, 2]
+    assert not any("stats" in name.lower() for name in started)
+    assert grows or started == []
 
 
 class Pace:

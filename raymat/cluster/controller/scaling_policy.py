@@ -102,10 +102,11 @@ class RaymatScalingPolicy(ElasticPolicy):
     Args:
         board: asks the workers to leave.
         spares: whether to keep processes ready for the next start.
+        grows: whether machines may join.
     """
 
-    def __init__(self, scaling_config: Any, board: Blackboard, spares: bool) -> None:
-        super().__init__(scaling_config)
+    def __init__(self, scaling_config: Any, board: Blackboard, spares: bool, grows: bool) -> None:
+        super().__init__(scaling_config, grows)
         self._board = board
         self._capacity = Capacity(scaling_config)
         self._timer = RestartTimer()

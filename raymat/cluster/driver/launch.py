@@ -117,7 +117,7 @@ def _drive(run: OpenedRun, lease: Lease, watch: RayWatch, notifier: Notifier) ->
     metrics = None if watch.grows else metrics_url()
     for line in (opening(run, source, metrics), *first_look(run.config, source)):
         say(line)
-    check_room(run.config, can_grow=watch.grows)
+    check_room(run.config, can_grow=not watch.own)
     check_store(run.config, ray.cluster_resources())
     _report_launch(run, lease)
     lease.wait_until_alone()
@@ -132,7 +132,7 @@ def _train(run: OpenedRun, lease: Lease, watch: RayWatch, notifier: Notifier) ->
     board = Blackboard.start()
     signals = StopSignals(board)
     try:
-        trainer = build_trainer(run, board, lease.name)
+        trainer = build_trainer(run, board, lease.name, watch.own)
         machines = MachineWatch(board, run.store)
         goodput = GoodputMeter(run.store, tell=board.set_goodput)
         observers = (notifier.look, MetricsExporter(run.config).look)

@@ -31,13 +31,11 @@ class RayWatch:
     """The watch over this process's Ray, whose loss Ray's own client answers with silence for a minute and a dead process."""
 
     def __init__(self, own: bool) -> None:
-        """`own`: Ray's processes here are this one's children."""
-        self._own = own
+        """`own`: Ray was started for this run: its processes are this one's children, and no machine joins."""
+        self.own = own
         self._head = ray.get_runtime_context().gcs_address
         self._heard = self._asked = time.monotonic()
         self._said = False
-        self.grows = not own
-        """Whether machines may join."""
         self.lost = False
         """Whether Ray is gone: nothing may be asked of it any more."""
 
@@ -59,7 +57,7 @@ class RayWatch:
 
     def raise_if_dead(self) -> None:
         """Raise a RayLostError if one of Ray's processes that this one started has ended."""
-        dead = ended_own_process() if self._own else None
+        dead = ended_own_process() if self.own else None
         if dead is not None:
             where = log_folder()
             self._give_up(f"Ray's {dead}" + (f" (its logs: {where})" if where else ""))
@@ -69,7 +67,7 @@ class RayWatch:
 
         `patience`: seconds in which one of Ray's processes may still be ending: a raylet ends its workers first.
         """
-        until = time.monotonic() + (patience if self._own else 0.0)
+        until = time.monotonic() + (patience if self.own else 0.0)
         self.raise_if_dead()
         while time.monotonic() < until:
             time.sleep(POLL_SECONDS / 5)
@@ -79,7 +77,7 @@ class RayWatch:
 
     def end(self) -> None:
         """End what is left of a Ray that was lost; a head is not asked."""
-        if self._own:
+        if self.own:
             end_own_ray()
 
     def _raise_if_silent(self) -> None:

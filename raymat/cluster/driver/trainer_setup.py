@@ -25,8 +25,13 @@ from raymat.train.run.run_status import read_committed_step
 COLLECTIVE_TIMEOUT_SECONDS = 600
 
 
-def build_trainer(run: OpenedRun, board: Blackboard, lease: str) -> PolicyTrainer:
-    """Make the trainer of an opened run; `lease` names the driver's, without which workers must not train."""
+def build_trainer(run: OpenedRun, board: Blackboard, lease: str, own: bool) -> PolicyTrainer:
+    """Make the trainer of an opened run.
+
+    Args:
+        lease: the name of the driver's, without which workers must not train.
+        own: whether this Ray was started for the run, on this machine alone.
+    """
     workers = run.config.workers
     per_worker = worker_resources(run.config, ray.cluster_resources())
     scaling = _scaling(run.config, per_worker)
@@ -34,7 +39,7 @@ def build_trainer(run: OpenedRun, board: Blackboard, lease: str) -> PolicyTraine
     newest_step = functools.partial(read_committed_step, run.store)
     return PolicyTrainer(
         train_worker,
-        train_loop_config={"spec": WorkerSpec(run, board, lease, per_worker)},
+        train_loop_config={"spec": WorkerSpec(run, board, lease, per_worker, grows=not own)},
         torch_config=WorkerTorchConfig(
             backend="nccl" if workers.device == "cuda" else "gloo",
             timeout_s=COLLECTIVE_TIMEOUT_SECONDS,
@@ -43,7 +48,8 @@ def build_trainer(run: OpenedRun, board: Blackboard, lease: str) -> PolicyTraine
         scaling_config=scaling,
         run_config=_ray_run(run, board, failures),
         failure_policy=RaymatFailurePolicy(failures, newest_step, board),
-        scaling_policy=RaymatScalingPolicy(scaling, board, workers.spares),
+        scaling_policy=RaymatScalingPolicy(scaling, board, workers.spares, grows=not own),
+        outlived=not own,
     )
 
 

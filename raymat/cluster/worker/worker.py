@@ -17,6 +17,7 @@ from ray.train import CheckpointUploadMode
 from raymat.checkpoint.local_cache import cache_folder
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.cluster.blackboard import Blackboard, Line
+from raymat.cluster.ray_data_internals import tell_nobody
 from raymat.cluster.worker.datasource import StreamPlan
 from raymat.cluster.worker.notice_listener import NoticeListener
 from raymat.cluster.worker.ray_feed import RayFeed, slots_of
@@ -52,6 +53,8 @@ class WorkerSpec:
     """The name of the driver's: without it they must not train."""
     resources: dict[str, float]
     """What each of them asks of Ray."""
+    grows: bool
+    """Whether machines may join."""
 
     def job(self, checkpoint: CheckpointId) -> Job:
         """Make the task that validates `checkpoint`."""
@@ -198,6 +201,7 @@ def train_worker(config: dict[str, Any]) -> None:
     store = run.store
     require_holder(store, spec.lease)
     plan = StreamPlan(run.source, run.order, run.geometry)
+    tell_nobody(spec.grows)
     lease = LeaseWatch(store, spec.lease) if world.rank == 0 else None
     folder = cache_folder(run.config.checkpoint.nearby, store, tempfile.gettempdir())
     trainer.run(
