@@ -85,6 +85,10 @@ class _Client(TrainAutoscalingCoordinatorClient):
     Ray's waits for the actor's process to come up before it starts any workers.
     """
 
+    def __init__(self, requester_id: str) -> None:
+        super().__init__(requester_id)
+        self._latest_autoscaling_request_time = float("-inf")
+
     def send_resource_request(self, scaling_config: ScalingConfig, num_workers: int) -> None:
         resources, selectors = build_train_resource_request(scaling_config, num_workers)
         self._autoscaling_coordinator.request_resources.remote(
