@@ -108,6 +108,8 @@ class ElasticPolicy(ElasticScalingPolicy):
         """`grows`: whether machines may join."""
         super().__init__(scaling_config)
         self._grows = grows
+        self._requester_id: str | None = None
+        self._coordinator_client: Any = None
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self._requester_id = f"train-{train_run_context.run_id}"
