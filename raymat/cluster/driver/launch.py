@@ -114,7 +114,7 @@ def _drive(run: OpenedRun, lease: Lease, watch: RayWatch, notifier: Notifier) ->
     if run.complete:
         return _result(run, run.status, already_complete=True)
     source = run.source.open()
-    metrics = None if watch.grows else metrics_url()
+    metrics = metrics_url() if watch.own else None
     for line in (opening(run, source, metrics), *first_look(run.config, source)):
         say(line)
     check_room(run.config, can_grow=not watch.own)
