@@ -59,6 +59,7 @@ DISTRIBUTIONS = {
     "google": "protobuf",
     "grpc": "grpcio",
     "kornia_rs": "kornia-rs",
+    "mlflow": "mlflow-skinny",
     "yaml": "pyyaml",
 }
 """Distributions whose name is not that of what they bring."""
@@ -67,6 +68,8 @@ EXTRAS = {
     "raymat/export/formats.py": {"onnx", "onnxruntime"},
     "raymat/inference/video_reader.py": {"av"},
     "raymat/inference/video_writer.py": {"av"},
+    "raymat/train/observability/services/mlflow_service.py": {"mlflow"},
+    "raymat/train/observability/services/wandb_service.py": {"wandb"},
 }
 """What may be imported without being required, inside functions that say what to install."""
 
@@ -327,8 +330,13 @@ def test_arguments_and_the_environment_are_read_at_the_edge_alone(module: Path) 
     assert not re.search(r"\bos\.(environ|getenv)\b|\bsys\.argv\b", source)
 
 
-OUTLIVES_ANY_FAULT = {"raymat/train/run/lease/lease.py", "raymat/train/run/lease/lease_watch.py"}
-"""Threads upon which rests that a run has one driver: they log what nobody expects, with its traceback, and go on."""
+OUTLIVES_ANY_FAULT = {
+    "raymat/train/run/lease/lease.py",
+    "raymat/train/run/lease/lease_watch.py",
+    "raymat/train/observability/services/service_logger.py",
+}
+"""Threads upon which rests that a run has one driver, and one that calls packages of others: they log what nobody expects, with
+its traceback, and go on."""
 
 
 @pytest.mark.parametrize("module", in_parts(*BELOW_CLUSTER), ids=name)
@@ -438,7 +446,8 @@ def test_what_an_extra_brings_is_imported_where_it_is_used(place: str) -> None:
     top = [n for n in tree_of(ROOT / place).body if isinstance(n, (ast.Import, ast.ImportFrom))]
     imported = ast.unparse(ast.Module(body=list(top), type_ignores=[]))
     assert not [extra for extra in EXTRAS[place] if re.search(rf"\b{extra}\b", imported)]
-    assert requirements("onnx", "video").keys() >= EXTRAS[place]
+    brought = requirements("onnx", "video", "wandb", "mlflow").keys()
+    assert brought >= {DISTRIBUTIONS.get(extra, extra) for extra in EXTRAS[place]}
 
 
 def constraints() -> dict[str, list[str]]:

@@ -42,6 +42,9 @@ RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 METRICS = ("loss", "mse", "sad", "grad", "conn")
 """Metrics that a validation can measure."""
 
+_LOGGER = r"(wandb|mlflow|[\w.]+:[\w.]+)"
+LOGGERS = matches(rf"{_LOGGER}(\n{_LOGGER})*", "must be wandb, mlflow or MODULE:NAME")
+
 PARTS = ("backbone", "aspp", "decoder", "refiner")
 """Parts of a network; a base network has no refiner."""
 
@@ -284,9 +287,9 @@ class LogConfig(OptionGroup):
     """Steps between training rows in metrics/."""
     log_images_interval: Annotated[int | None, FREE, at_least(1)] = None
     """Steps between image grids. Default: a tenth of the run, from 100 to 2000 (base) or 1000 (refine)."""
-    logger: Annotated[str | None, FREE, matches(r"[\w.]+:[\w.]+", "must be MODULE:NAME")] = None
-    """MODULE:NAME of your own logger, besides metrics/ and tensorboard/: a callable that makes one from the run's store and
-    the attempt's number (see raymat.train.observability.logger)."""
+    logger: Annotated[str | None, FREE, REPEATABLE, LOGGERS] = None
+    """Where else rows go, besides metrics/ and tensorboard/: wandb, mlflow (docs/curves.md), or MODULE:NAME of your own logger: a
+    callable that makes one from the run's store and the attempt's number (see raymat.train.observability.logger)."""
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -41,6 +41,8 @@ from raymat.train.observability.training_events import (
     AverageStarted,
     FirstStepDone,
     ImageReplaced,
+    LoggerBehind,
+    LoggerCaughtUp,
     MattesDoubted,
     RatesLowered,
     StepSkipped,
@@ -101,6 +103,8 @@ EXAMPLES: tuple[Event, ...] = (
     StepSkipped(step=125, examples=[1000, 1007], loss="nan", gradient_norm="inf"),
     RatesLowered(step=400, reductions=1, lr={"backbone": 5e-5, "aspp": 0.00025}),
     MattesDoubted(likely="inverted", count=61, looked=80, path="train/pha/a.png"),
+    LoggerBehind(logger="mlflow", step=120, reason="MLflow: no answer"),
+    LoggerCaughtUp(logger="mlflow", step=160),
     ImageReplaced(path="train/fgr/a.png", reason="truncated", example=12),
     CheckpointRestored(
         attempt=3, checkpoint=CHECKPOINT, step=120, seconds=0.4, nearby_bytes=0, storage_bytes=463008

@@ -6,14 +6,14 @@ import dataclasses
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from raymat.checkpoint.manifest import Origin
-from raymat.config.run import RunConfig
+from raymat.config.run import RunConfig, to_dict
 from raymat.distributed.collectives import Group
 from raymat.errors import RaymatError, first_line
 from raymat.storage.store import Store
@@ -29,6 +29,7 @@ from raymat.train.observability.attempt_events import (
 from raymat.train.observability.deletions import EVENTS_FORMAT
 from raymat.train.observability.event import Event
 from raymat.train.observability.events import EventLog, claim_attempt
+from raymat.train.observability.services.service_logger import LoggedRun
 from raymat.train.optim.mixed_precision import precision_on
 from raymat.train.run.arithmetic import Arithmetic, arithmetic_here
 from raymat.train.run.notice import LeavingError
@@ -52,11 +53,25 @@ class Attempt:
     heartbeat: Heartbeat
     arithmetic: Arithmetic
     """What the last bits of this attempt's results depend on."""
+    environment: Mapping[str, str]
+    """Of this process."""
 
     @property
     def number(self) -> int:
         """Its number among the run's attempts."""
         return self.origin.attempt
+
+    @property
+    def logged(self) -> LoggedRun:
+        """What services are told of the run."""
+        return LoggedRun(
+            run_id=self.run.run_id,
+            name=self.config.name,
+            config=to_dict(self.config),
+            store=self.store,
+            environment=self.environment,
+            emit=self.events.emit,
+        )
 
     @property
     def contract(self) -> ResumeContract:
@@ -116,6 +131,7 @@ def begin_attempt(run: TrainableRun, worker: Worker, store: Store, host: Host) -
         events=events,
         heartbeat=Heartbeat(),
         arithmetic=arithmetic,
+        environment=worker.environment,
     )
 
 

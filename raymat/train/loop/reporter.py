@@ -14,7 +14,11 @@ from raymat.train.loop.interfaces import Host
 from raymat.train.loop.state import RunState
 from raymat.train.observability.fault_reports import MatteReport, ReplacementReport
 from raymat.train.observability.image_grids import training_grids
-from raymat.train.observability.logger_setup import make_background_merge, make_loggers
+from raymat.train.observability.logger_setup import (
+    close_loggers,
+    make_background_merge,
+    make_loggers,
+)
 from raymat.train.observability.progress import Pace, Progress, StartClock
 from raymat.train.observability.training_events import FirstStepDone
 from raymat.train.observability.validation_events import ValidationDone
@@ -31,9 +35,8 @@ class Reporter:
             ConfigError: --logger cannot be used.
         """
         self._attempt, self._host = attempt, host
-        self.loggers = make_loggers(
-            attempt.store, attempt.number, attempt.config.log.logger, attempt.group
-        )
+        names = attempt.config.log.logger
+        self.loggers = make_loggers(attempt.logged, attempt.number, names, attempt.group)
         self._merge = make_background_merge(attempt.store, attempt.number, attempt.group)
         self.replaced = ReplacementReport(attempt.events)
         self.mattes = MatteReport(attempt.events, attempt.group.world)
@@ -132,7 +135,8 @@ class Reporter:
         self._merge.committed()
 
     def finish(self) -> None:
-        """Leave the records of the complete run in few objects."""
+        """Close the loggers, and leave the records of the complete run in few objects."""
+        close_loggers(self.loggers)
         self._merge.finish()
 
     def progress(self, state: RunState) -> None:

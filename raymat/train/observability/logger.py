@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,25 @@ most that was allocated on its GPU since the row before, or the process's reside
 workers' time, 0 to 1, that was training which counts, as the driver knew it up to half a minute before; missing until then)."""
 
 
+def scalars(row: Row) -> dict[str, float]:
+    """Return a row's finite numbers by the names of their curves: loss, lr/PART, speed/COLUMN, valid_METRIC and others."""
+    found = {"valid_loss" if row["kind"] == "valid" else "loss": row["loss"]}
+    if row["kind"] == "valid":
+        found |= {f"valid_{name}": value for name, value in row.get("metrics", {}).items()}
+    else:
+        found["epoch"] = row["epoch"]
+        found |= {f"lr/{part}": rate for part, rate in row["lr"].items()}
+        found |= {f"speed/{name}": row.get(name) for name in MEASURED[1:-1]}
+        found["goodput"] = row.get("goodput")
+    return {name: value for name, value in found.items() if value is not None}
+
+
 class Logger(Protocol):
     """A recorder of rows and images, on rank 0 alone.
 
     It holds rows until `flush`, since a restart replays steps after the newest commit and nobody should see them twice.
-    The training thread calls `row`, `images` and `cut`; the thread that writes checkpoints calls `flush`.
+    The training thread calls `row`, `images` and `cut`; the thread that writes checkpoints calls `flush`. One that has a `close`
+    too (`ClosableLogger`) is closed at the run's end.
     """
 
     def resumed(self, step: int) -> None:
@@ -47,6 +61,14 @@ class Logger(Protocol):
         Raises:
             StorageError: it could not be written, and is kept for the next flush.
         """
+
+
+@runtime_checkable
+class ClosableLogger(Protocol):
+    """A logger that has something to do when the run is complete."""
+
+    def close(self) -> None:
+        """Finish; nothing comes after it. Must not take more than some seconds."""
 
 
 class Spans:

@@ -19,7 +19,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from raymat.storage.store import Store
-from raymat.train.observability.logger import MEASURED, Row, Spans
+from raymat.train.observability.logger import Row, Spans, scalars
 from raymat.train.observability.merging.curves_merge import (
     clear_replayed,
     event_file_path,
@@ -42,19 +42,7 @@ class TensorBoardLog:
         clear_replayed(self._store, self._attempt, step)
 
     def row(self, row: Row) -> None:
-        scalars = {"valid_loss" if row["kind"] == "valid" else "loss": row["loss"]}
-        if row["kind"] == "valid":
-            scalars |= {f"valid_{name}": value for name, value in row.get("metrics", {}).items()}
-        else:
-            scalars["epoch"] = row["epoch"]
-            scalars |= {f"lr/{part}": rate for part, rate in row["lr"].items()}
-            scalars |= {f"speed/{name}": row.get(name) for name in MEASURED[1:-1]}
-            scalars["goodput"] = row.get("goodput")
-        values = [
-            Summary.Value(tag=tag, simple_value=value)
-            for tag, value in scalars.items()
-            if value is not None
-        ]
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(row).items()]
         self._add(row["step"], row["time"], values)
 
     def images(self, step: int, grids: Mapping[str, NDArray[np.uint8]]) -> None:

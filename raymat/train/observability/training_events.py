@@ -95,6 +95,34 @@ class MattesDoubted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoggerBehind(Event):
+    """A service that shows the run's curves (`--logger wandb`, `mlflow`) does not take them. Written once until it does."""
+
+    kind = "logger_behind"
+    level = "warning"
+    logger: Annotated[str, "wandb or mlflow"]
+    step: Annotated[int, "the newest step that it should have"]
+    reason: Reason
+
+    @property
+    def line(self) -> str:
+        return f"{self.logger} does not take rows ({self.reason}): they stay in metrics/, and are sent later"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerCaughtUp(Event):
+    """A service has the run's curves again."""
+
+    kind = "logger_caught_up"
+    logger: Annotated[str, "wandb or mlflow"]
+    step: Annotated[int, "the newest step that it has"]
+
+    @property
+    def line(self) -> str:
+        return f"{self.logger} has the rows up to step {self.step} again"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageReplaced(Event):
     """An image could not be read, and another takes its place. Written once for each file and worker."""
 

@@ -106,5 +106,7 @@ def test_a_logger_that_is_not_there_is_named_before_the_first_step(
 
 
 def test_a_logger_is_named_by_module_and_name(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--logger must be MODULE:NAME, got 'mine'"):
+    with pytest.raises(
+        ConfigError, match="--logger must be wandb, mlflow or MODULE:NAME, got 'mine'"
+    ):
         runs.tiny(tmp_path, "run", logger="mine")

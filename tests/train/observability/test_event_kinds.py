@@ -33,6 +33,8 @@ LINES = {
     "ema": "the average of the weights begins with those of step 120",
     "nonfinite": "step 125 was skipped: loss nan, gradient norm inf",
     "plateau": "learning rates lowered after step 400: backbone 5e-05, aspp 0.00025",
+    "logger_behind": "mlflow does not take rows (MLflow: no answer): they stay in metrics/, and are sent later",
+    "logger_caught_up": "mlflow has the rows up to step 160 again",
     "mattes": "61 of the first 80 mattes look inverted: opaque along the sides, transparent in the middle "
     "(train/pha/a.png)",
     "replaced": "cannot use train/fgr/a.png: truncated; another stands in for it, as for example 12",

@@ -1,0 +1,1 @@
+"""Loggers that hand a run's rows to services: W&B and MLflow."""
