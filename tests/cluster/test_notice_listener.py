@@ -36,7 +36,9 @@ def test_the_thread_outlives_unexpected_errors_and_still_hears_and_signs(
     monkeypatch.setattr(notice_listener.ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(notice_listener, "draining_nodes", draining)
     monkeypatch.setattr(notice_listener, "POLL_SECONDS", 0.01)
-    board: Any = SimpleNamespace(sign=sign, poll_leave_request=lambda: None)
+    board: Any = SimpleNamespace(
+        sign=sign, poll_leave_request=lambda: None, poll_goodput=lambda: None
+    )
     listener = NoticeListener(board, rank=1)
     listener.register_heartbeat(Heartbeat())
     try:

@@ -272,7 +272,7 @@ def test_a_dataset_is_read_without_a_process_that_counts_it(cluster: None, grows
 
         tell_nobody(grows)
         before = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
-        found = [row["id"] for row in ray.data.range(3).iter_rows()]
+        found = sorted(row["id"] for row in ray.data.range(3).iter_rows())
         after = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
         return found, sorted(after - before)
 

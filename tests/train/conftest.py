@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def make_pair(folder: Path, world: int, stage: str, **options: object) -> Pair:
     killed = runs.tiny(folder, f"{stage}-{world}-killed", stage, **options)
     in_workers(world, runs.train, undisturbed)
     with pytest.raises(WorkerError):
-        in_workers(world, runs.train, killed, {world - 1: 4})
+        in_workers(world, functools.partial(runs.train, patient=True), killed, {world - 1: 4})
     return Pair(undisturbed, killed, in_workers(world, runs.train, killed)[0])
 
 

@@ -56,13 +56,17 @@ def test_the_host_hears_of_a_stuck_worker_also_when_the_event_cannot_be_told(
         raise ConnectionError("nobody listens")
 
     attempt: Any = SimpleNamespace(
+        number=1,
         events=EventLog.for_rank(Store.open(str(tmp_path), "run"), 1, 0),
         group=SimpleNamespace(world=SimpleNamespace(rank=0)),
         heartbeat=Heartbeat(),
         config=SimpleNamespace(workers=SimpleNamespace(stuck_after=SimpleNamespace(seconds=0.2))),
     )
     host: Any = SimpleNamespace(
-        event=fail, register_heartbeat=lambda beat: None, stuck=lambda activity: told.set()
+        event=fail,
+        attempt_began=lambda number: None,
+        register_heartbeat=lambda beat: None,
+        stuck=lambda activity: told.set(),
     )
     with supervise(attempt, host):
         assert told.wait(20)
