@@ -1,0 +1,59 @@
+"""Ray Train as its guide has it: a checkpoint each so many steps, saved and reported before the next one, Ray's defaults."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from goodput_systems.job import Job, OtherTraining
+from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
+
+from raymat.distributed.world import World
+
+
+def train(options: dict[str, Any]) -> None:
+    """Train as one of Ray Train's workers."""
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size())
+    training = OtherTraining(Job(options["steps"], options["side"]), world)
+    step, begin = training.step, 0
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            state = torch.load(Path(folder, "state.pt"))
+        step.network.load_state_dict(state["network"])
+        step.optimiser.load_state_dict(state["optimiser"])
+        begin = state["done"]
+    step.share_weights()
+    for done in training.train(begin):
+        if done % options["interval"] and done < options["steps"]:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            kept = None
+            if world.rank == 0:
+                state = {
+                    "network": step.network.state_dict(),
+                    "optimiser": step.optimiser.state_dict(),
+                    "done": done,
+                }
+                torch.save(state, Path(folder, "state.pt"))
+                kept = Checkpoint.from_directory(folder)
+            ray.train.report({"step": done}, checkpoint=kept)
+
+
+def run(job: Job, folder: Path, interval: int, most: int) -> None:
+    """Train to the end, on up to `most` workers."""
+    trainer = ray.train.torch.TorchTrainer(
+        train,
+        train_loop_config={"steps": job.steps, "side": job.side, "interval": interval},
+        scaling_config=ScalingConfig(num_workers=(1, most) if most > 1 else 1),
+        run_config=RunConfig(
+            name="run", storage_path=str(folder), failure_config=FailureConfig(max_failures=-1)
+        ),
+        torch_config=ray.train.torch.TorchConfig(backend="gloo"),
+    )
+    trainer.fit()
