@@ -15,9 +15,9 @@ from raymat.config.run import build
 from raymat.train.loop.state import ResumeContract, RunState, capture, install
 from raymat.train.optim.mixed_precision import LossScale
 
-FP32, HALF = (1e-4, 2e-2), (5e-2, math.inf)
-"""How far the loss, and the norm of all gradients, may be from the CPU's in float64, as shares: of noise in half precision
-the norm is only told."""
+LIMITS = {"base": (1e-4, 2e-2), "refine": (1e-2, math.inf), "half": (5e-2, math.inf)}
+"""How far the loss, and the norm of all gradients, may be from the CPU's in float64, as shares. Where it is infinite the norm is
+only told: on noise, half precision is coarse, and a refiner chooses other patches after the smallest difference."""
 
 
 def networks(device: torch.device, side: int) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def networks(device: torch.device, side: int) -> dict[str, Any]:
                 made_step(stage, torch.device("cpu"), "fp64", backbone=backbone, side=side, **more),
                 side,
             )
-            for precision, limits in (("fp32", FP32), (half, HALF)):
+            for precision, limits in (("fp32", LIMITS[stage]), (half, LIMITS["half"])):
                 step = made_step(stage, device, precision, backbone=backbone, side=side, **more)
                 off = [abs(x / y - 1) for x, y in zip(_loss(step, side), truth, strict=True)]
                 found[f"{stage} {backbone} {precision}"] = [float(f"{value:.2g}") for value in off]
