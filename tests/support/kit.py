@@ -15,6 +15,7 @@ from raymat.config.run import RunConfig, build
 from raymat.storage.store import Store
 from raymat.train.observability.events import read_events
 from raymat.train.observability.metrics_log import read_metrics
+from raymat.train.observability.progress import Progress
 
 TINY: dict[str, dict[str, Any]] = {
     "base": {"resolution": 48, "crop": "32:48", "batch_size": 8},
@@ -25,6 +26,21 @@ TINY: dict[str, dict[str, Any]] = {
         "refine_sample_pixels": 1600,
     },
 }
+
+PROGRESS = Progress(
+    stage="base",
+    step=120,
+    total_steps=800,
+    examples_left=5440,
+    examples_per_second=15.2,
+    loss=0.4312,
+    valid_loss=None,
+    commit_step=112,
+    commit_time=1000.0,
+    world=2,
+    attempt=2,
+)
+"""A run of two workers in its second attempt, 8 steps after its newest commit."""
 
 
 def tiny(stage: Any, storage: Path | str, name: str, **options: Any) -> RunConfig:

@@ -21,28 +21,13 @@ from raymat.cluster.driver.run_summary import closing, first_progress, opening
 from raymat.distributed.world import World
 from raymat.storage.store import Store
 from raymat.train.observability.events import EventLog
-from raymat.train.observability.progress import Progress
 from raymat.train.observability.training_events import ImageReplaced
 from raymat.train.observability.validation_events import ValidationDone
 from raymat.train.run.open_run import open_run
 from raymat.train.run.run_status import read_status
-from tests.support.kit import tiny
+from tests.support.kit import PROGRESS, tiny
 from tests.support.paths import ROOT
 from tests.support.terminal import Terminal, record
-
-PROGRESS = Progress(
-    stage="base",
-    step=120,
-    total_steps=800,
-    examples_left=5440,
-    examples_per_second=15.2,
-    loss=0.4312,
-    valid_loss=None,
-    commit_step=112,
-    commit_time=1000.0,
-    world=2,
-    attempt=2,
-)
 
 
 def test_the_progress_line_says_what_a_user_wants_to_know() -> None:

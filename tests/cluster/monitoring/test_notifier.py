@@ -12,22 +12,8 @@ import pytest
 from raymat.cluster.blackboard import Line
 from raymat.cluster.monitoring.notifier import Alarm, Alarms, Notifier
 from raymat.errors import ClusterError, StoppedError
-from raymat.train.observability.progress import Progress
-from tests.support.kit import tiny
+from tests.support.kit import PROGRESS, tiny
 
-PROGRESS = Progress(
-    stage="base",
-    step=120,
-    total_steps=800,
-    examples_left=5440,
-    examples_per_second=15.2,
-    loss=0.4312,
-    valid_loss=None,
-    commit_step=112,
-    commit_time=1000.0,
-    world=2,
-    attempt=2,
-)
 FAILED = Line("workers failed: rank 0: gone", "warning", "failure")
 
 
