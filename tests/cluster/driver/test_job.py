@@ -61,7 +61,7 @@ def newest_commit(store: Store) -> int:
     return max((e["step"] for e in read_events(store) if e["kind"] == "commit"), default=0)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(1200)
 def test_a_submitted_run_whose_driver_was_killed_resumes_from_its_bucket_and_keeps_its_secrets(
     head: Head, s3_server: S3Server
