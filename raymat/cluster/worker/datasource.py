@@ -101,7 +101,8 @@ def make_row(plan: StreamPlan, window: Window, row: int) -> MicroBatch:
     return make_valid_batch(source, plan.order, plan.geometry, first, window.world.share(count))
 
 
-def _read(plan: StreamPlan, window: Window, rows: range) -> Iterable[pa.Table]:
+def read_rows(plan: StreamPlan, window: Window, rows: range) -> Iterable[pa.Table]:
+    """Make rows of a window, each as a table of its own."""
     for row in rows:
         columns = make_row(plan, window, row).to_columns()
         columns |= {"rank": window.world.rank, "world": window.world.size}
@@ -134,4 +135,4 @@ class WindowDatasource(Datasource):
         metadata = BlockMetadata(
             num_rows=len(rows), size_bytes=None, input_files=None, exec_stats=None
         )
-        return ReadTask(lambda: _read(plan, window, rows), metadata)
+        return ReadTask(lambda: read_rows(plan, window, rows), metadata)

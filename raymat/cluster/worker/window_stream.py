@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 import pyarrow as pa
 import ray
 import ray.data
+from ray.exceptions import TaskUnschedulableError
 
 from raymat.cluster.controller.prestart import reader_environment
 from raymat.cluster.ray_data_internals import pace
@@ -20,11 +21,14 @@ from raymat.cluster.worker.datasource import (
     Window,
     WindowDatasource,
     cut,
+    read_rows,
     rows_per_task,
 )
 from raymat.data.batch import MicroBatch
 from raymat.distributed.world import World
 from raymat.errors import ClusterError
+
+log = logging.getLogger(__name__)
 
 PREFETCHED_BLOCKS = 1
 """Fetched from other machines before they are asked for."""
@@ -137,18 +141,37 @@ class WindowStream:
         # Ray Data would begin a log file for each dataset, hundreds an hour.
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         try:
-            self.slots = self._count_slots()
-            dataset = open_dataset(self._plan, self.window, self._tasks, self.slots)
-            with pace(dataset.context, self), contextlib.closing(_tables(dataset)) as tables:
-                for table in tables:
-                    if not self._put(table):
-                        return
-            window = self.window
-            self._put(
-                ClusterError(f"Ray Data ended the {window.kind} stream before step {window.end}")
-            )
+            if self._put_all(self._decoded_in_tasks()):
+                window = self.window
+                self._put(
+                    ClusterError(f"Ray Data ended the {window.kind} stream before step {window.end}")
+                )
         except BaseException as error:  # raised again in the thread that takes the rows
             self._put(error)
+
+    def _put_all(self, tables: Iterator[pa.Table]) -> bool:
+        """Put the blocks and, if Ray will not run a task anywhere, the rest of the window; return False if it was closed.
+
+        While this machine is drained Ray starts no task on it, and where no other has a core, on none. Training goes on until the
+        machine is taken: this process then decodes what is missing itself.
+        """
+        done = 0
+        try:
+            for table in tables:
+                if not self._put(table):
+                    return False
+                done += table.num_rows
+        except TaskUnschedulableError:
+            log.info("no machine takes a read task: decoding from step %d on here", self.window.first + done)
+            rest = read_rows(self._plan, self.window, range(done, self.window.rows))
+            return all(self._put(table) for table in rest)
+        return True
+
+    def _decoded_in_tasks(self) -> Iterator[pa.Table]:
+        self.slots = self._count_slots()
+        dataset = open_dataset(self._plan, self.window, self._tasks, self.slots)
+        with pace(dataset.context, self), contextlib.closing(_tables(dataset)) as tables:
+            yield from tables
 
     def _put(self, item: pa.Table | BaseException) -> bool:
         """Put it once there is room; return False if the stream was closed."""

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from raymat.cluster.worker import datasource, ray_feed
+from raymat.cluster.worker import datasource, ray_feed, window_stream
 from raymat.cluster.worker.datasource import (
     StreamPlan,
     Window,
@@ -42,7 +42,7 @@ TWO = (World(0, 2), World(1, 2))
 
 def table_of(window: Window, rows: range) -> pa.Table:
     """The rows of a block."""
-    return pa.concat_tables(datasource._read(PLAN, window, rows))
+    return pa.concat_tables(datasource.read_rows(PLAN, window, rows))
 
 
 def columns(batches: Iterator[MicroBatch]) -> list[dict[str, Any]]:
@@ -177,6 +177,23 @@ def test_what_was_not_expected_is_made_all_the_same_and_what_is_left_ends(cluste
     assert next(batches).step == 9
     del batches
     gc.collect()
+    wait_for(lambda: not streams(), 60)
+
+
+def test_where_no_machine_takes_a_read_task_a_rank_makes_its_rows_itself(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while its machine is drained and no other has a core: Ray refuses the tasks at once."""
+    read = window_stream.ray.data.read_datasource
+    nowhere = {"label_selector": {"ray.io/node-id": "ab" * 28}, "fallback_strategy": []}
+    monkeypatch.setattr(
+        window_stream.ray.data, "read_datasource", lambda *a, **options: read(*a, **options | nowhere)
+    )
+    feed = RayFeed(PLAN, TWO[1], lambda: 1)
+    feed.expect([Stretch("train", 3, 9), Stretch("valid")])
+    local = LocalFeed(PLAN.source.open(), ORDER, PLAN.geometry, TWO[1])
+    assert columns(feed.train(3, 9)) == columns(local.train(3, 9))
+    assert columns(feed.valid()) == columns(local.valid())
     wait_for(lambda: not streams(), 60)
 
 
