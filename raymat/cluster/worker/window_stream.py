@@ -141,33 +141,40 @@ class WindowStream:
         # Ray Data would begin a log file for each dataset, hundreds an hour.
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         try:
-            if self._put_all(self._decoded_in_tasks()):
+            if self._put_all():
                 window = self.window
                 self._put(
-                    ClusterError(f"Ray Data ended the {window.kind} stream before step {window.end}")
+                    ClusterError(
+                        f"Ray Data ended the {window.kind} stream before step {window.end}"
+                    )
                 )
         except BaseException as error:  # raised again in the thread that takes the rows
             self._put(error)
 
-    def _put_all(self, tables: Iterator[pa.Table]) -> bool:
-        """Put the blocks and, if Ray will not run a task anywhere, the rest of the window; return False if it was closed.
+    def _put_all(self) -> bool:
+        """Put all blocks; return False if the stream was closed.
 
-        While this machine is drained Ray starts no task on it, and where no other has a core, on none. Training goes on until the
-        machine is taken: this process then decodes what is missing itself.
+        While this machine is drained Ray starts no task on it, and where no other has a core, none at all. Training goes on until
+        the machine is taken, so this process then makes the rest of the window itself.
         """
         done = 0
         try:
-            for table in tables:
-                if not self._put(table):
-                    return False
-                done += table.num_rows
+            with contextlib.closing(self._from_tasks()) as tables:
+                for table in tables:
+                    if not self._put(table):
+                        return False
+                    done += table.num_rows
         except TaskUnschedulableError:
-            log.info("no machine takes a read task: decoding from step %d on here", self.window.first + done)
-            rest = read_rows(self._plan, self.window, range(done, self.window.rows))
-            return all(self._put(table) for table in rest)
+            log.info(
+                "no machine takes a read task: making rows from step %d on here",
+                self.window.first + done,
+            )
+            rest = range(done, self.window.rows)
+            return all(self._put(table) for table in read_rows(self._plan, self.window, rest))
         return True
 
-    def _decoded_in_tasks(self) -> Iterator[pa.Table]:
+    def _from_tasks(self) -> Generator[pa.Table, None, None]:
+        """Yield the blocks as Ray Data's tasks make them."""
         self.slots = self._count_slots()
         dataset = open_dataset(self._plan, self.window, self._tasks, self.slots)
         with pace(dataset.context, self), contextlib.closing(_tables(dataset)) as tables:

@@ -187,7 +187,9 @@ def test_where_no_machine_takes_a_read_task_a_rank_makes_its_rows_itself(
     read = window_stream.ray.data.read_datasource
     nowhere = {"label_selector": {"ray.io/node-id": "ab" * 28}, "fallback_strategy": []}
     monkeypatch.setattr(
-        window_stream.ray.data, "read_datasource", lambda *a, **options: read(*a, **options | nowhere)
+        window_stream.ray.data,
+        "read_datasource",
+        lambda *a, **options: read(*a, **options | nowhere),
     )
     feed = RayFeed(PLAN, TWO[1], lambda: 1)
     feed.expect([Stretch("train", 3, 9), Stretch("valid")])
