@@ -18,9 +18,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raymat.cluster.blackboard import MAX_LINES, Blackboard, Line
+from raymat.cluster.blackboard import MAX_LINES, Blackboard, Line, SignOfLife
 from raymat.cluster.nodes import responding_nodes
-from raymat.cluster.ray_internals import IDLE_TERMINATION, declare_dead, is_head
+from raymat.cluster.ray_internals import (
+    IDLE_TERMINATION,
+    UNEXPECTED_TERMINATION,
+    declare_dead,
+    is_head,
+)
 from raymat.storage.store import Store
 from raymat.train.observability.attempt_events import MachineLost
 from raymat.train.observability.events import EventLog
@@ -85,6 +90,8 @@ class MachineWatch:
         self._head = ray.get_runtime_context().gcs_address
         self._pace = Pace()
         self._alive: set[str] = set()
+        self._signs: Mapping[int, SignOfLife] = {}
+        """The workers' signs of life at the look before: those of an attempt are forgotten when the next one begins."""
         self._misses: Counter[str] = Counter()
         self._losses: list[_Loss] = []
         self._ended = threading.Event()
@@ -125,17 +132,22 @@ class MachineWatch:
 
     def _note_losses(self, nodes: Mapping[str, Node]) -> None:
         alive = {name for name, node in nodes.items() if node["Alive"]}
+        signs = self._board.signs()
         for name in self._alive - alive:
             node = nodes.get(name)
             if node is None or node.get("DeathReason") == IDLE_TERMINATION:
                 continue
-            signs = self._board.signs()
-            ranks = sorted(rank for rank, sign in signs.items() if sign.node == name)
+            known = [*signs.items()]
+            if (
+                node.get("DeathReason") == UNEXPECTED_TERMINATION
+            ):  # a drained machine was left before
+                known += self._signs.items()
+            ranks = sorted({rank for rank, sign in known if sign.node == name})
             loss = _Loss(node, time.monotonic(), ranks)
             self._losses.append(loss)
             event = loss.event()
             self._board.print_line(Line(event.loss, event.level, event.kind))
-        self._alive = alive
+        self._alive, self._signs = alive, signs or self._signs
 
     def _note_pace(self, still: float, moved: bool) -> None:
         for loss in self._losses:
