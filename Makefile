@@ -17,7 +17,7 @@ PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; 
 	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
 endif
 
-.PHONY: help setup demo quick test chaos lint types format hooks docs package hashes licences bench clean
+.PHONY: help setup demo quick test chaos hosts lint types format hooks docs package hashes licences bench clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test: setup ## all tests but the long kill tests
 
 chaos: setup ## the long kill tests
 	$(BIN)/python -m pytest -m chaos
+
+hosts: setup ## a cluster of three hosts on this machine, one lost, one told to go, one come (root; minutes)
+	$(BIN)/python -m tests.hosts
 
 lint: setup ## style, and formatting
 	$(BIN)/ruff check .
