@@ -5,8 +5,9 @@ Everything here may change with any release of Ray: `tests/cluster/test_ray_inte
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import (
+    DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
+    RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR,
+    get_env_vars_to_propagate,
+)
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckTimeoutError,
@@ -49,6 +55,7 @@ __all__ = [
     "WorkerHealthCheckTimeoutError",
     "WorkerTorchConfig",
     "failed_to_start",
+    "serialized_environment",
     "unwrap",
     "worker_resources",
 ]
@@ -77,6 +84,24 @@ def failed_to_start(state: Any) -> bool:
 def worker_resources(config: ScalingConfig) -> dict[str, float]:
     """Return what one worker asks of Ray, by resource; never empty."""
     return dict(config._resources_per_worker_not_none)
+
+
+def serialized_environment(added: Mapping[str, Any]) -> str:
+    """Return the runtime environment of the workers of a trainer of this driver's, as raylets compare it.
+
+    Ray merges the variables of the job, of Ray Train's controller and of the workers, and writes the sum as its C++ does.
+
+    Args:
+        added: the trainer's `worker_runtime_env`, of variables alone.
+    """
+    environment = json.loads(ray.get_runtime_context().get_runtime_env_string())
+    variables = {
+        RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR: DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE,
+        **get_env_vars_to_propagate(),
+        **added.get("env_vars", {}),
+    }
+    environment["env_vars"] = environment.get("env_vars", {}) | variables
+    return json.dumps(environment, separators=(",", ":"), sort_keys=True)
 
 
 class _Client(TrainAutoscalingCoordinatorClient):

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from raymat.analysis.compare import diff
+from raymat.analysis.goodput.ledger import make_ledger
 from raymat.cli.diff import text
 from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.driver.launch import fit
@@ -295,10 +296,19 @@ def table(run: Disturbed, faults: list[Fault]) -> str:
     return "\n".join(lines)
 
 
+class Torment(NamedTuple):
+    """A run after its faults."""
+
+    store: Store
+    last: int
+    """Its last step."""
+    seconds: float
+    """Between the call that began it and that call's end, by the clock."""
+
+
 def tormented(
     nodes: Nodes, boards_made: list[Blackboard], config: RunConfig, seed: int, kinds: list[str]
-) -> tuple[Store, int]:
-    """The run after its faults, and its last step."""
+) -> Torment:
     workers = config.workers.workers
     print(f"seed {seed}: {', '.join(kinds)}")
     nodes.add_together(max(2, workers.low))
@@ -310,9 +320,10 @@ def tormented(
             last = run.stop()
         finally:
             print(table(run, tormentor.faults))
+        seconds = time.monotonic() - began
     assert [fault.kind for fault in tormentor.faults] == kinds
-    print(f"{last} steps in {time.monotonic() - began:.0f} s")
-    return run.store, last
+    print(f"{last} steps in {seconds:.0f} s")
+    return Torment(run.store, last, seconds)
 
 
 def equal_to_the_bit(
@@ -322,11 +333,12 @@ def equal_to_the_bit(
     stage: Any,
     seed: int,
     kinds: list[str],
-) -> None:
-    """With a run that nobody disturbed, and that had no Ray either."""
+) -> Torment:
+    """With a run that nobody disturbed, and that had no Ray either; return the other."""
     options: dict[str, Any] = {"workers": "2"} | QUIET
     config = tiny(stage, storage, "disturbed", steps=UNTIL_TOLD, **options)
-    broken, last = tormented(nodes, boards_made, config, seed, kinds)
+    torment = tormented(nodes, boards_made, config, seed, kinds)
+    broken, last, _ = torment
     whole = without_ray(tiny(stage, storage, "undisturbed", steps=last, **options))
     found = diff(whole.url, broken.url)
     assert not found.different_tensors, text(found)
@@ -334,6 +346,16 @@ def equal_to_the_bit(
     assert [d.name for d in found.different_values] == ["config.steps"], text(found)
     assert rows(broken) == rows(whole)
     assert [row[0] for row in rows(whole)] == list(range(1, last + 1))
+    return torment
+
+
+def assert_accounted(torment: Torment, workers: int) -> None:
+    """Each second of each slot has a cause in the ledger, which is made of the events alone."""
+    ledger = make_ledger(read_events(torment.store))
+    print(", ".join(f"{cause} {seconds:.1f}" for cause, seconds in ledger.by_cause.items()))
+    accounted = ledger.slot_seconds / workers
+    print(f"accounted {accounted:.1f} s a slot, by the clock {torment.seconds:.1f} s")
+    assert abs(accounted - torment.seconds) < 0.005 * torment.seconds
 
 
 def assert_same_mathematics(broken: Store, whole: Store, last: int) -> None:
@@ -380,7 +402,9 @@ def test_a_killed_node_changes_no_bit(
 def test_faults_of_every_kind_change_no_bit(
     nodes: Nodes, boards_made: list[Blackboard], tmp_path: Path, stage: Any, seed: int, count: int
 ) -> None:
-    equal_to_the_bit(nodes, boards_made, tmp_path, stage, seed, drawn_kinds(seed, count))
+    kinds = drawn_kinds(seed, count)
+    torment = equal_to_the_bit(nodes, boards_made, tmp_path, stage, seed, kinds)
+    assert_accounted(torment, 2)
 
 
 @pytest.mark.chaos
@@ -391,7 +415,9 @@ def test_faults_that_resize_the_run_change_nothing_beyond_rounding(
     nodes: Nodes, boards_made: list[Blackboard], tmp_path: Path, stage: Any, seed: int, count: int
 ) -> None:
     config = tiny(stage, tmp_path, "disturbed", workers="1:3", steps=UNTIL_TOLD, **elastic(stage))
-    broken, last = tormented(nodes, boards_made, config, seed, drawn_kinds(seed, count))
+    torment = tormented(nodes, boards_made, config, seed, drawn_kinds(seed, count))
+    assert_accounted(torment, 3)
+    broken, last, _ = torment
     assert len({start["world"] for start in starts(broken)}) > 1
     fit(tiny(stage, tmp_path, "undisturbed", workers="1", steps=last, **elastic(stage)))
     assert_same_mathematics(broken, Store.open(config.storage, "undisturbed"), last)

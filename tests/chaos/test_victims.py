@@ -48,7 +48,6 @@ VICTIMS = [
     Victim("raylet", r"/raylet\0", ends=True),
     Victim("dashboard agent", r"^ray::DashboardAgent", ends=True),
     Victim("runtime environment agent", r"^ray::RuntimeEnvAgent", ends=True),
-    Victim("log monitor", r"log_monitor\.py", ends=False),
     Victim("board", r"^ray::_Actor", ends=False),
     Victim("barrier of the workers", r"^ray::SynchronizationActor", ends=False),
     Victim("controller", r"^ray::TrainController", ends=True),

@@ -200,17 +200,23 @@ def test_policies_decide_and_workers_are_set_up_in_their_main_thread(
             return train.NoopDecision()
 
     def work() -> None:
+        environment = ray.get_runtime_context().get_runtime_env_string()
+        (tmp_path / "environment").write_text(environment)
         if not told.exists():
             os.kill(os.getpid(), signal.SIGUSR1)
             wait_for(told.exists, 30)
         raise ZeroDivisionError("division by zero")
 
     scaling = ray.train.ScalingConfig(num_workers=(1, 2), resources_per_worker={"CPU": 0.5})
+    added = {"env_vars": {"MINE": "a b"}}
+    expected = train.serialized_environment(added)
     trainer = train.PolicyTrainer(
         work,
         torch_config=train.WorkerTorchConfig(backend="gloo", setup=setup),
         scaling_config=scaling,
-        run_config=ray.train.RunConfig(name="run", storage_path=str(tmp_path)),
+        run_config=ray.train.RunConfig(
+            name="run", storage_path=str(tmp_path), worker_runtime_env=added
+        ),
         failure_policy=RetryOnce(FailureConfig()),
         scaling_policy=OneWorker(scaling, grows=True),
     )
@@ -226,6 +232,8 @@ def test_policies_decide_and_workers_are_set_up_in_their_main_thread(
     assert "division by zero" in (tmp_path / "failure-1").read_text()
     assert (tmp_path / "failure-2").exists()
     assert told.exists()
+    # What a process must have to be kept for a worker.
+    assert (tmp_path / "environment").read_text() == expected
 
 
 def test_workers_are_killed_at_their_end(cluster: None) -> None:

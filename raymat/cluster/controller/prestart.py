@@ -1,4 +1,4 @@
-"""Worker processes started ahead, so that the next start of the workers does not wait for Python.
+"""Worker processes started ahead, so that neither the first start of the workers nor the next waits for Python.
 
 A start needs a process for each worker and one of Ray Train's own beside the controller. Each costs a second or more of CPU
 before it can take orders, and a worker's imports cost several. A raylet starts processes ahead on request, and keeps them for
@@ -20,6 +20,7 @@ import ray
 from ray.exceptions import RayError
 
 from raymat.cluster.ray_internals import SETUP_HOOK, prestart_worker, raylet_address, worker_pids
+from raymat.cluster.ray_train_internals import serialized_environment
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,23 @@ def reader_environment() -> dict[str, Any]:
     """
     mine = ray.get_runtime_context().runtime_env.get("env_vars", {})
     return {"env_vars": {SETUP_HOOK: ""}} if mine.get(SETUP_HOOK) == IMPORTS else {}
+
+
+def start_ahead(count: int) -> None:
+    """Have this driver's own Ray begin with `count` workers' processes, while the driver still looks at its run.
+
+    They import what workers import while Ray Train's controller does the same. Called by the driver, before any worker is.
+    """
+    added = worker_environment()
+    if not added:
+        return
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
+    try:
+        for _ in range(count):
+            prestart_worker(raylet_address(node), serialized_environment(added), KEEP_SECONDS)
+    except grpc.RpcError as error:
+        log.info("no processes are started ahead: %s", error)
 
 
 class Prestart:

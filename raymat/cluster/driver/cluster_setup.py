@@ -20,6 +20,7 @@ from raymat.cluster.driver.say import say
 from raymat.cluster.ray_internals import (
     apply_settings,
     hush_cluster,
+    only_what_a_run_needs,
     recorded_head,
     resolve_address,
     responds,
@@ -106,13 +107,14 @@ def _start_ray(
             ray.init(address=address, **quiet)
             return "joined"
         try:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=store_bytes,
-                _metrics_export_port=metrics_port,
-                **quiet,
-            )
+            with only_what_a_run_needs():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    object_store_memory=store_bytes,
+                    _metrics_export_port=metrics_port,
+                    **quiet,
+                )
         except OSError as error:
             folder = os.environ.get("RAY_TMPDIR", "/tmp")
             raise ClusterError(

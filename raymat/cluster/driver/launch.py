@@ -17,6 +17,7 @@ from raymat.analysis.preflight.first_look import first_look
 from raymat.checkpoint.catalog import scan
 from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.controller.failure_policy import raymat_error
+from raymat.cluster.controller.prestart import start_ahead
 from raymat.cluster.driver.cluster_setup import check_room, resolve_auto, running_ray
 from raymat.cluster.driver.goodput_meter import GoodputMeter
 from raymat.cluster.driver.machine_watch import MachineWatch
@@ -93,6 +94,8 @@ def _fit(config: RunConfig, store: Store, notifier: Notifier) -> RunResult:
     with Lease.acquire(store, take_over=config.take_over, say=say) as lease:
         survey = _survey(config, store, resolve, lease)
         with running_ray(own_store_bytes(config), config.monitoring.metrics_port) as watch:
+            if watch.own and config.workers.spares:
+                start_ahead(config.workers.workers.low)
             run = open_run(config, store, resolve=resolve, tenure=lease, survey=survey)
             return _drive(run, lease, watch, notifier)
 

@@ -6,14 +6,21 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 
 from raymat.cluster.controller import prestart as module
-from raymat.cluster.controller.prestart import RAY_PROCESSES, Prestart, worker_environment
+from raymat.cluster.controller.prestart import (
+    RAY_PROCESSES,
+    Prestart,
+    start_ahead,
+    worker_environment,
+)
 from tests.support.heads import idle_processes, wait_for
 
 
@@ -26,6 +33,12 @@ def somebody(**environment: Any) -> Any:
 
         def look(self) -> tuple[int, bool]:
             return os.getpid(), "torch" in sys.modules
+
+        def look_at_worker(self, kind: Any, environment: dict[str, Any]) -> tuple[int, bool]:
+            """Start one as Ray Train's controller does."""
+            worker = kind.options(runtime_env=environment).remote()
+            found: tuple[int, bool] = ray.get(worker.look.remote())
+            return found
 
     return ray.remote(num_cpus=0)(Somebody).options(runtime_env=environment).remote()
 
@@ -66,6 +79,27 @@ def test_the_next_start_gets_processes_that_were_kept_for_it_with_their_imports_
     assert imported
     for actor in (worker, next_worker, *others):
         ray.kill(actor)
+
+
+def test_the_first_workers_get_processes_that_the_driver_asked_for(cluster: None) -> None:
+    def imported() -> set[int]:
+        return {p for p in idle_processes() if "libtorch" in Path(f"/proc/{p}/maps").read_text()}
+
+    before = imported()
+    start_ahead(1)
+    wait_for(lambda: imported() - before, 300)
+    (ahead,) = imported() - before
+
+    class Worker:
+        def look(self) -> tuple[int, bool]:
+            return os.getpid(), "torch" in sys.modules
+
+    kind = ray.remote(num_cpus=0)(Worker)
+    handed_on = get_env_vars_to_propagate()
+    controller = somebody(env_vars={"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **handed_on})
+    found = ray.get(controller.look_at_worker.remote(kind, worker_environment()))
+    assert found == (ahead, True)
+    ray.kill(controller)
 
 
 def test_a_jobs_own_call_at_the_start_of_processes_is_not_taken_from_it(

@@ -105,6 +105,30 @@ def test_a_temporary_folder_whose_path_is_too_long_for_sockets_is_refused_in_one
     assert last.endswith("set RAY_TMPDIR to a short path with room")
 
 
+def test_a_ray_of_a_runs_own_has_no_process_that_only_clusters_need(tmp_path: Path) -> None:
+    script = """
+import os
+from pathlib import Path
+from raymat.cluster.driver.cluster_setup import running_ray
+from tests.support.heads import descendants
+with running_ray():
+    for pid in descendants(os.getpid()):
+        print(Path(f"/proc/{pid}/cmdline").read_text())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    for needed in ("gcs_server", "raylet", "runtime_env"):
+        assert needed in done.stdout
+    for in_vain in ("dashboard/dashboard.py", "monitor.py", "log_monitor.py"):
+        assert in_vain not in done.stdout
+
+
 def test_a_folder_called_raymat_in_the_working_directory_shadows_no_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
