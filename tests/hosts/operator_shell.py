@@ -54,8 +54,8 @@ class Operator:
     def run(self, *words: str, more: dict[str, str] | None = None) -> str:
         """Run a command in the project; return what it said. Raises RuntimeError with its end, if its exit code is not 0."""
         with (self._logs / "operator.log").open("a+", encoding="utf-8") as log:
-            begin = log.tell()
             print(f"$ {' '.join(words)}", file=log, flush=True)
+            begin = log.tell()
             done = subprocess.run(
                 words, cwd=ROOT, env=self.environment | (more or {}), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )  # fmt: skip
@@ -125,8 +125,7 @@ class Operator:
 
     def job_log(self, name: str) -> list[str]:
         """Return what a job said."""
-        said = self.run("ray", "job", "logs", name, "--address", ADDRESS)
-        return said.splitlines()[1:]
+        return self.run("ray", "job", "logs", name, "--address", ADDRESS).splitlines()
 
     def job_status(self, name: str) -> str:
         """Return PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""

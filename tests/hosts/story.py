@@ -21,13 +21,15 @@ LIMIT = 900.0
 ENDLESS = 100_000
 """Steps that no machine is done with before one host was lost and one was taken."""
 PATIENT = {"RAY_JOB_STOP_WAIT_TIME_S": "120"}
-INTERVAL = 20
+INTERVAL = 10
 """Steps between two checkpoints."""
 RUN = (
     *("python", "jobs/base.py", "--device", "cpu", "--workers", "2", "--backbone", "mobilenetv2"),
     *("--dataset", f"s3://{NAME}/data", "--backgrounds", f"s3://{NAME}/walls"),
     *("--resolution", "64", "--crop", "32:64", "--batch-size", "8", "--epoch-examples", "1000000"),
     *("--checkpoint-interval", str(INTERVAL), "--valid-examples", "0", "--seed", "7"),
+    # Else they would follow from the length, which the disturbed run first has longer.
+    *("--valid-interval", "1000", "--log-images-interval", "1000"),
     *("--nearby", "/tmp/nvme/nearby", "--storage", f"s3://{NAME}/runs"),
 )  # fmt: skip
 

@@ -32,7 +32,7 @@ def write_transcript(page: Path, parts: Sequence[tuple[str, Sequence[str]]]) -> 
     text = page.read_text(encoding="utf-8")
     before = text[: text.index(MARK) + len(MARK)]
     blocks = [
-        "\n".join(["", sentence, "", *(f"    {line}" for line in lines)])
+        "\n".join(["", sentence, "", *(f"    {line}".rstrip() for line in lines)])
         for sentence, lines in parts
     ]
     page.write_text("\n".join([before, HEADING, *blocks]) + "\n", encoding="utf-8")
