@@ -229,10 +229,7 @@ def only_what_a_run_needs() -> Iterator[None]:
     def no_server(node: Node, **options: Any) -> None:
         node._webui_url = ""
 
-    def no_monitor(node: Node) -> None:
-        return None
-
-    put = {"start_api_server": no_server, **dict.fromkeys(MONITORS, no_monitor)}
+    put = {"start_api_server": no_server, **dict.fromkeys(MONITORS, lambda node: None)}
     kept = {name: getattr(Node, name) for name in put}
     try:
         for name, method in put.items():
