@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor, nn
 
-from raymat.data.composite import draw_photometric
+from raymat.data.compositing.photometric_draws import draw_photometric
 from raymat.data.decode import EncodedImage, Pixels
 from raymat.data.photometric import (
     Affine,

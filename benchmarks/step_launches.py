@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 
 from raymat.config.sections import ModelConfig, Stage
 from raymat.data.batch import MicroBatch
+from raymat.data.composite import Augmentation, composite
 from raymat.data.sample_order import Example
 from raymat.distributed.world import World
 from raymat.model import refiner
@@ -244,17 +245,27 @@ def print_cell(stage: Stage, backbone: str, side: int) -> None:
     )
 
 
+def compose(batch: MicroBatch, together: bool, side: int) -> None:
+    """Augment and compose as on a GPU, all examples together, or as on the CPU."""
+    pixels = (torch.from_numpy(x) for x in (batch.fgr, batch.pha, batch.bgr))
+    composite(*pixels, Augmentation(0, batch.numbers, side), together=together)
+
+
 def print_composing(side: int, batches: int = 16) -> None:
-    way = way_of("base", side)
-    found = [
-        counted(lambda batch: way.compose(batch) and None, made_batch(i, side))
-        for i in range(batches)
-    ]
     pixels = batches * EXAMPLES * side**2
-    print(
-        f"compositing {EXAMPLES} examples: {sum(c.total for c in found) / batches:.0f} launches, "
-        f"{sum(c.operand_bytes for c in found) / pixels:,.0f} bytes a pixel (mean of {batches} batches)"
-    )
+    for way, together in (("one by one, as on the CPU", False), ("together, as on a GPU", True)):
+        found, seconds = [], 0.0
+        for number in range(batches):
+            batch = made_batch(number, side)
+            found.append(counted(lambda b, t=together: compose(b, t, side), batch))  # type: ignore[misc]
+            begun = time.process_time()
+            compose(batch, together, side)
+            seconds += time.process_time() - begun
+        print(
+            f"compositing {EXAMPLES} examples {way}: {sum(c.total for c in found) / batches:.0f} launches, "
+            f"{sum(c.operand_bytes for c in found) / pixels:,.0f} bytes a pixel, "
+            f"{seconds / batches * 1e3:.1f} CPU ms (mean of {batches} batches)"
+        )
 
 
 def print_times(stage: Stage, backbone: str, side: int, rounds: int) -> None:

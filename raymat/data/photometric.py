@@ -10,39 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-JitterStep = Literal["brightness", "contrast", "saturation", "hue"]
-
-
-@dataclass(frozen=True)
-class Jitter:
-    """Colour jitter: three factors around 1, a shift of the hue in turns (-0.5..0.5), and the order of the four."""
-
-    order: tuple[JitterStep, ...]
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-
-
-@dataclass(frozen=True)
-class Affine:
-    """Affine map of the picture about its centre: x shear, then rotation, then scale, then translation.
-
-    `degrees` turns clockwise on the screen, `shear` slants along x (both in degrees), `translate` is (x, y) in fractions of
-    the picture's width and height.
-    """
-
-    degrees: float
-    translate: tuple[float, float]
-    scale: float = 1.0
-    shear: float = 0.0
+from raymat.data.compositing.photometric_draws import Affine, Jitter, JitterStep
 
 
 def box_blur(x: Tensor, radius: float) -> Tensor:
@@ -208,7 +182,7 @@ def affine_warp(x: Tensor, affine: Affine) -> Tensor:
     Positions are in pixels from the centre, x to the right and y down, so that a turn stays a turn in an oblong picture.
     """
     height, width = x.shape[-2:]
-    to_x, to_y = _inverse(affine, width, height)
+    to_x, to_y = inverse_map(affine, width, height)
     columns = _centred(width, x)
     rows = _centred(height, x).unsqueeze(1)
     # grid_sample wants places as -1..1 over the picture's width and height.
@@ -231,7 +205,7 @@ def _centred(count: int, like: Tensor) -> Tensor:
     return torch.arange(count, dtype=like.dtype, device=like.device).add_(0.5 - count / 2)
 
 
-def _inverse(
+def inverse_map(
     affine: Affine, width: int, height: int
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Return the rows of the 2x3 matrix from a place in the result to the place in the picture that it shows."""

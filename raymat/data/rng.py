@@ -24,7 +24,7 @@ class Stream(IntEnum):
     PAIR_WARP = 4  # number: example
     BACKGROUND_WARP = 5  # number: example
     PHOTOMETRIC = 6  # number: example
-    NOISE = 7  # number: example
+    NOISE = 7  # number: example; seed of torch's generator, up to recipe 2
     DROPOUT = 8  # number: example
     SYNTHETIC_PAIR = 9  # number: pair index
     SYNTHETIC_BACKGROUND = 10  # number: background index
@@ -33,6 +33,7 @@ class Stream(IntEnum):
     VALID_BACKGROUND_WARP = 13  # number: validation example
     VALID_BACKGROUND = 14  # number: validation example
     INIT = 15  # number: 0; weights of a network that starts from nothing
+    NOISE_FIELD = 16  # number: example; rows and columns of its noise, from recipe 3 on
 
 
 class Draws:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raymat.model.ops import memory_format_of
@@ -12,12 +14,13 @@ class SeededDropout(nn.Dropout):
     """Dropout layer that draws each example's mask from that example's own seed.
 
     An example loses the same features on every worker, at every place of the batch and after every restart. A mask
-    depends on the seed, on the shape (C, H, W) and on
-    the kind of device (CPU and CUDA generators differ), neither on the precision nor on the memory
-    format. `p = 0` turns it off, as in nn.Dropout.
+    depends on the seed and on the shape (C, H, W), neither on the precision nor on the memory format; and, unless it is made of
+    `host_bits`, on the kind of device: CPU and CUDA generators differ. `p = 0` turns it off, as in nn.Dropout.
     """
 
     seeds: tuple[int, ...] | None = None
+    host_bits = False
+    """Whether masks are made of Philox's bits, drawn on the host, one for each feature: then p is 1/2, or 0."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop features of (n, C, H, W); in training with p > 0, n seeds must have been set."""
@@ -39,9 +42,29 @@ class SeededDropout(nn.Dropout):
             )
         if not self.seeds:
             return torch.ones_like(input)
-        uniforms = torch.stack([self._uniform(seed, input) for seed in self.seeds])
-        kept = (uniforms >= self.p).to(input.dtype)
-        return kept.contiguous(memory_format=memory_format_of(input)) / (1 - self.p)
+        kept = self._kept_bits(input) if self.host_bits else self._kept_uniforms(input)
+        memory = memory_format_of(input)
+        return kept.to(input.dtype).contiguous(memory_format=memory) / (1 - self.p)
+
+    def _kept_uniforms(self, input: Tensor) -> Tensor:
+        """Draw on the device what is kept, bool (n, C, H, W)."""
+        assert self.seeds is not None
+        return torch.stack([self._uniform(seed, input) for seed in self.seeds]) >= self.p
+
+    def _kept_bits(self, input: Tensor) -> Tensor:
+        """Draw on the host what is kept, bool (n, C, H, W): the same on every device."""
+        assert self.seeds is not None
+        if self.p != 0.5:
+            raise RuntimeError(f"dropout by bits needs a probability of 0.5, got {self.p}")
+        count = input[0].numel()
+        words = np.stack([_words(seed, -(-count // 64)) for seed in self.seeds])
+        packed = torch.from_numpy(words.view(np.uint8))
+        if input.device.type == "cuda":
+            packed = packed.pin_memory()
+        packed = packed.to(input.device, non_blocking=True)
+        masks = 2 ** torch.arange(8, dtype=torch.uint8, device=input.device)
+        bits = torch.bitwise_and(packed.unsqueeze(2), masks) != 0
+        return bits.flatten(1)[:, :count].reshape(input.shape)
 
     @staticmethod
     def _uniform(seed: int, input: Tensor) -> Tensor:
@@ -52,8 +75,13 @@ class SeededDropout(nn.Dropout):
         )
 
 
-def set_dropout_seeds(model: nn.Module, seeds: Tensor | None) -> None:
-    """Give every dropout of `model` the seeds of the next batches' examples.
+def _words(seed: int, count: int) -> NDArray[np.uint64]:
+    """Draw little-endian words of 64 random bits."""
+    return np.random.Philox(key=seed).random_raw(count).astype("<u8", copy=False)
+
+
+def set_dropout_seeds(model: nn.Module, seeds: Tensor | None, host_bits: bool = False) -> None:
+    """Give every dropout of `model` the seeds of the next batches' examples, and say whether masks are `host_bits`.
 
     `seeds`: int64 (n,), each 0..2**63-1, in the order of the batch; best on the CPU (reading them
     from a GPU waits for it). They stay set until they are set again; None takes them away.
@@ -61,4 +89,4 @@ def set_dropout_seeds(model: nn.Module, seeds: Tensor | None) -> None:
     values = None if seeds is None else tuple(int(seed) for seed in seeds.tolist())
     for module in model.modules():
         if isinstance(module, SeededDropout):
-            module.seeds = values
+            module.seeds, module.host_bits = values, host_bits

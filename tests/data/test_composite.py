@@ -5,31 +5,39 @@ from __future__ import annotations
 import collections
 import math
 import time
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raymat.config.sections import Recipe
-from raymat.data import composite as module
-from raymat.data.composite import (
-    Augmentation,
-    Composed,
-    Noise,
-    Photometric,
-    Shadow,
-    apply_,
-    composite,
-    draw_photometric,
-)
+from raymat.data.composite import Augmentation, Composed, composite
+from raymat.data.compositing import photometric_draws as module
+from raymat.data.compositing.per_example import apply_
+from raymat.data.compositing.photometric_draws import Noise, Photometric, Shadow, draw_photometric
 from raymat.data.photometric import Affine, Jitter, box_blur
 from raymat.data.rng import Draws, Stream
 
 SAME: Jitter = Jitter(("brightness", "contrast", "saturation", "hue"), 1, 1, 1, 0)
 """A jitter that changes nothing (but for rounding)."""
 
+SUMS_OF_RECIPE_2 = [77718.5481509091, 75282.49999194808, 78828.27513716673, 27539.483785876073]
+"""Sums of src, bgr, fgr and pha over `NUMBERS`, as versions before recipe 3 had them."""
+
 NOTHING = Photometric(None, False, SAME, None, False, SAME, None, None, None, None)
 """Parameters that change nothing."""
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operators that torch runs, views aside."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += not func.is_view
+        return func(*args, **(kwargs or {}))
 
 
 def images(
@@ -47,10 +55,9 @@ def images(
 
 
 def train(pictures: tuple[Tensor, Tensor, Tensor], numbers, **options) -> Composed:
-    key = {"seed": 42, "resolution": 64} | {k: v for k, v in options.items() if k != "dtype"}
-    return composite(
-        *pictures, Augmentation(numbers=numbers, **key), options.get("dtype", torch.float32)
-    )
+    dtype, together = options.pop("dtype", torch.float32), options.pop("together", None)
+    key = {"seed": 42, "resolution": 64} | options
+    return composite(*pictures, Augmentation(numbers=numbers, **key), dtype, together)
 
 
 def validated(pictures: tuple[Tensor, Tensor, Tensor]) -> Composed:
@@ -95,19 +102,22 @@ def test_these_examples_undergo_every_operation() -> None:
     assert any(p.bgr_sharpen for p in drawn)
 
 
-@pytest.mark.parametrize("recipe", ["1", "2"])
+@pytest.mark.parametrize(
+    ("recipe", "together"), [("1", None), ("2", None), ("3", False), ("3", True)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_example_is_the_same_alone_and_in_any_partition(
-    dtype: torch.dtype, recipe: Recipe
+    dtype: torch.dtype, recipe: Recipe, together: bool | None
 ) -> None:
-    pictures = images(24)
-    whole = train(pictures, NUMBERS, dtype=dtype, recipe=recipe)
+    pictures = images(24, 20, 28)  # an odd number of vectors of 16 pixels
+    options = {"dtype": dtype, "recipe": recipe, "together": together}
+    whole = train(pictures, NUMBERS, **options)
     for sizes in ([1] * 24, [3] * 8, [5, 0, 7, 12], [23, 1]):
         parts, start = [], 0
         for size in sizes:
             places = list(range(start, start + size))
             numbers = [NUMBERS[i] for i in places]
-            parts.append(train(pick(pictures, places), numbers, dtype=dtype, recipe=recipe))
+            parts.append(train(pick(pictures, places), numbers, **options))
             start += size
         joined = Composed(*(torch.cat(xs) for xs in zip(*parts, strict=True)))
         assert same(joined, whole), sizes
@@ -121,15 +131,16 @@ def test_an_example_is_the_same_at_any_position() -> None:
     assert same(Composed(*(x.flip(0) for x in turned)), whole)
 
 
-def test_an_example_is_the_same_with_any_number_of_threads() -> None:
-    pictures = images(1, 192, 192)  # large enough for torch to share the work out
-    numbers = [66]
+@pytest.mark.parametrize("together", [False, True])
+def test_an_example_is_the_same_with_any_number_of_threads(together: bool) -> None:
+    pictures = images(2, 192, 192)  # large enough for torch to share the work out
+    numbers = [66, 67]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = train(pictures, numbers, resolution=192)
+        one = train(pictures, numbers, resolution=192, together=together)
         torch.set_num_threads(2)
-        two = train(pictures, numbers, resolution=192)
+        two = train(pictures, numbers, resolution=192, together=together)
     finally:
         torch.set_num_threads(threads)
     assert same(one, two)
@@ -309,14 +320,55 @@ def test_the_background_is_jittered_after_it_was_noised() -> None:
     assert (noisy.bgr - quiet.bgr).std().item() == pytest.approx(0.01, rel=0.1)
 
 
-def test_recipes_differ_in_the_captured_background_alone() -> None:
+def test_the_first_recipe_differs_in_the_captured_background_alone() -> None:
     pictures = images(24)
     old, new = (train(pictures, NUMBERS, recipe=recipe) for recipe in ("1", "2"))
     for name in ("src", "fgr", "pha"):
         assert torch.equal(getattr(old, name), getattr(new, name))
     jittered = [draw_photometric(42, n).captured_jitter is not None for n in NUMBERS]
     assert [not torch.equal(a, b) for a, b in zip(old.bgr, new.bgr, strict=True)] == jittered
+
+
+def test_the_second_recipe_differs_in_the_noise_alone() -> None:
+    pictures = images(24)
+    old, new = (train(pictures, NUMBERS, recipe=recipe) for recipe in ("2", "3"))
     assert same(train(pictures, NUMBERS), new)
+    for name in ("fgr", "pha"):
+        assert torch.equal(getattr(old, name), getattr(new, name))
+    noisy = [draw_photometric(42, n).noise is not None for n in NUMBERS]
+    for name in ("src", "bgr"):
+        pairs = zip(getattr(old, name), getattr(new, name), strict=True)
+        assert [not torch.equal(a, b) for a, b in pairs] == noisy
+
+
+def test_the_pictures_of_the_second_recipe_never_change() -> None:
+    """Written down once, on a device that adds up in its own order: a run of that recipe goes on with its pictures."""
+    found = train(images(24), NUMBERS, recipe="2")
+    sums = [x.double().sum().item() for x in found]
+    assert sums == pytest.approx(SUMS_OF_RECIPE_2, rel=1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 2e-6), (torch.float64, 1e-14)])
+@pytest.mark.parametrize("size", [(40, 56), (36, 4)])
+def test_all_examples_at_once_come_out_as_one_by_one(
+    dtype: torch.dtype, within: float, size: tuple[int, int]
+) -> None:
+    pictures = images(24, *size)
+    once, singly = (train(pictures, NUMBERS, dtype=dtype, together=t) for t in (True, False))
+    for a, b in zip(once, singly, strict=True):
+        assert a.shape == b.shape
+        assert a.is_contiguous()
+        assert (a - b).abs().max() <= within
+
+
+def test_all_examples_at_once_take_a_third_of_the_operations() -> None:
+    """A GPU launches a kernel for each, and the host waits for every launch."""
+    pictures, numbers, found = images(8), NUMBERS[:8], []
+    for together in (True, False):
+        with Calls() as counted:
+            train(pictures, numbers, together=together)
+        found.append(counted.number)
+    assert 3 * found[0] < found[1]
 
 
 def test_each_recipe_has_its_own_arithmetic_for_the_captured_background() -> None:
@@ -324,7 +376,11 @@ def test_each_recipe_has_its_own_arithmetic_for_the_captured_background() -> Non
     brighter = Photometric(
         **{**NOTHING.__dict__, "captured_jitter": Jitter(SAME.order, 1.1, 1, 1, 0)}
     )
-    for recipe, expected in (("1", 1.1 * given.bgr), ("2", given.bgr + 0.1)):
+    for recipe, expected in (
+        ("1", 1.1 * given.bgr),
+        ("2", given.bgr + 0.1),
+        ("3", given.bgr + 0.1),
+    ):
         found = example()
         apply_(found, brighter, 1.0, recipe)  # type: ignore[arg-type]
         assert torch.allclose(found.bgr, expected, atol=1e-12)

@@ -32,6 +32,8 @@ from tests.support.workers import WorkerError, in_workers
 from tests.train.run.test_kept_run import OPTIONS, digest_of
 
 KILLED_AFTER = 10
+NOT_KEPT = ("config", "versions", "arithmetic", "attempts")
+"""Parts of the state that depend on the machine and on how often the run was killed."""
 
 
 class _DeadlyFeed(LocalFeed):
@@ -69,7 +71,7 @@ def _expected(store: Store) -> dict[str, Any]:
         name: [digest_of(t), float(t.double().sum()), float(t.double().abs().sum())]
         for name, t in found[1].tensors.items()
     }
-    extra = {k: v for k, v in found[1].extra.items() if k not in ("config", "versions")}
+    extra = {k: v for k, v in found[1].extra.items() if k not in NOT_KEPT}
     rows = [[r["step"], r["kind"], r["loss"], r.get("digest")] for r in read_metrics(store)]
     here = {"cpu": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
     return here | {"tensors": tensors, "extra": extra, "rows": rows}

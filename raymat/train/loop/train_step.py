@@ -127,7 +127,7 @@ class TrainStep:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the gradients of `batch`; return the sum of its examples' losses, float64 (), and its pictures if wanted."""
         composed = self.forward.compose(batch)
-        set_dropout_seeds(self.network, self._dropout_seeds(batch))
+        self._seed_dropout(self.network, batch)
         weight = len(batch.examples) / total
         scaled, loss, outputs = self._objective(composed, weight, self.scale.value)
         # Told before the backward pass: its hooks send a bucket as soon as the last chunk has filled it.
@@ -181,10 +181,11 @@ class TrainStep:
         self.scale.update(bad)
         return StepHealth(loss, norm, bad, failed, self._objective.heard > 0)
 
-    def _dropout_seeds(self, batch: MicroBatch) -> Tensor:
+    def _seed_dropout(self, network: nn.Module, batch: MicroBatch) -> None:
         seed = self.forward.seed
         seeds = [Draws(seed, Stream.DROPOUT, e.number).torch_seed() for e in batch.examples]
-        return torch.tensor(seeds, dtype=torch.int64)
+        host_bits = self.forward.recipe not in ("1", "2")
+        set_dropout_seeds(network, torch.tensor(seeds, dtype=torch.int64), host_bits)
 
 
 class _Objective(nn.Module):

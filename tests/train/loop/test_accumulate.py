@@ -17,7 +17,6 @@ from torch import nn
 from raymat.config.run import RunConfig
 from raymat.data.batch import MicroBatch
 from raymat.distributed.world import World
-from raymat.model.matting import set_dropout_seeds
 from raymat.train.loop import startup, trainer
 from raymat.train.observability.metrics_log import read_metrics
 from tests.support import runs
@@ -54,7 +53,7 @@ def test_chunks_are_one_loop_over_the_parts_of_the_batch_in_their_order() -> Non
             whole.bgr[numbers], (), True,
         )  # fmt: skip
         composed = step.forward.compose(part)
-        set_dropout_seeds(network, step._dropout_seeds(part))
+        step._seed_dropout(network, part)
         loss, _ = step.forward(network, composed)
         (loss / 3).backward()
         total += float(loss.detach()) / 3

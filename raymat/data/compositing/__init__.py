@@ -1,0 +1,1 @@
+"""What is done to the pictures of a batch on the training device."""
