@@ -33,7 +33,11 @@ class HostNumbers:
 
     def send(self, like: Tensor) -> None:
         """Copy them to the device and dtype of `like`."""
-        sent = torch.tensor(self._values, dtype=torch.float64).to(like.dtype)
-        if like.device.type == "cuda":
-            sent = sent.pin_memory()
-        self._sent = sent.to(like.device, non_blocking=True)
+        host = torch.tensor(self._values, dtype=torch.float64).to(like.dtype)
+        self._sent = sent_to(like.device, host)
+
+
+def sent_to(device: torch.device, host: Tensor) -> Tensor:
+    """Return `host` on `device`; a copy to a GPU is pinned, so that nobody waits for it."""
+    pinned = host.pin_memory() if device.type == "cuda" else host
+    return pinned.to(device, non_blocking=True)

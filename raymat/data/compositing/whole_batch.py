@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raymat.data.compositing.composed import Composed, empty_batch, to_unit_
-from raymat.data.compositing.host_numbers import HostNumbers
+from raymat.data.compositing.host_numbers import HostNumbers, sent_to
 from raymat.data.compositing.noise_field import noise_words, normal_field
 from raymat.data.compositing.photometric_draws import Jitter, Photometric
 from raymat.data.compositing.whole_batch_jitter import (
@@ -131,7 +131,7 @@ class WholeBatch:
             return
         seed, numbers = key
         words = np.stack([noise_words(seed, numbers[i], *self._size) for i in self._noisy])
-        field = normal_field(torch.from_numpy(words).to(batch.src.device), *self._size)
+        field = normal_field(sent_to(batch.src.device, torch.from_numpy(words)), *self._size)
         field = field.to(batch.src.dtype).mul_(self._levels())
         struck = [x[i] for i in self._noisy for x in (batch.src, batch.bgr)]
         torch._foreach_add_(struck, list(field.flatten(0, 1)))

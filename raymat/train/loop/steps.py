@@ -14,6 +14,7 @@ from raymat.data.sample_order import Cursor, digest_lanes, digest_text
 from raymat.errors import TrainingError
 from raymat.train.loop.attempt import Attempt
 from raymat.train.loop.preemption import PreemptionHandler
+from raymat.train.loop.ready_batches import ReadyBatch, lane_of, ready_batches
 from raymat.train.loop.reporter import Reporter
 from raymat.train.loop.saving.checkpointing import AsyncSaver
 from raymat.train.loop.startup import StartingPoint
@@ -41,6 +42,7 @@ class TrainingSteps:
         self._attempt, self._feed, self._reporter = attempt, feed, reporter
         self._preemption, self._saver = preemption, saver
         self.step, self.state = start.step, start.state
+        self._lane = lane_of(attempt.device)
         self._clock, self._substitutes = StepClock(), Substitutes(attempt, start.state)
         self._nonfinite = NonfiniteStepCounter(
             attempt.config.optim.max_bad_steps, attempt.device, start.state.bad_steps
@@ -59,9 +61,11 @@ class TrainingSteps:
         """Seconds that a step takes lately, its wait for data included; 0 before the first of this attempt."""
         return self._clock.step_seconds
 
-    def batches(self, end: int) -> Iterator[MicroBatch]:
+    def batches(self, end: int) -> Iterator[ReadyBatch]:
         """Yield this worker's batches up to completed step `end`, as the feed gives them."""
-        batches = self._feed.train(self.state.step, end)
+        batches = ready_batches(
+            self._feed.train(self.state.step, end), self.step.forward.compose, self._lane
+        )
         while True:
             self._attempt.record_activity("waiting for a batch", self.state.step)
             self._clock.batch_awaited()
@@ -72,7 +76,7 @@ class TrainingSteps:
             self._reporter.batch_arrived()
             yield batch
 
-    def train(self, batch: MicroBatch) -> None:
+    def train(self, ready: ReadyBatch) -> None:
         """Take one step on its batch, and record it.
 
         Raises:
@@ -80,6 +84,7 @@ class TrainingSteps:
                 trained with substitutes.
         """
         attempt, state, schedule = self._attempt, self.state, self._attempt.schedule
+        batch = ready.batch
         attempt.record_activity("training", state.step)
         if batch.step != state.step:
             raise TrainingError(f"the feed gave step {batch.step}, expected {state.step}")
@@ -96,6 +101,7 @@ class TrainingSteps:
             pictures=attempt.group.leads and schedule.draws_images(done),
             heard=self._preemption.heard(),
             before_update=self._saver.wait_for_copy,
+            composed=ready.pictures,
         )
         state.step, state.cursor = done, Cursor(schedule.examples(done))
         attempt.record_activity("training", done)

@@ -96,10 +96,12 @@ class TrainStep:
         pictures: bool = False,
         heard: bool = False,
         before_update: Callable[[], None] = lambda: None,
+        composed: Sequence[Composed] | None = None,
     ) -> StepResult:
         """Train on this worker's share `batch` of a step of `total` examples; called by all workers, for the same step.
 
         A batch of several chunks goes through the network chunk by chunk; their gradients are added up.
+        `composed`: the chunks' pictures, where they are made already.
         `heard`: this worker has heard of a preemption; the result's health says whether any worker has.
         `before_update` is called before the optimiser changes anything.
         """
@@ -110,9 +112,12 @@ class TrainStep:
         self._gradients.clear()
         if heard:
             self._objective.heard.fill_(1.0)
-        *first, last = batch.by_chunk()
-        done = [self._pass(part, total, pictures) for part in first]
-        done.append(self._pass(last, total, pictures, last=True))
+        parts = batch.by_chunk()
+        made: Sequence[Composed | None] = composed or [None] * len(parts)
+        done = [
+            self._pass(part, ready, total, pictures, last=part is parts[-1])
+            for part, ready in zip(parts, made, strict=True)
+        ]
         self._gradients.finish()
         health = self._apply(rates, before, before_update)
         return StepResult(
@@ -123,10 +128,10 @@ class TrainStep:
         )
 
     def _pass(
-        self, batch: MicroBatch, total: int, pictures: bool, last: bool = False
+        self, batch: MicroBatch, made: Composed | None, total: int, pictures: bool, *, last: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the gradients of `batch`; return the sum of its examples' losses, float64 (), and its pictures if wanted."""
-        composed = self.forward.compose(batch)
+        composed = self.forward.compose(batch) if made is None else made
         self._seed_dropout(self.network, batch)
         weight = len(batch.examples) / total
         scaled, loss, outputs = self._objective(composed, weight, self.scale.value)
