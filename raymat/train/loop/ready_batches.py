@@ -10,19 +10,15 @@ made ready and not trained on is made again by the next attempt.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import TypeAlias
 
 import torch
 
 from raymat.data.batch import MicroBatch
 from raymat.data.composite import Composed
-
-LEAVE_SECONDS = 2.0
-"""How long training that leaves in the middle waits for the thread: the feed may be slow to answer then."""
 
 Compose: TypeAlias = Callable[[MicroBatch], Composed]
 
@@ -89,59 +85,24 @@ def ready_batches(
 def _made_beside(
     batches: Iterator[MicroBatch], compose: Compose, lane: Lane
 ) -> Generator[ReadyBatch, None, None]:
-    maker = _Maker(batches, compose, lane)
-    thread = threading.Thread(target=maker.run, name="raymat-ready", daemon=True)
-    thread.start()
+    def make() -> Callable[[], ReadyBatch] | None:
+        batch = next(batches, None)
+        return None if batch is None else lane.compose(compose, batch)
+
+    # One thread takes one batch ahead: the pool carries its errors over, each with its own traceback.
+    pool = ThreadPoolExecutor(1, thread_name_prefix="raymat-ready")
+    ahead = pool.submit(make)
     try:
-        while (made := maker.take()) is not None:
-            yield made
+        while (hand_over := ahead.result()) is not None:
+            ahead = pool.submit(make)
+            yield hand_over()
     finally:
-        maker.stop()
-        thread.join(LEAVE_SECONDS)
+        ahead.cancel()
+        # In the thread, which may still be waiting for the feed: whoever leaves in the middle does not wait for it.
+        pool.submit(_close, batches)
+        pool.shutdown(wait=False)
 
 
-class _Maker:
-    """What the thread does. At most one batch waits to be taken."""
-
-    def __init__(self, batches: Iterator[MicroBatch], compose: Compose, lane: Lane) -> None:
-        self._batches, self._compose, self._lane = batches, compose, lane
-        self._wanted = threading.Semaphore(1)
-        self._made: SimpleQueue[Callable[[], ReadyBatch] | BaseException | None] = SimpleQueue()
-        self._stopped = False
-
-    def run(self) -> None:
-        """Make batches ready until there are no more, nobody wants them, or something fails."""
-        try:
-            try:
-                while self._wait_until_wanted():
-                    batch = next(self._batches, None)
-                    if batch is None:
-                        break
-                    self._made.put(self._lane.compose(self._compose, batch))
-            finally:
-                close = getattr(self._batches, "close", None)
-                if close is not None:
-                    close()
-        except BaseException as error:
-            self._made.put(error)
-        else:
-            self._made.put(None)
-
-    def _wait_until_wanted(self) -> bool:
-        self._wanted.acquire()
-        return not self._stopped
-
-    def take(self) -> ReadyBatch | None:
-        """Wait for the next batch; None after the last. Raises what the thread raised."""
-        made = self._made.get()
-        if isinstance(made, BaseException):
-            raise made
-        if made is None:
-            return None
-        self._wanted.release()
-        return made()
-
-    def stop(self) -> None:
-        """Let the thread end after what it is doing."""
-        self._stopped = True
-        self._wanted.release()
+def _close(batches: Iterator[MicroBatch]) -> None:
+    if isinstance(batches, Generator):
+        batches.close()
