@@ -1,9 +1,9 @@
 """What comes of a job on machines that vanish: by raymat, by the reference's habit, and by Ray Train as its guide has it.
 
 The same job (network, examples, arithmetic) on the same machines, which come and go as a recording or as drawn losses have it;
-a share of the losses is announced. Each machine is a node of a Ray cluster on this one, with room for one worker; for the
-habit a process. Beside raymat stand weights saved every --habit-interval steps and a loop that starts the workers again, and
-`ray.train.report` with a checkpoint every --guide-interval steps. raymat chooses its own interval.
+a share of the losses is announced. Each machine is a node of a Ray cluster on this one, of two cores, so that one that is left
+takes the workers of two; for the habit a process. Beside raymat stand weights saved every --habit-interval steps and a loop that
+starts the workers again, and `ray.train.report` with a checkpoint every --guide-interval steps. raymat chooses its own interval.
 
 Printed for each: wall seconds from the first step to the last; seconds that the same steps take, at this system's own pace, if
 machines come and go at no cost; the difference, which is what the losses cost; goodput, the share that counts; steps that were
@@ -89,13 +89,18 @@ def play_one(system: str, options: argparse.Namespace, folder: Path) -> None:
             failed.append(error)
 
     training = threading.Thread(target=work, daemon=True)
-    began = time.time()
-    training.start()
-    losses, history = play(changes, nodes, options.notice, lambda: not training.is_alive())
-    ended = time.time()
+
+    def ended() -> bool:
+        return not training.is_alive()
+
+    losses, history = play(changes, nodes, options.notice, training.start, ended)
     if failed:
         raise failed[0]
-    content = {"losses": [vars(x) for x in losses], "history": history, "wall": [began, ended]}
+    content = {
+        "losses": [vars(x) for x in losses],
+        "history": history,
+        "wall": [history[0][0], time.time()],
+    }
     (folder / "machines.json").write_text(json.dumps(content), encoding="utf-8")
     if isinstance(nodes, RayNodes):
         nodes.stop()

@@ -65,9 +65,16 @@ class Loss:
 
 
 def play(
-    changes: Iterable[Change], machines: Machines, notice: float, ended: Callable[[], bool]
+    changes: Iterable[Change],
+    machines: Machines,
+    notice: float,
+    begin: Callable[[], None],
+    ended: Callable[[], bool],
 ) -> tuple[list[Loss], list[tuple[float, int]]]:
-    """Let machines come and go until the job has ended; return the losses, and how many were there from when on."""
+    """Let machines come and go until the job has ended; return the losses, and how many were there from when on.
+
+    The job begins once the first machines are there.
+    """
     began, there = time.time(), 0
     losses: list[Loss] = []
     history: list[tuple[float, int]] = []
@@ -86,6 +93,9 @@ def play(
             losses.append(Loss(time.time(), change.machines, change.noticed))
         there = change.machines
         history.append((time.time(), there))
+        if len(history) == 1:
+            begin()
+            began = time.time()
     while not ended():
         time.sleep(0.05)
     return losses, history
@@ -131,14 +141,14 @@ class Places:
 
 
 class RayNodes:
-    """A head without room for workers, and nodes with room for one worker each. To be made in the main thread."""
+    """A head without room for workers, and nodes of two cores. To be made in the main thread."""
 
     def __init__(self, settings: dict[str, int]) -> None:
         """`settings`: Ray's own, beside its defaults."""
         self._cluster = Cluster(
             initialize_head=True,
             head_node_args={
-                "num_cpus": 1, "include_dashboard": False, "object_store_memory": STORE_BYTES,
+                "num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES,
                 "_system_config": settings,
             },
         )  # fmt: skip
