@@ -1,9 +1,9 @@
 """What comes of a job on machines that vanish: by raymat, by the reference's habit, and by Ray Train as its guide has it.
 
 The same job (network, examples, arithmetic) on the same machines, which come and go as a recording or as drawn losses have it;
-a share of the losses is announced. Each machine is a node of a Ray cluster on this one, of two cores, so that one that is left
-takes the workers of two; for the habit a process. Beside raymat stand weights saved every --habit-interval steps and a loop that
-starts the workers again, and `ray.train.report` with a checkpoint every --guide-interval steps. raymat chooses its own interval.
+a share of the losses is announced. Each machine is a node of a Ray cluster on this one, with room for one worker; for the
+habit a process. Beside raymat stand weights saved every --habit-interval steps and a loop that starts the workers again, and
+`ray.train.report` with a checkpoint every --guide-interval steps. raymat chooses its own interval.
 
 Printed for each: wall seconds from the first step to the last; seconds that the same steps take, at this system's own pace, if
 machines come and go at no cost; the difference, which is what the losses cost; goodput, the share that counts; steps that were

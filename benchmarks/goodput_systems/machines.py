@@ -141,7 +141,7 @@ class Places:
 
 
 class RayNodes:
-    """A head without room for workers, and nodes of two cores. To be made in the main thread."""
+    """A head without room for workers, and nodes of two cores, with room for one worker each. To be made in the main thread."""
 
     def __init__(self, settings: dict[str, int]) -> None:
         """`settings`: Ray's own, beside its defaults."""

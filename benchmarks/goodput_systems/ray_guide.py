@@ -50,7 +50,10 @@ def run(job: Job, folder: Path, interval: int, most: int) -> None:
     trainer = ray.train.torch.TorchTrainer(
         train,
         train_loop_config={"steps": job.steps, "side": job.side, "interval": interval},
-        scaling_config=ScalingConfig(num_workers=(1, most) if most > 1 else 1),
+        scaling_config=ScalingConfig(
+            num_workers=(1, most) if most > 1 else 1,
+            resources_per_worker={"CPU": 2},  # a machine: two on one would miss losses
+        ),
         run_config=RunConfig(
             name="run", storage_path=str(folder), failure_config=FailureConfig(max_failures=-1)
         ),
