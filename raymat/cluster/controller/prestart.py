@@ -70,9 +70,10 @@ def start_ahead(count: int) -> None:
         return
     here = ray.get_runtime_context().get_node_id()
     (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
+    address, environment = raylet_address(node), serialized_environment(added)
     try:
         for _ in range(count):
-            prestart_worker(raylet_address(node), serialized_environment(added), KEEP_SECONDS)
+            prestart_worker(address, environment, KEEP_SECONDS)
     except grpc.RpcError as error:
         log.info("no processes are started ahead: %s", error)
 

@@ -138,9 +138,8 @@ class MachineWatch:
             if node is None or node.get("DeathReason") == IDLE_TERMINATION:
                 continue
             known = [*signs.items()]
-            if (
-                node.get("DeathReason") == UNEXPECTED_TERMINATION
-            ):  # a drained machine was left before
+            # The workers have left a drained machine before it goes.
+            if node.get("DeathReason") == UNEXPECTED_TERMINATION:
                 known += self._signs.items()
             ranks = sorted({rank for rank, sign in known if sign.node == name})
             loss = _Loss(node, time.monotonic(), ranks)
