@@ -388,7 +388,7 @@ def elastic(stage: Any) -> dict[str, Any]:
     return options | rates | {"resolution": 192, "crop": "128:192", "refine_sample_pixels": 6400}
 
 
-@pytest.mark.slow  # the short version of what follows
+@pytest.mark.chaos
 def test_a_killed_node_changes_no_bit(
     nodes: Nodes, boards_made: list[Blackboard], tmp_path: Path
 ) -> None:

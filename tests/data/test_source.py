@@ -341,9 +341,9 @@ def test_240_000_pairs_load_in_well_under_a_second() -> None:
     listing = many(120_000)  # to train on and again to validate on
     data = listing.to_bytes()
     assert len(data) < 8_000_000
-    start = time.perf_counter()
+    start = time.process_time()
     back = Listing.from_bytes(data)
-    took = time.perf_counter() - start
+    took = time.process_time() - start
     assert back.train.pair(119_999) == listing.train.pair(119_999)
     assert back.digest == listing.digest
     assert took < 1

@@ -182,7 +182,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
             StorageError, match=r"cannot write /.*/run/big: no space left there .*; free some"
         ):
             store.write("big", b"x" * 3_000_000)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10
         assert store.list(temporary=True) == []
         store.write("small", b"x")
     finally:
@@ -291,7 +291,7 @@ def test_patience_is_bounded(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(StorageError, match="does not answer"):
         store.read("x")
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
     assert backend.calls >= 2
 
 

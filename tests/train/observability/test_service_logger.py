@@ -159,7 +159,7 @@ def test_a_service_that_is_down_is_said_once_and_gets_everything_later(store: St
         began = time.monotonic()
         attempt.train(step, step)
         attempt.commit(step)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
         eventually(lambda step=step: service.connects == step)  # type: ignore[misc]
     eventually(lambda: len(attempt.events) == 1)
     (event,) = attempt.events
@@ -218,7 +218,7 @@ def test_a_service_that_hangs_holds_up_the_end_for_a_bounded_time(store: Store) 
     attempt.commit(2)
     began = time.monotonic()
     attempt.service.close(seconds=0.2)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     (event,) = attempt.events
     assert isinstance(event, LoggerBehind)
     assert event.reason == "no answer in time"
