@@ -1,11 +1,11 @@
-"""torch's five CUDA kernels of batch norm over workers as formulas, so that what calls them can be tried on a CPU.
+"""torch's five CUDA kernels of batch norm over workers as formulas, so that what calls them can be tried on other devices.
 
 Written from ATen's native/cuda/Normalization.cuh: the order of arguments, what may be absent, and how moments are combined.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from torch import Tensor
 from raymat.distributed.batchnorm_kernels import KERNELS, FusedKernels
 
 
-def install() -> Any:
-    """Give this process's CPU the five kernels, and let batch norm use them; what is returned must be kept."""
+def install(device: Literal["cpu", "meta"] = "cpu") -> Any:
+    """Give this process's `device` the five kernels, and let batch norm use them; what is returned must be kept."""
     library = torch.library.Library("aten", "IMPL")
     for function in (
         batch_norm_stats,
@@ -23,8 +23,8 @@ def install() -> Any:
         batch_norm_backward_reduce,
         batch_norm_backward_elemt,
     ):
-        library.impl(function.__name__, function, "CPU")
-    KERNELS["cpu"] = FusedKernels()
+        library.impl(function.__name__, function, "CPU" if device == "cpu" else "Meta")
+    KERNELS[device] = FusedKernels()
     return library
 
 
@@ -65,7 +65,7 @@ def batch_norm_backward_reduce(
     grad: Tensor, x: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor, *wanted: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     assert wanted == (True, True, True)
-    assert grad.stride() == x.stride()
+    assert _steps(grad) == _steps(x)
     of_bias, through = grad.sum((0, 2, 3)), (grad * (x - _wide(mean))).sum((0, 2, 3))
     return of_bias, through, through * inverse, of_bias.clone()
 
@@ -84,6 +84,11 @@ def batch_norm_backward_elemt(
     total = counts.sum()
     slope = _wide(inverse**2 * sum_dy_xmu / total)
     return (grad - _wide(sum_dy / total) - (x - _wide(mean)) * slope) * _wide(inverse * weight)
+
+
+def _steps(x: Tensor) -> list[int]:
+    """Return the strides that matter: along a side of 1 there is no step."""
+    return [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
 
 
 def _wide(values: Tensor) -> Tensor:

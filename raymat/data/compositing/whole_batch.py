@@ -154,5 +154,5 @@ def _gathered(x: Tensor, places: Sequence[int]) -> Tensor:
 
 def _scatter_(x: Tensor, places: Sequence[int], changed: Tensor) -> None:
     """Put `changed` into the `places` of `x` that it was gathered from."""
-    if changed.data_ptr() != x.data_ptr():
+    if changed is not x:
         torch._foreach_copy_([x[i] for i in places], list(changed))
