@@ -104,12 +104,17 @@ class OtherTraining:
     def train(self, done: int) -> Iterator[int]:
         """Train from `done` completed steps to the end; yield after each step how many are completed."""
         log = StepsLog()
+        for completed, _ in self.losses(done):
+            if self._world.rank == 0:
+                log.add(completed, self._world.size)
+            yield completed
+
+    def losses(self, done: int = 0) -> Iterator[tuple[int, float]]:
+        """Do the same; yield after each step how many are completed, and its loss over all workers."""
         for number, batch in enumerate(self._batches(done), done):
             examples = number * self._config.data.batch_size
-            self.step(batch, self._config.data.batch_size, rates(self._config, examples))
-            if self._world.rank == 0:
-                log.add(number + 1, self._world.size)
-            yield number + 1
+            result = self.step(batch, self._config.data.batch_size, rates(self._config, examples))
+            yield number + 1, result.health.read().loss
 
     def _batches(self, begin: int) -> Iterator[MicroBatch]:
         """Make the next batch in a thread while one is trained on."""
