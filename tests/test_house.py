@@ -257,6 +257,12 @@ def test_what_decodes_pictures_imports_without_torch() -> None:
     assert import_without({"ray", "torch"}, modules) == ""
 
 
+def test_a_driver_and_rays_controller_import_without_torch() -> None:
+    """It costs each of them seconds before the first step."""
+    modules = [m for m in in_parts("cluster") if m.parent.name in ("driver", "controller")]
+    assert import_without({"torch"}, modules) == ""
+
+
 # What fits into a head.
 
 SET_BY_BASE: dict[str, set[str]] = {}

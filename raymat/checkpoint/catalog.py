@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from raymat.checkpoint.layout import CHECKPOINTS
+from raymat.checkpoint.layout import CHECKPOINTS, path_of
 from raymat.checkpoint.manifest import (
     FORMATS,
     MAX_BYTES,
@@ -25,13 +25,14 @@ from raymat.checkpoint.reader import (
     read_state,
     world_of,
 )
-from raymat.checkpoint.shards import path_of
-from raymat.checkpoint.snapshot import Snapshot
 from raymat.checkpoint.state_dict import FORMAT as TRAINING_FORMAT
 from raymat.errors import CheckpointError, NewerFormatError
 from raymat.storage.digest import matches
 from raymat.storage.fields import parse_object
 from raymat.storage.store import FileInfo, Store
+
+if TYPE_CHECKING:
+    from raymat.checkpoint.snapshot import Snapshot
 
 
 @dataclass(frozen=True)

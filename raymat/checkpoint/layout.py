@@ -12,6 +12,11 @@ CHECKPOINTS = "checkpoints"
 """Folder of a run with a folder for each checkpoint."""
 
 
+def path_of(checkpoint: CheckpointId, name: str) -> str:
+    """Return the path of a checkpoint's file inside the run's folder."""
+    return f"{CHECKPOINTS}/{checkpoint}/{name}"
+
+
 def split_run_url(url: str) -> tuple[str, str, CheckpointId | None]:
     """Split the URL of a run or of a checkpoint into (storage, name, checkpoint or None).
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import Tensor
-
-from raymat.checkpoint import safetensors_io
-from raymat.checkpoint.layout import CHECKPOINTS
+from raymat.checkpoint.layout import CHECKPOINTS, path_of
 from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import (
     MAX_BYTES,
@@ -25,13 +21,17 @@ from raymat.checkpoint.manifest import (
     parse_manifest_name,
     shard_name,
 )
-from raymat.checkpoint.shards import assign, path_of
-from raymat.checkpoint.snapshot import Snapshot
+from raymat.checkpoint.shards import assign
 from raymat.checkpoint.state_dict import parse_state
 from raymat.errors import CheckpointError, NewerFormatError
 from raymat.storage.digest import matches
 from raymat.storage.faults import MissingFileError
 from raymat.storage.store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor  # at run time late: a driver lists checkpoints without torch
+
+    from raymat.checkpoint.snapshot import Snapshot
 
 _READERS = 8
 """Parallel requests; each holds up to `_RANGE` bytes beside the checkpoint itself."""
@@ -84,6 +84,8 @@ class CheckpointReader:
     """Reader of one checkpoint into memory: a buffer for each file, filled in chunks that ranks may share out."""
 
     def __init__(self, contents: Contents) -> None:
+        import torch
+
         self.contents = contents
         self._data = {e.name: torch.empty(e.size, dtype=torch.uint8) for e in contents.files}
         self._verified: set[str] = set()
@@ -97,7 +99,7 @@ class CheckpointReader:
         checkpoint = self.contents.checkpoint
 
         def read(chunk: Chunk) -> None:
-            view = safetensors_io.memory_of(self.place(chunk))
+            view = _memory_of(self.place(chunk))
             try:
                 store.read_into(path_of(checkpoint, chunk.name), chunk.start, view)
             except MissingFileError as error:
@@ -111,7 +113,7 @@ class CheckpointReader:
         """Read whole files from this machine's disk; return the names of those whose digest is right."""
 
         def read(entry: FileEntry) -> bool:
-            return local_cache.read(entry, safetensors_io.memory_of(self._data[entry.name]))
+            return local_cache.read(entry, _memory_of(self._data[entry.name]))
 
         good = parallel(read, files)
         self._verified |= {entry.name for entry, right in zip(files, good, strict=True) if right}
@@ -119,18 +121,20 @@ class CheckpointReader:
 
     def finish(self) -> Snapshot:
         """Return the state if every digest is right. Raises CheckpointError, naming the file that is damaged."""
+        from raymat.checkpoint.snapshot import Snapshot
+
         checkpoint, files = self.contents.checkpoint, self.contents.files
 
         def verify(entry: FileEntry) -> bool:
             return entry.name in self._verified or matches(
-                entry.digest, [safetensors_io.memory_of(self._data[entry.name])]
+                entry.digest, [_memory_of(self._data[entry.name])]
             )
 
         for entry, good in zip(files, parallel(verify, files), strict=True):
             if not good:
                 raise _other_digest(checkpoint, entry.name)
         _require_state_size(checkpoint, len(self._data[STATE]))
-        extra = parse_state(checkpoint, bytes(safetensors_io.memory_of(self._data[STATE])))
+        extra = parse_state(checkpoint, bytes(_memory_of(self._data[STATE])))
         shards = {name: data for name, data in self._data.items() if name != STATE}
         return Snapshot(checkpoint.step, _merge(checkpoint, shards), extra)
 
@@ -281,10 +285,12 @@ def _parse(checkpoint: CheckpointId, name: str, data: bytes) -> Manifest:
 
 def _merge(checkpoint: CheckpointId, shards: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Merge the tensors of all shards, by name."""
+    from raymat.checkpoint.safetensors_io import decode
+
     merged: dict[str, Tensor] = {}
     for name, data in shards.items():
         try:
-            tensors = safetensors_io.decode(data)
+            tensors = decode(data)
         except CheckpointError as error:
             raise CheckpointError(f"{checkpoint} is damaged: {name}: {error}") from error
         twice = merged.keys() & tensors.keys()
@@ -294,6 +300,11 @@ def _merge(checkpoint: CheckpointId, shards: Mapping[str, Tensor]) -> dict[str, 
             )
         merged |= tensors
     return dict(sorted(merged.items()))
+
+
+def _memory_of(data: Tensor) -> memoryview:
+    """Return the bytes of uint8 (n,): a view."""
+    return memoryview(data.numpy())  # type: ignore[arg-type]
 
 
 def parallel(work: Callable[[T], R], items: Sequence[T]) -> list[R]:

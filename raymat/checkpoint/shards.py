@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from raymat.checkpoint import safetensors_io
-from raymat.checkpoint.layout import CHECKPOINTS
+from raymat.checkpoint.layout import path_of
 from raymat.checkpoint.manifest import (
     MAX_BYTES,
     MAX_STATE_BYTES,
@@ -28,11 +26,15 @@ from raymat.checkpoint.manifest import (
     manifest_name,
     shard_name,
 )
-from raymat.checkpoint.snapshot import Snapshot, encode_extra
 from raymat.distributed.world import World
 from raymat.errors import CheckpointError
 from raymat.storage.digest import Buffer, digest
 from raymat.storage.store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor  # at run time late: a driver lists checkpoints without torch
+
+    from raymat.checkpoint.snapshot import Snapshot
 
 
 def assign(sizes: Mapping[str, int], world: int) -> list[list[str]]:
@@ -78,6 +80,8 @@ def write_share(
     Blocks until the share is durable. The checkpoint is committed when the last rank's call
     returns. Raises StorageError.
     """
+    from raymat.checkpoint.snapshot import encode_extra
+
     return write_files(
         store,
         checkpoint,
@@ -99,9 +103,9 @@ def write_files(
     word: str = "",
 ) -> Manifest:
     """Write a share that is already chosen, as `write_share`. `extra`, encoded, is written by rank 0 alone."""
-    files: dict[str, list[Buffer]] = {
-        shard_name(world.rank, world.size): safetensors_io.encode(share)
-    }
+    from raymat.checkpoint.safetensors_io import encode
+
+    files: dict[str, list[Buffer]] = {shard_name(world.rank, world.size): encode(share)}
     if world.rank == 0:
         files[STATE] = [_encode_state(checkpoint, extra)]
     # Digests of the data in memory: whatever the storage makes of it is noticed.
@@ -118,8 +122,3 @@ def write_files(
 
 def _encode_state(checkpoint: CheckpointId, extra: str) -> bytes:
     return f'{{"format":{STATE_FORMAT},"step":{checkpoint.step},"extra":{extra}}}\n'.encode()
-
-
-def path_of(checkpoint: CheckpointId, name: str) -> str:
-    """Return the path of a checkpoint's file inside the run's folder."""
-    return f"{CHECKPOINTS}/{checkpoint}/{name}"

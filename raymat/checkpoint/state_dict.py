@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from raymat.checkpoint.manifest import (
     STATE,
@@ -17,6 +14,9 @@ from raymat.checkpoint.manifest import (
 )
 from raymat.errors import CheckpointError, NewerFormatError
 from raymat.storage.fields import Count, parse_fields, parse_object
+
+if TYPE_CHECKING:
+    from torch import Tensor  # at run time late: a driver lists checkpoints without torch
 
 FORMAT = 1
 MODEL, OPTIMIZER, EMA = "model/", "optimizer/", "ema/"
@@ -127,12 +127,14 @@ def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-@torch.no_grad()
 def copy_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
     """Copy `given` into the tensors `own`, or nothing. Raises as `require_same`."""
+    import torch
+
     require_same(own, given, what)
-    for name, tensor in own.items():
-        tensor.copy_(given[name])
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
 
 
 def require_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
@@ -151,5 +153,7 @@ def require_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: s
 
 def bits_of(tensor: Tensor) -> Tensor:
     """View a tensor as uint8 (elements, bytes per element), in which equal NaNs are equal and 0.0 is not -0.0."""
+    import torch
+
     flat = tensor.contiguous().reshape(-1)
     return flat.view(torch.uint8).reshape(flat.numel(), flat.element_size())

@@ -18,10 +18,10 @@ from raymat.config.command_line import parse_options
 from raymat.config.options import MULTIPLE_OF_4, OptionGroup, Spelling, at_least
 from raymat.config.run import RunConfig
 from raymat.config.sections import DataConfig, Device, Precision
+from raymat.config.settled import precision_on
 from raymat.console import ProgressBar
 from raymat.errors import ConfigError
 from raymat.storage.output_files import check_output, write_output
-from raymat.train.optim.mixed_precision import precision_on
 from raymat.train.run.selected_weights import Selected, read_weights
 
 _REPLACED_SHOWN = 10

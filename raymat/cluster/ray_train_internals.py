@@ -6,18 +6,21 @@ Everything here may change with any release of Ray: `tests/cluster/test_ray_inte
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import (
     ResourceRequestPriority,
 )
 from ray.train import ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.torch.config import _TorchBackend
+from ray.train._internal.utils import get_address_and_port
+from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import (
@@ -42,6 +45,8 @@ from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_cli
     TrainAutoscalingCoordinatorClient,
     build_train_resource_request,
 )
+from ray.train.v2._internal.util import TrainingFramework
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 __all__ = [
     "DefaultFailurePolicy",
@@ -148,15 +153,26 @@ class ElasticPolicy(ElasticScalingPolicy):
             self._maybe_send_resource_request()
 
 
-class _WorkerBackend(_TorchBackend):
-    """Torch's process group, set up as `WorkerTorchConfig` says and taken down at once."""
+class _WorkerBackend(Backend):
+    """Torch's process group, set up as `WorkerTorchConfig` says and taken down at once.
+
+    As Ray's own backend for torch, but that the controller, where it runs, need not import torch.
+    """
+
+    share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: WorkerTorchConfig) -> None:
+        address, port = worker_group.execute_single(0, get_address_and_port)
         # A worker group executes it in the workers' main threads, the only ones that can install signal handlers.
-        worker_group.execute(backend_config.setup)
-        super().on_start(worker_group, backend_config)
+        joining = [
+            worker_group.execute_single_async(
+                rank, _join, backend_config, address, port, rank, len(worker_group)
+            )
+            for rank in range(len(worker_group))
+        ]
+        ray.get(joining)
 
-    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
         """Kill the workers: their training function has returned, failed or hangs, so nothing of theirs is waited for.
 
         Ray would ask each to destroy its process group, for 30 s where a machine is frozen, and then to exit, for up to
@@ -166,19 +182,51 @@ class _WorkerBackend(_TorchBackend):
             ray.kill(worker.actor)
 
 
-@dataclass
-class WorkerTorchConfig(TorchConfig):
-    """TorchConfig for workers that call `setup` in their main thread when they start, and are killed at their end."""
+def _join(config: WorkerTorchConfig, address: str, port: int, rank: int, world: int) -> None:
+    """Join the process group, as a worker."""
+    from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
 
+    config.setup()
+    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    _set_torch_distributed_env_vars()
+    _setup_torch_process_group(config.backend, rank, world, "env://", config.timeout_s)
+
+
+class _Device:
+    """What the training function runs in: with this worker's GPU as torch's default, where it has one."""
+
+    def __enter__(self) -> None:
+        from ray.train.torch.config import TorchConfigContextManager
+
+        TorchConfigContextManager().__enter__()
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+@dataclass
+class WorkerTorchConfig(BackendConfig):
+    """Ray's TorchConfig for workers that call `setup` in their main thread when they start, and are killed at their end."""
+
+    backend: str = "gloo"
+    timeout_s: int = 1800
+    """Of collectives."""
     setup: Callable[[], None] = lambda: None
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[Backend]:
         return _WorkerBackend
 
+    @property
+    def train_func_context(self) -> type[_Device]:
+        return _Device
 
-class PolicyTrainer(TorchTrainer):
-    """TorchTrainer whose controller decides by the given policies.
+    @property
+    def framework(self) -> TrainingFramework:
+        return TrainingFramework.TORCH
+
+
+class PolicyTrainer(DataParallelTrainer):
+    """Ray's TorchTrainer, whose controller decides by the given policies.
 
     TorchTrainer makes its policies itself; handing in others means overriding the method that starts the controller.
     """
@@ -222,17 +270,19 @@ class HandedOver:
     Ray Train has the driver own its training function. Where the driver's raylet ends, because one of its agents was
     killed, the driver's Ray would then tell the store that the function is lost, find no store, and end the process
     with no word. A driver that owns no object outlives its raylet, and can say what happened.
+
+    It travels pickled: the controller on the way imports nothing of what it does.
     """
 
     def __init__(self, function: Callable[[], None]) -> None:
-        self._function: Any = function
+        self._held: Any = cloudpickle.dumps(function)
 
     def get(self) -> Callable[[], None]:
         """Return the function."""
-        held = self._function
-        found: Callable[[], None] = ray.get(held) if isinstance(held, ray.ObjectRef) else held
+        held = ray.get(self._held) if isinstance(self._held, ray.ObjectRef) else self._held
+        found: Callable[[], None] = pickle.loads(held)
         return found
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        held = state["_function"]
-        self._function = held if isinstance(held, ray.ObjectRef) else ray.put(held)
+        held = state["_held"]
+        self._held = held if isinstance(held, ray.ObjectRef) else ray.put(held)

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from raymat.config.run import RunConfig
-from raymat.config.sections import RECIPES, LengthConfig, Stage
+from raymat.config.sections import RECIPES, LengthConfig, Precision, Stage
 from raymat.config.values import Interval
 
 EPOCHS: dict[Stage, float] = {"base": 8.0, "refine": 1.0}
@@ -27,6 +27,11 @@ def as_begun(config: RunConfig, begun: RunConfig) -> RunConfig:
     """Settle what `config` leaves open as the run was `begun`: recipe, precision, length and intervals."""
     optim = replace(config.optim, precision=config.optim.precision or begun.optim.precision)
     return with_pace_of(begun, with_recipe(replace(config, optim=optim), begun))
+
+
+def precision_on(device_type: str, precision: Precision | None = None) -> Precision:
+    """Return `precision`, or the device type's default where it is None: fp16 on cuda, fp32 on cpu."""
+    return precision or ("fp16" if device_type == "cuda" else "fp32")
 
 
 def with_recipe(config: RunConfig, begun: RunConfig | None) -> RunConfig:

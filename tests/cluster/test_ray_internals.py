@@ -21,7 +21,8 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train import ControllerError, FailureConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.backend import BackendConfig
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants as ray_constants
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -212,7 +213,7 @@ def test_policies_decide_and_workers_are_set_up_in_their_main_thread(
     expected = train.serialized_environment(added)
     trainer = train.PolicyTrainer(
         work,
-        torch_config=train.WorkerTorchConfig(backend="gloo", setup=setup),
+        backend_config=train.WorkerTorchConfig(backend="gloo", setup=setup),
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name="run", storage_path=str(tmp_path), worker_runtime_env=added
@@ -245,7 +246,7 @@ def test_workers_are_killed_at_their_end(cluster: None) -> None:
     worker = Worker.remote()
     ray.get(worker.ping.remote())
     config = train.WorkerTorchConfig()
-    assert isinstance(config, TorchConfig)
+    assert isinstance(config, BackendConfig)
     group = SimpleNamespace(get_workers=lambda: [SimpleNamespace(actor=worker)])
     config.backend_cls().on_shutdown(group, config)
     wait_for(lambda: has_died(worker.ping), 60)

@@ -12,12 +12,12 @@ from raymat.cli.inputs import device_of, print_note
 from raymat.config.command_line import parse_options
 from raymat.config.options import Check, OptionGroup, Spelling, at_least
 from raymat.config.sections import Device, Precision, RefineMode
+from raymat.config.settled import precision_on
 from raymat.console import ProgressBar, count
 from raymat.errors import ConfigError
 from raymat.inference.job import MattingJob, MattingReport, MattingRequest
 from raymat.inference.matter import Matter
 from raymat.inference.rendering import OUTPUT_TYPES, OutputType
-from raymat.train.optim.mixed_precision import precision_on
 from raymat.train.run.refine_options import OVERRIDES, configured, refining_as
 from raymat.train.run.selected_weights import Selected, read_weights
 

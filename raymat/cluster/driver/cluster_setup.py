@@ -26,9 +26,9 @@ from raymat.cluster.ray_internals import (
     responds,
 )
 from raymat.config.run import RunConfig
+from raymat.config.settled import precision_on
 from raymat.config.shadows import find_shadow, module_of, refuse_shadows
 from raymat.errors import ClusterError, ConfigError, first_line
-from raymat.train.optim.mixed_precision import precision_on
 
 
 def resolve_auto(

@@ -17,7 +17,7 @@ from raymat.cluster.driver.cluster_setup import worker_resources
 from raymat.cluster.driver.ray_files import RayFiles
 from raymat.cluster.ray_train_internals import PolicyTrainer, WorkerTorchConfig
 from raymat.cluster.worker.notice_listener import handle_sigterm
-from raymat.cluster.worker.worker import WorkerSpec, train_worker
+from raymat.cluster.worker.worker_spec import WorkerSpec, train_worker
 from raymat.config.run import RunConfig
 from raymat.train.run.open_run import OpenedRun
 from raymat.train.run.run_status import read_committed_step
@@ -40,7 +40,7 @@ def build_trainer(run: OpenedRun, board: Blackboard, lease: str, own: bool) -> P
     return PolicyTrainer(
         train_worker,
         train_loop_config={"spec": WorkerSpec(run, board, lease, per_worker, grows=not own)},
-        torch_config=WorkerTorchConfig(
+        backend_config=WorkerTorchConfig(
             backend="nccl" if workers.device == "cuda" else "gloo",
             timeout_s=COLLECTIVE_TIMEOUT_SECONDS,
             setup=handle_sigterm,

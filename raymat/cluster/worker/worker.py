@@ -1,4 +1,4 @@
-"""The training function of every Ray Train worker: it connects the training loop to Ray, and does nothing else."""
+"""What every Ray Train worker does: it connects the training loop to Ray, and does nothing else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import os
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
-from dataclasses import dataclass
 from typing import Any
 
 import ray.train
@@ -22,6 +21,7 @@ from raymat.cluster.worker.datasource import StreamPlan
 from raymat.cluster.worker.notice_listener import NoticeListener
 from raymat.cluster.worker.ray_feed import RayFeed, slots_of
 from raymat.cluster.worker.ray_validator import RayValidator
+from raymat.cluster.worker.worker_spec import WorkerSpec
 from raymat.config.run import RunConfig
 from raymat.distributed.world import World
 from raymat.json_lines import LogContext, json_context, print_json
@@ -32,8 +32,6 @@ from raymat.train.observability.event import Event
 from raymat.train.observability.progress import Progress
 from raymat.train.run.lease.lease_watch import LeaseWatch, require_holder
 from raymat.train.run.notice import HeardNotice
-from raymat.train.run.open_run import OpenedRun
-from raymat.train.validation.interface import Job
 
 log = logging.getLogger(__name__)
 
@@ -41,27 +39,6 @@ HANG_EXIT = 70
 """The exit code of a worker that ends itself because its training thread hangs."""
 REPORT_SECONDS = 30.0
 """How long a worker waits at its end for Ray to take what it reported."""
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """What the driver hands to every worker; small and picklable."""
-
-    run: OpenedRun
-    board: Blackboard
-    lease: str
-    """The name of the driver's: without it they must not train."""
-    resources: dict[str, float]
-    """What each of them asks of Ray."""
-    grows: bool
-    """Whether machines may join."""
-
-    def job(self, checkpoint: CheckpointId) -> Job:
-        """Make the task that validates `checkpoint`."""
-        run = self.run
-        return Job(
-            checkpoint, run.config, run.run_id, run.source, run.order, run.geometry, run.store
-        )
 
 
 class CheckpointReporter:
@@ -189,9 +166,8 @@ class RayHost(Host):
             self._lease.raise_if_lost()
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """Train as one worker: Ray Train's training function."""
-    spec: WorkerSpec = config["spec"]
+def train(spec: WorkerSpec) -> None:
+    """Train as one worker."""
     run = spec.run
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())

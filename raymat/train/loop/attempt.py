@@ -14,6 +14,7 @@ import torch
 
 from raymat.checkpoint.manifest import Origin
 from raymat.config.run import RunConfig, to_dict
+from raymat.config.settled import precision_on
 from raymat.distributed.collectives import Group
 from raymat.errors import RaymatError, first_line
 from raymat.storage.store import Store
@@ -30,7 +31,6 @@ from raymat.train.observability.deletions import EVENTS_FORMAT
 from raymat.train.observability.event import Event
 from raymat.train.observability.events import EventLog, claim_attempt
 from raymat.train.observability.services.service_logger import LoggedRun
-from raymat.train.optim.mixed_precision import precision_on
 from raymat.train.run.arithmetic import Arithmetic, arithmetic_here
 from raymat.train.run.notice import LeavingError
 from raymat.train.run.schedule import Schedule

@@ -14,11 +14,6 @@ from raymat.errors import CheckpointError
 _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def precision_on(device_type: str, precision: Precision | None = None) -> Precision:
-    """Return `precision`, or the device type's default where it is None: fp16 on cuda, fp32 on cpu."""
-    return precision or ("fp16" if device_type == "cuda" else "fp32")
-
-
 def parameter_dtype(precision: Precision) -> torch.dtype:
     """Return the dtype of weights and pictures: float64 for fp64, else float32."""
     return torch.float64 if precision == "fp64" else torch.float32

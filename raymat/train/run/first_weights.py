@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from raymat.config.fixed_options import refuse_changes
 from raymat.config.run import RunConfig
@@ -17,8 +14,12 @@ from raymat.storage.fields import parse_fields
 from raymat.storage.store import Store
 from raymat.storage.urls import redact
 from raymat.train.run.extension import RunChange
-from raymat.train.run.selected_weights import Selected, match_init, read_weights
 from raymat.train.run.weights_reference import pin
+
+if TYPE_CHECKING:  # at run time late: a driver without --init needs no torch
+    from torch import Tensor
+
+    from raymat.train.run.selected_weights import Selected
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class FirstWeights:
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:
     """Return the SHA-256, in hex, of weights: the same in any kind of file."""
+    import torch
+
     found = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
@@ -76,6 +79,8 @@ def settle_first_weights(
     moved = begun is not None and has_moved(begun, config, run)
     if init is None or not (untrained or moved):
         return run, []
+    from raymat.train.run.selected_weights import match_init, read_weights
+
     if begun is not None and moved and known is not None:
         found = _read_moved(begun, config, store, known)
         changes = [
@@ -93,6 +98,8 @@ def settle_first_weights(
 
 
 def _read_moved(begun: RunConfig, asked: RunConfig, store: Store, known: FirstWeights) -> Selected:
+    from raymat.train.run.selected_weights import read_weights
+
     try:
         found = read_weights(asked.model.init or "")
         known.require(found.weights)
