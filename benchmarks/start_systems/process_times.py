@@ -36,14 +36,14 @@ class ProcessTimes:
 
     def _run(self) -> None:
         while not self._done.wait(SECONDS):
-            self._newest |= _family(self._pid)
+            self._newest |= family(self._pid)
             sums: dict[str, float] = {}
             for kind, seconds in self._newest.values():
                 sums[kind] = sums.get(kind, 0.0) + seconds
             self._history.append((time.time(), sums))
 
 
-def _family(root: int) -> dict[int, tuple[str, float]]:
+def family(root: int) -> dict[int, tuple[str, float]]:
     """Return kind and CPU seconds of `root` and all processes below it."""
     found: dict[int, tuple[str, float]] = {}
     children: dict[int, list[int]] = {}

@@ -16,8 +16,9 @@ from raymat.cluster.controller.scaling_policy import RaymatScalingPolicy
 from raymat.cluster.driver.cluster_setup import worker_resources
 from raymat.cluster.driver.ray_files import RayFiles
 from raymat.cluster.ray_train_internals import PolicyTrainer, WorkerTorchConfig
+from raymat.cluster.worker.entry import train_worker
 from raymat.cluster.worker.notice_listener import handle_sigterm
-from raymat.cluster.worker.worker_spec import WorkerSpec, train_worker
+from raymat.cluster.worker.worker_spec import WorkerSpec
 from raymat.config.run import RunConfig
 from raymat.train.run.open_run import OpenedRun
 from raymat.train.run.run_status import read_committed_step

@@ -1,12 +1,8 @@
-"""The training function of every Ray Train worker, and what it is given: all that a driver knows of workers.
-
-Drivers, and Ray Train's controller, import neither torch nor the training loop: it would cost each seconds before the first step.
-"""
+"""What the driver hands to every worker."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.cluster.blackboard import Blackboard
@@ -33,10 +29,3 @@ class WorkerSpec:
         return Job(
             checkpoint, run.config, run.run_id, run.source, run.order, run.geometry, run.store
         )
-
-
-def train_worker(config: dict[str, Any]) -> None:
-    """Train as one worker: Ray Train's training function."""
-    from raymat.cluster.worker.worker import train
-
-    train(config["spec"])
