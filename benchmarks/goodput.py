@@ -3,7 +3,8 @@
 The same job (network, examples, arithmetic) on the same machines, which come and go as a recording or as drawn losses have it;
 a share of the losses is announced. Each machine is a node of a Ray cluster on this one, with room for one worker; for the
 habit a process. Beside raymat stand weights saved every --habit-interval steps and a loop that starts the workers again, and
-`ray.train.report` with a checkpoint every --guide-interval steps. raymat chooses its own interval.
+`ray.train.report` with a checkpoint every --guide-interval steps. raymat chooses its own interval, or has --interval.
+Each worker waits --device-seconds for an example, as for a device of its own.
 
 Printed for each: wall seconds from the first step to the last; seconds that the same steps take, at this system's own pace, if
 machines come and go at no cost; the difference, which is what the losses cost; goodput, the share that counts; steps that were
@@ -14,7 +15,9 @@ says that the time went, and how far the ledger is from the clock.
     python benchmarks/goodput.py --machines 2 --mean 60 [--back 20] [--noticed 0.5] [--seed 0]
 
 With a recording the intervals stand for those that fit its real pace: one in 5,000 steps of a day is one in 250 at 20 times
-the speed. Restarts are not sped up, so every figure here is worse than in real time: `raymat plan` says what that is.
+the speed. raymat's own choice in real time, a commit a minute or so, is then one in a few seconds: left to itself it would
+expect the losses of a day. Restarts are not sped up, so every figure here is worse than in real time: `raymat plan` says what
+that is.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ os.environ["RAY_ADDRESS"] = "local"
 sys.path.insert(0, str(HERE))
 
 from goodput_systems import ray_guide  # noqa: E402
-from goodput_systems.job import STEPS_LOG, Job  # noqa: E402
+from goodput_systems.job import DEVICE, STEPS_LOG, Job, train_on_device  # noqa: E402
 from goodput_systems.machines import (  # noqa: E402
     Loss,
     Machines,
@@ -53,6 +56,7 @@ from goodput_systems.outcome import Outcome, pace, read_steps  # noqa: E402
 from goodput_systems.plain_loop import PlainLoop  # noqa: E402
 
 from raymat.analysis.goodput.ledger import make_ledger  # noqa: E402
+from raymat.cluster.driver import trainer_setup  # noqa: E402
 from raymat.cluster.driver.launch import fit  # noqa: E402
 from raymat.storage.store import Store  # noqa: E402
 from raymat.train.observability.events import read_events  # noqa: E402
@@ -62,7 +66,8 @@ SYSTEMS = ("raymat", "habit", "guide")
 
 def play_one(system: str, options: argparse.Namespace, folder: Path) -> None:
     """Let one system do the job; write the steps, the losses and the machines to `folder`."""
-    job = Job(options.steps, options.side)
+    job = Job(options.steps, options.side, options.device_seconds)
+    os.environ[DEVICE] = str(job.device)
     os.environ[STEPS_LOG] = str(folder / "steps.jsonl")
     os.environ["RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING"] = "0"
     changes = (
@@ -77,7 +82,7 @@ def play_one(system: str, options: argparse.Namespace, folder: Path) -> None:
         nodes, run = loop.places, loop.run
     else:
         nodes = RayNodes(recommended_settings() if system == "raymat" else {})
-        run = _raymat(job, folder, most)
+        run = _raymat(job, folder, options.interval, most)
         if system == "guide":
             run = _guide(job, folder, options.guide_interval, most)
     failed: list[BaseException] = []
@@ -106,10 +111,12 @@ def play_one(system: str, options: argparse.Namespace, folder: Path) -> None:
         nodes.stop()
 
 
-def _raymat(job: Job, folder: Path, most: int) -> Callable[[], None]:
+def _raymat(job: Job, folder: Path, interval: str, most: int) -> Callable[[], None]:
+    trainer_setup.train_worker = train_on_device
     config = job.config(
-        name="run", storage=str(folder), workers=f"1:{most}", logger="goodput_systems.job:LiveLog"
-    )
+        name="run", storage=str(folder), workers=f"1:{most}", logger="goodput_systems.job:LiveLog",
+        checkpoint_interval=interval,
+    )  # fmt: skip
     return lambda: fit(config) and None
 
 
@@ -161,6 +168,8 @@ def main() -> None:
     parser.add_argument("--noticed", type=float, default=0.5, help="share of announced losses")
     parser.add_argument("--notice", type=float, default=10.0, help="seconds before them")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device-seconds", type=float, default=0.05, help="for an example")
+    parser.add_argument("--interval", default="auto", help="of raymat's")
     parser.add_argument("--habit-interval", type=int, default=250)
     parser.add_argument("--guide-interval", type=int, default=50)
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS)

@@ -1,4 +1,8 @@
-"""The job that all three systems do: the same network, examples and arithmetic, and a log of the steps as they end."""
+"""The job that all three systems do: the same network, examples and arithmetic, and a log of the steps as they end.
+
+All machines are one here, whose cores the workers share, so that two train no faster than one. A job may therefore have each
+worker wait for every example, as for a device of its own: then more machines do more, and cores are free, as beside a GPU.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from raymat.cluster.worker.worker import train_worker
 from raymat.config.run import RunConfig, build
 from raymat.data.batch import Geometry, MicroBatch
 from raymat.data.batch_maker import make_train_batch
@@ -28,6 +33,8 @@ from raymat.train.optim.lr_schedule import rates
 
 STEPS_LOG = "GOODPUT_STEPS_LOG"
 """The environment variable that names the file of the steps."""
+DEVICE = "GOODPUT_DEVICE_SECONDS"
+"""The one that says how long the job's device takes for an example."""
 PAIRS = 64
 
 
@@ -37,6 +44,8 @@ class Job:
 
     steps: int
     side: int
+    device: float
+    """Seconds of a worker's own device for an example, in which it waits."""
 
     def config(self, **options: Any) -> RunConfig:
         """Return it as a run of raymat's."""
@@ -81,6 +90,18 @@ class LiveLog:
     def flush(self, step: int) -> None: ...
 
 
+def train_on_device(config: dict[str, Any]) -> None:
+    """Train as one of raymat's workers, with a device of the job's."""
+    seconds, step = float(os.environ[DEVICE]), TrainStep.__call__
+
+    def slowed(self: TrainStep, batch: MicroBatch, *more: Any, **options: Any) -> Any:
+        time.sleep(seconds * len(batch.examples))
+        return step(self, batch, *more, **options)
+
+    TrainStep.__call__ = slowed  # type: ignore[method-assign]
+    train_worker(config)
+
+
 class OtherTraining:
     """The same steps outside of raymat's loop, for the systems beside it."""
 
@@ -99,7 +120,7 @@ class OtherTraining:
         )
         network = matting.build("base", self._config.model, 0)
         self.step = TrainStep(network, forward, world)
-        self._steps = job.steps
+        self._steps, self._device = job.steps, job.device
 
     def train(self, done: int) -> Iterator[int]:
         """Train from `done` completed steps to the end; yield after each step how many are completed."""
@@ -113,6 +134,7 @@ class OtherTraining:
         """Do the same; yield after each step how many are completed, and its loss over all workers."""
         for number, batch in enumerate(self._batches(done), done):
             examples = number * self._config.data.batch_size
+            time.sleep(self._device * len(batch.examples))
             result = self.step(batch, self._config.data.batch_size, rates(self._config, examples))
             yield number + 1, result.health.read().loss
 

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ class PlainLoop:
             port = free.getsockname()[1]
         wanted = self._folder / "machines"
         wanted.write_text(str(world), encoding="utf-8")
-        job = json.dumps({"steps": self._job.steps, "side": self._job.side})
+        job = json.dumps(asdict(self._job))
         workers = []
         for rank in range(world):
             arguments = [job, self._folder, self._interval, rank, world, port]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def train(options: dict[str, Any]) -> None:
     """Train as one of Ray Train's workers."""
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
-    training = OtherTraining(Job(options["steps"], options["side"]), world)
+    training = OtherTraining(Job(**options["job"]), world)
     step, begin = training.step, 0
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
@@ -30,7 +31,7 @@ def train(options: dict[str, Any]) -> None:
         begin = state["done"]
     step.share_weights()
     for done in training.train(begin):
-        if done % options["interval"] and done < options["steps"]:
+        if done % options["interval"] and done < options["job"]["steps"]:
             continue
         with tempfile.TemporaryDirectory() as folder:
             kept = None
@@ -49,7 +50,7 @@ def run(job: Job, folder: Path, interval: int, most: int) -> None:
     """Train to the end, on up to `most` workers."""
     trainer = ray.train.torch.TorchTrainer(
         train,
-        train_loop_config={"steps": job.steps, "side": job.side, "interval": interval},
+        train_loop_config={"job": asdict(job), "interval": interval},
         scaling_config=ScalingConfig(
             num_workers=(1, most) if most > 1 else 1,
             resources_per_worker={"CPU": 2},  # a machine: two on one would miss losses
