@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,49 +84,64 @@ class Prestart:
     def __init__(self) -> None:
         self._next = math.inf
         self._until = 0.0
-        self._environment: Any = None
+        self._answer: Any = None
         """A reference to the workers' runtime environment."""
+        self._environment: list[str] = []
+        """The workers' own, once one has said; empty if that one died."""
         self._missing: dict[str, _Missing] = {}
         """By node (id)."""
+        self._joining: set[str] = set()
+        """Nodes (ids) without workers that have been asked."""
 
-    def keep(self, workers: Sequence[Any]) -> None:
+    def keep(self, workers: Sequence[Any], joining: Mapping[str, int]) -> None:
         """Have as many processes ready on each node as the next start will need; call this again and again.
 
         Requests one at a time, and anew when raylets no longer keep the last. Waits 2 s at most for a raylet's answer.
 
         Args:
             workers: Ray Train's handles of the workers that train.
+            joining: by node (id) without any, how many the next start will have there. Where some join the start is near:
+                nothing is delayed then.
         """
         now = time.monotonic()
         if math.isinf(self._next):
             self._next = now + DELAY_SECONDS
-        if now < self._next:
+        came = joining.keys() - self._joining
+        if now < self._next and not came:
             return
-        if now >= self._until and not self._count(workers, now):
+        if (came or now >= self._until) and not self._heard(workers):
             return
+        if now >= self._until:
+            self._until = now + KEEP_SECONDS
+            self._count(workers)
+        for node in came:
+            more = self._environment * joining[node]
+            self._missing.setdefault(node, _Missing([])).environments += more
+        self._joining |= came
         if self._missing:
             self._next = now + POLL_SECONDS
             self._request(now)
 
-    def _count(self, workers: Sequence[Any], now: float) -> bool:
-        """Find out what is needed; False while a worker has not yet said what its environment is."""
-        if self._environment is None:
-            self._environment = workers[0].execute_async(_runtime_environment)
-        if not ray.wait([self._environment], timeout=0)[0]:
+    def _heard(self, workers: Sequence[Any]) -> bool:
+        """Return whether a worker has said what its environment is, or has died."""
+        if self._answer is None:
+            self._answer = workers[0].execute_async(_runtime_environment)
+        if not ray.wait([self._answer], timeout=0)[0]:
             return False
-        self._until = now + KEEP_SECONDS
-        environments: dict[str, list[str]] = defaultdict(list)
         try:
-            environment = ray.get(self._environment)
-        except RayError as error:  # it has just died
+            self._environment = [ray.get(self._answer)]
+        except RayError as error:
             log.info("no worker processes are started ahead: %s", error)
-        else:
-            for worker in workers:
-                environments[worker.metadata.node_id].append(environment)
+        return True
+
+    def _count(self, workers: Sequence[Any]) -> None:
+        """Find out what is needed where workers run, and on this node."""
+        environments: dict[str, list[str]] = defaultdict(list)
+        for worker in workers:
+            environments[worker.metadata.node_id] += self._environment
         context = ray.get_runtime_context()
         environments[context.get_node_id()] += [context.get_runtime_env_string()] * RAY_PROCESSES
-        self._missing = {node: _Missing(those) for node, those in environments.items()}
-        return True
+        self._missing |= {node: _Missing(those) for node, those in environments.items()}
 
     def _request(self, now: float) -> None:
         """Request one more on each node where the last has come."""

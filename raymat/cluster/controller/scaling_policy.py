@@ -9,6 +9,7 @@ asked to leave: it commits, and leaves by itself (`raymat.train.run.notice`).
 from __future__ import annotations
 
 import time
+from collections.abc import Set
 from typing import Any
 
 from raymat.cluster.blackboard import Blackboard
@@ -79,17 +80,31 @@ class Capacity:
         self._ceiling: tuple[frozenset[str], int] | None = None
         """The most workers that found places on these nodes: somebody else has the rest."""
 
-    def count(self, check: bool) -> int:
-        """Return how many workers would fit if nothing else ran; `check`: on nodes that respond now."""
-        usable = usable_nodes(check)
+    def places(self, check: bool) -> dict[str, int]:
+        """Return how many workers would fit on each node (id) if nothing else ran; `check`: on those that respond now."""
         each = worker_resources(self._config)
         # Without GPUs, workers that fill a node would leave no core to decode with.
         share = 1.0 if self._config.use_gpu else 0.5
-        possible = sum(places_on(node["Resources"], each, share) for node in usable.values())
-        self._usable = frozenset(usable)
+        usable = usable_nodes(check)
+        return {name: places_on(node["Resources"], each, share) for name, node in usable.items()}
+
+    def count(self, check: bool) -> int:
+        """Return how many workers would fit in all."""
+        places = self.places(check)
+        possible = sum(places.values())
+        self._usable = frozenset(places)
         if self._ceiling is not None and self._ceiling[0] == self._usable:
             possible = min(possible, self._ceiling[1])
         return min(possible, self._config.max_workers)
+
+    def beyond(self, taken: Set[str], count: int) -> dict[str, int]:
+        """Return where `count` more workers fit, by node (id) that is not `taken`; fewer where there is no such place."""
+        found: dict[str, int] = {}
+        for name, places in self.places(check=False).items():
+            here = min(places, count - sum(found.values()))
+            if here and name not in taken:
+                found[name] = here
+        return found
 
     def note_failed_start(self, workers: int) -> None:
         """Note that `workers` found no places: count fewer while the nodes are the same."""
@@ -118,6 +133,8 @@ class RaymatScalingPolicy(ElasticPolicy):
         self._looked = float("-inf")
         self._room: tuple[int, float] | None = None
         """For how many workers there is room, and since when."""
+        self._joining: dict[str, int] = {}
+        """By node (id) without workers, how many will start there when those that run have made way."""
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Start as many workers as find places on nodes that respond now."""
@@ -129,7 +146,7 @@ class RaymatScalingPolicy(ElasticPolicy):
             time.sleep(0.5)  # Ray's controller asks again at once, and would burn a core
             return NoopDecision()
         self._started, self._room, self._asked = time.monotonic(), None, possible
-        self._training = False
+        self._training, self._joining = False, {}
         if self._prestart is not None:
             self._prestart = Prestart()  # the workers that start take what there is
         self._board.forget_workers()
@@ -143,10 +160,10 @@ class RaymatScalingPolicy(ElasticPolicy):
         now = time.monotonic()
         self._timer.note_running(now)
         if self._is_training(now) and self._prestart is not None:
-            self._prestart.keep(worker_group_state.workers)
+            self._prestart.keep(worker_group_state.workers, self._joining)
         if now - self._looked >= GROWTH_SECONDS:
             self._looked = now
-            self._consider_growth(worker_group_state.num_workers, now)
+            self._consider_growth(worker_group_state, now)
         return NoopDecision()
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
@@ -169,9 +186,12 @@ class RaymatScalingPolicy(ElasticPolicy):
                 self._timer.note_training(now)
         return self._training
 
-    def _consider_growth(self, workers: int, now: float) -> None:
-        """Ask the workers to make way for more of them, once the room for more has stood for a while."""
-        possible = self._capacity.count(check=False)
+    def _consider_growth(self, group: Any, now: float) -> None:
+        """Ask the workers to make way for more of them, once the room for more has stood for a while.
+
+        Meanwhile the machines that came start the processes of theirs: the others train until these have their imports done.
+        """
+        workers, possible = group.num_workers, self._capacity.count(check=False)
         if possible <= workers:  # also if what came has gone again
             self._withdraw_request()
             return
@@ -183,7 +203,11 @@ class RaymatScalingPolicy(ElasticPolicy):
             restart_seconds=self._timer.seconds,
             expected_seconds=max(60.0, now - self._started),
         )
-        if not pays or now - self._room[1] < ROOM_SECONDS:
+        if not pays:
+            return
+        taken = {worker.metadata.node_id for worker in group.workers}
+        self._joining = self._capacity.beyond(taken, possible - workers)
+        if now - self._room[1] < ROOM_SECONDS:
             return
         if self._capacity.count(check=True) < possible:  # a frozen node counts as alive for a while
             self._withdraw_request()

@@ -66,7 +66,7 @@ def test_the_next_start_gets_processes_that_were_kept_for_it_with_their_imports_
     handle = Handle(worker, SimpleNamespace(node_id=here))
 
     def kept() -> set[int]:
-        spares.keep([handle])
+        spares.keep([handle], {})
         return idle_processes() - before
 
     wait_for(lambda: len(kept()) >= 1 + RAY_PROCESSES, 300)
@@ -78,6 +78,32 @@ def test_the_next_start_gets_processes_that_were_kept_for_it_with_their_imports_
     assert {pid} <= ready
     assert imported
     for actor in (worker, next_worker, *others):
+        ray.kill(actor)
+
+
+def test_where_workers_will_join_their_processes_start_at_once(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DELAY_SECONDS", 10_000.0)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
+    joins = ray.get_runtime_context().get_node_id()
+    worker = somebody(**worker_environment())
+    ray.get(worker.look.remote())
+    before, spares = idle_processes(), Prestart()
+    handle = Handle(worker, SimpleNamespace(node_id="elsewhere"))
+    spares.keep([handle], {})
+
+    def kept() -> set[int]:
+        spares.keep([handle], {joins: 2})
+        return idle_processes() - before
+
+    wait_for(lambda: len(kept()) >= 2 + RAY_PROCESSES, 300)
+    ready = kept()
+    joined = [somebody(**worker_environment()) for _ in range(2)]
+    found = ray.get([one.look.remote() for one in joined])
+    assert {pid for pid, _ in found} <= ready
+    assert [imported for _, imported in found] == [True, True]
+    for actor in (worker, *joined):
         ray.kill(actor)
 
 
@@ -122,5 +148,5 @@ def test_a_node_that_does_not_answer_is_done_without(
     worker = somebody()
     spares = Prestart()
     for _ in range(3):
-        spares.keep([Handle(worker, SimpleNamespace(node_id=here))])
+        spares.keep([Handle(worker, SimpleNamespace(node_id=here))], {})
     ray.kill(worker)
