@@ -13,6 +13,7 @@ from raymat.checkpoint.snapshot import Snapshot
 from raymat.distributed.world import World
 from raymat.errors import StorageError
 from raymat.storage.faults import MissingFileError
+from raymat.storage.retry import RetryPolicy
 from raymat.storage.store import Store
 
 
@@ -108,6 +109,7 @@ def test_one_that_vanishes_while_it_is_read_is_skipped(
 def test_a_storage_that_fails_never_passes_for_an_older_checkpoint(memory: Store) -> None:
     _write(memory, 10)
     _write(memory, 20)
+    memory.retry = RetryPolicy(attempts=3, first=0)
     read_into = memory.backend.read_into
 
     def fail(path: str, offset: int, view: memoryview) -> int:

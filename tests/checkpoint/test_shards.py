@@ -20,6 +20,7 @@ from raymat.checkpoint.snapshot import Snapshot
 from raymat.distributed.world import World
 from raymat.errors import CheckpointError, StorageError
 from raymat.storage.digest import digest
+from raymat.storage.retry import RetryPolicy
 from raymat.storage.store import Store
 
 ID = CheckpointId(1200, 3)
@@ -160,6 +161,7 @@ def test_manifests_of_two_worlds_do_not_mix(memory: Store, make_state: Any) -> N
 
 def test_a_storage_that_fails_is_not_a_damaged_checkpoint(memory: Store, make_state: Any) -> None:
     _write(memory, Snapshot.take(1200, make_state(), {}), 1)
+    memory.retry = RetryPolicy(attempts=3, first=0)
 
     def fail(*args: Any) -> int:
         raise PermissionError("no")

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from raymat.data.dataset import image_folder
 from raymat.data.dataset.discovery import build_listing
 from raymat.data.dataset.image_folder import READ_RETRY, Folder, UnreadableImage
 from raymat.data.dataset.listing import Files, Listing, Split
@@ -252,6 +253,7 @@ def unreachable_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3.clear_instance_cache()
     monkeypatch.setattr(s3, "retries", 1)
+    monkeypatch.setattr(image_folder, "RetryPolicy", lambda: AT_ONCE)  # of listings
     yield "s3://bucket"
     s3.clear_instance_cache()
 

@@ -32,7 +32,7 @@ from tests.support.videos import (
     write_video,
 )
 
-COUNT = 60
+COUNT = 30
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def weights(tmp_path: Path) -> str:
 
 @pytest.fixture
 def clip(tmp_path: Path) -> list[str]:
-    """A video of 60 numbered frames and a background picture, as arguments."""
+    """A video of 30 numbered frames and a background picture, as arguments."""
     video = write_video(tmp_path / "clip.mp4", [numbered(i) for i in range(COUNT)])
     mattes.write(tmp_path / "b.png", np.full((SIDES[1], SIDES[0], 3), 128, np.uint8))
     return ["--source", str(video), "--background", f"{tmp_path}/b.png"]
@@ -55,7 +55,7 @@ def test_each_frame_comes_once_in_order_at_its_time(
 ) -> None:
     out = tmp_path / f"out{ending}"
     code, said, _ = raymat("matte", weights, *clip, "-o", str(out), "--composite", "red")
-    assert (code, said[1]) == (0, f"{out}: 60 frames of 96 x 64, com")
+    assert (code, said[1]) == (0, f"{out}: 30 frames of 96 x 64, com")
     found = read_video(out)
     assert [number_of(shown.pixels) for shown in found] == [*range(COUNT)]
     assert [shown.time for shown in found] == [Fraction(i, 25) for i in range(COUNT)]
@@ -88,7 +88,7 @@ def test_a_folder_gets_a_picture_of_each_frame(
     before = (out / "000013.png").stat().st_mtime_ns
     assert raymat("matte", weights, *given)[0] == 2
     code, said, _ = raymat("matte", weights, *given, "--resume")
-    assert (code, said[1]) == (0, f"{out}: 1 frame of 96 x 64, 59 were there, com")
+    assert (code, said[1]) == (0, f"{out}: 1 frame of 96 x 64, 29 were there, com")
     assert number_of(mattes.read(out / "000012.png")[..., :3]) == 12
     assert (out / "000013.png").stat().st_mtime_ns == before
 
@@ -198,13 +198,13 @@ def test_a_background_video_is_taken_frame_by_frame(raymat: Any, tmp_path: Path)
 def test_a_shorter_background_video_stops_with_a_line_or_is_held(
     raymat: Any, weights: str, clip: list[str], tmp_path: Path
 ) -> None:
-    short = write_video(tmp_path / "short.mp4", [numbered(0)] * 50)
+    short = write_video(tmp_path / "short.mp4", [numbered(0)] * 25)
     out = tmp_path / "out.mp4"
     given = [*clip, "--background", str(short), "-o", str(out)]
     code, _, err = raymat("matte", weights, *given)
     assert (code, out.exists()) == (2, False)
     assert err == [
-        f"raymat: error: {short} ends after 50 frames, before the source: film it longer, or give --hold-background to "
+        f"raymat: error: {short} ends after 25 frames, before the source: film it longer, or give --hold-background to "
         "go on with its last frame"
     ]
     assert raymat("matte", weights, *given, "--hold-background")[0] == 0
@@ -270,7 +270,7 @@ def test_a_moving_camera_is_followed_frame_by_frame(
 def test_a_job_that_is_killed_leaves_nothing_under_the_final_name(
     weights: str, clip: list[str], tmp_path: Path
 ) -> None:
-    video = write_video(tmp_path / "long.mp4", [numbered(i % 1000) for i in range(3000)])
+    video = write_video(tmp_path / "long.mp4", [numbered(i % 1000) for i in range(1500)])
     out = tmp_path / "out.mp4"
     command = [sys.executable, "-c", "from raymat.cli.main import main; raise SystemExit(main())"]
     command += ["matte", weights, *clip, "--source", str(video), "-o", str(out), "--threads", "1"]
@@ -349,5 +349,5 @@ def test_a_video_that_is_there_is_kept_by_resume(
     out = tmp_path / "there.mp4"
     out.write_bytes(b"mine")
     code, said, _ = raymat("matte", weights, *clip, "-o", str(out), "--resume")
-    assert (code, said[1]) == (0, f"{out}: nothing to do, 60 were there")
+    assert (code, said[1]) == (0, f"{out}: nothing to do, 30 were there")
     assert out.read_bytes() == b"mine"

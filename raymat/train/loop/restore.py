@@ -24,6 +24,7 @@ from raymat.train.loop.attempt import Attempt
 from raymat.train.loop.state import RunState, install, require_place
 from raymat.train.loop.train_step import TrainStep
 from raymat.train.run.arithmetic import Arithmetic
+from raymat.train.run.commit_interval import Experience
 
 OnSkip = Callable[[CheckpointId, str], None]
 
@@ -70,7 +71,9 @@ def restore(
         if contents is None:
             if cache is not None:
                 cache.forget_all_but(())
-            return Restored()
+            return Restored(
+                state=RunState(experience=Experience().after_attempts(attempt.number - 1))
+            )
         try:
             snapshot, near = read_together(store, group, contents, cache)
             # The same on all workers: each holds the whole checkpoint.

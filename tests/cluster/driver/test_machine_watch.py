@@ -50,7 +50,7 @@ def lines(board: Blackboard) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["killed", "frozen"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("frozen", marks=pytest.mark.chaos)])
 def test_a_machine_without_an_answer_is_dead_within_seconds_while_training_stands_still(
     slow_nodes: Nodes, tmp_path: Path, how: str
 ) -> None:

@@ -51,7 +51,7 @@ def process_of(driver: int, words: bytes) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["gcs_server", "raylet"])
+@pytest.mark.parametrize("what", ["gcs_server", pytest.param("raylet", marks=pytest.mark.chaos)])
 def test_a_ray_of_its_own_that_dies_ends_a_driver_with_one_line(what: str, short_tmp: Path) -> None:
     environment = os.environ | {"RAY_ADDRESS": "local", "RAY_TMPDIR": str(short_tmp)}
     driver = subprocess.Popen(
