@@ -30,8 +30,8 @@ class Restart:
     why: str
     at: float
     """When the previous workers last gave a sign of life, in Unix seconds."""
-    resumed: int
-    """The step that training resumed from."""
+    resumed: int | None
+    """The step that training resumed from; None where the workers did not come so far."""
     lost: int | None
     """Steps done again, at least: workers report their step every 2 s."""
     detect: float | None
@@ -75,7 +75,7 @@ def restarts(events: Iterable[Event]) -> list[Restart]:
 
 def _restart(attempt: Mapping[str, Event], end: Event | None) -> Restart:
     start, restore, first = attempt["start"], attempt.get("restore"), attempt.get("first_step")
-    resumed = int(restore["step"]) if restore else 0
+    resumed = int(restore["step"]) if restore else 0 if first else None
     restored = restore["time"] if restore else start["time"]
     silent, reached = _last_known(end)
     began = None if end is None else end["time"] - silent
@@ -86,10 +86,10 @@ def _restart(attempt: Mapping[str, Event], end: Event | None) -> Restart:
         why=_why(end),
         at=start["time"] if began is None else began,
         resumed=resumed,
-        lost=None if reached is None else max(0, reached - resumed),
+        lost=None if reached is None or resumed is None else max(0, reached - resumed),
         detect=None if end is None else silent,
         start=None if end is None else start["time"] - end["time"],
-        restore=restored - start["time"],
+        restore=None if resumed is None else restored - start["time"],
         batch=None if batch is None else max(0.0, batch - restored),
         step=None if first is None or batch is None else first["time"] - max(batch, restored),
     )

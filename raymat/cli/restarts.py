@@ -60,7 +60,8 @@ def _text(found: Sequence[Restart], events: Sequence[dict[str, Any]], prices: Pr
         phases = (getattr(r, phase) for phase in _PHASES)
         seconds = ("-" if each is None else f"{each:.1f}" for each in phases)
         lost = "-" if r.lost is None else str(r.lost)
-        rows.append((str(r.attempt), str(r.world), str(r.resumed), lost, *seconds, r.why[:80]))
+        resumed = "-" if r.resumed is None else str(r.resumed)
+        rows.append((str(r.attempt), str(r.world), resumed, lost, *seconds, r.why[:80]))
     total = count(len(found), "restart")
     listed = "\n".join([columns(rows), total]) if found else total
     parts = (listed, _machines(events), goodput_table(make_ledger(events), prices))

@@ -195,6 +195,19 @@ def test_a_run_that_trains_now_is_accounted_for_until_now() -> None:
     }
 
 
+def test_workers_that_have_not_restored_yet_say_nothing_of_what_is_lost() -> None:
+    history = [launch(0), started(2, 1), first_step(4, 1, 1), commit(14, 1, 11)]
+    restoring = [*history, failed(17, 1, silent=2.0, step=12), started(20, 2)]
+    assert causes(make_ledger(restoring, until=21.0))["training"] == 11.0
+    gave_up = [*restoring, failed(22, 2, silent=1.0, step=0), started(24, 3)]
+    assert causes(make_ledger(gave_up, until=25.0))["training"] == 11.0
+    restored = [*gave_up, event(26, 3, "restore", step=11)]
+    found = causes(make_ledger(restored, until=27.0))
+    assert (found["training"], found["lost"]) == (10.0, 1.0)
+    from_nothing = [*gave_up, first_step(26, 3, 1)]
+    assert "training" not in causes(make_ledger(from_nothing, until=26.0))
+
+
 def test_a_run_whose_workers_have_not_started_yet_starts_up() -> None:
     assert causes(make_ledger([launch(0, "2")], until=5.0)) == {"start-up": 10.0}
 

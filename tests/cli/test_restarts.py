@@ -46,6 +46,7 @@ def test_the_phases_of_a_restart_add_up_to_the_time_from_the_last_sign_to_the_fi
     assert first.why == "rank 0: gloo; rank 1: ActorDiedError: died"
     assert (second.lost, second.detect, second.batch, second.total) == (0, 0.0, None, None)
     assert (third.why, third.lost, third.detect) == ("the driver ended", None, None)
+    assert (third.resumed, third.restore) == (None, None)  # its workers are about to read
 
 
 def test_machines_that_were_lost_are_listed_even_if_nothing_was_restarted(

@@ -20,7 +20,7 @@ class AttemptRecord:
     started: float
     restored: float | None = None
     """When its workers had read the checkpoint that they went on from."""
-    resumed: int = 0
+    resumed: int | None = None
     """The step that they went on from."""
     batch: float | None = None
     """When its first batch had come."""
@@ -94,6 +94,7 @@ def _restore(record: AttemptRecord, event: Event) -> None:
 
 def _first_step(record: AttemptRecord, event: Event) -> None:
     record.trained = event["time"]
+    record.resumed = record.resumed or 0  # nothing was restored: it began with the first step
     record.batch = event["time"] - event["seconds"] + event["batch"]
     record.steps.append((event["time"], int(event["step"])))
 

@@ -129,7 +129,8 @@ def _marks(launches: Sequence[Launch], attempts: Sequence[AttemptRecord]) -> Ite
         if successor is not None and next_start is not None and successor.at > next_start:
             successor = None
         yield from _marks_of(attempt, kept, successor)
-        kept = attempt.resumed if kept is None else min(kept, attempt.resumed)
+        if attempt.resumed is not None:
+            kept = attempt.resumed if kept is None else min(kept, attempt.resumed)
 
 
 def _marks_of(
@@ -217,7 +218,7 @@ def _lost_from(attempt: AttemptRecord, kept: int | None) -> float | None:
     """Return when what the attempt trained began to be lost; None if all of it counts. `kept`: the last step that does."""
     if kept is None or attempt.trained is None:
         return None
-    if kept <= attempt.resumed:
+    if attempt.resumed is None or kept <= attempt.resumed:
         return attempt.trained
     if kept in attempt.saved:
         return attempt.saved[kept]
