@@ -78,7 +78,7 @@ class News:
     progress: Progress | None
     lines: list[Line]
     doing: Activity | None
-    """What rank 0 did at its last sign of life; None while no worker has given one."""
+    """What rank 0 did at its last sign of life, or what the next workers lack; None while no worker has given one."""
 
 
 class _Actor:
@@ -90,6 +90,7 @@ class _Actor:
         self._request: Notice | None = None
         self._signs: dict[int, SignOfLife] = {}
         self._hangs: list[str] = []
+        self._lacks: str | None = None
         self._goodput: float | None = None
         self._verdict: str | None = None
         self._validation = ValidationTask()
@@ -103,7 +104,10 @@ class _Actor:
 
     def news(self, seen: int) -> News:
         lead = self._signs.get(0)
-        return News(self._progress, self._lines[seen:], lead.doing if lead else None)
+        doing = lead.doing if lead else None
+        if self._lacks is not None:
+            doing = Activity(self._lacks, doing.step if doing else 0, time.time())
+        return News(self._progress, self._lines[seen:], doing)
 
     def request_leave(self, notice: Notice | None) -> None:
         # A final request stays, whatever is requested later.
@@ -115,7 +119,10 @@ class _Actor:
 
     def forget_workers(self) -> None:
         self.request_leave(None)
-        self._signs, self._hangs = {}, []
+        self._signs, self._hangs, self._lacks = {}, [], None
+
+    def set_lack(self, text: str) -> None:
+        self._lacks = text
 
     def sign(self, rank: int, sign: SignOfLife) -> None:
         # By this clock: workers' machines may have others.
@@ -232,6 +239,10 @@ class Blackboard:
     def forget_workers(self) -> None:
         """Clear what concerns the workers before: others are about to start."""
         self._actor.forget_workers.remote()
+
+    def set_lack(self, text: str) -> None:
+        """Say why no workers start, until some do."""
+        self._actor.set_lack.remote(text)
 
     def sign(self, rank: int, sign: SignOfLife) -> None:
         """Show that a worker lives, and what it does."""

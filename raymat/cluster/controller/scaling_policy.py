@@ -142,7 +142,10 @@ class RaymatScalingPolicy(ElasticPolicy):
         self.request_resources()
         self._timer.note_stopped()
         possible = self._capacity.count(check=True)
-        if possible < self.scaling_config.min_workers:
+        least = self.scaling_config.min_workers
+        if possible < least:
+            room = f"waiting for machines: {least} workers are needed, there is room for {possible}"
+            self._board.set_lack(room)
             time.sleep(0.5)  # Ray's controller asks again at once, and would burn a core
             return NoopDecision()
         self._started, self._room, self._asked = time.monotonic(), None, possible

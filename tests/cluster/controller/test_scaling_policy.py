@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 
 import pytest
 import ray
+import ray.train
 
-from raymat.cluster.controller.scaling_policy import growth_pays
+from raymat.cluster.blackboard import Blackboard, SignOfLife
+from raymat.cluster.controller.scaling_policy import RaymatScalingPolicy, growth_pays
 from raymat.cluster.driver.launch import fit
 from raymat.cluster.nodes import places_on
 from raymat.storage.store import Store
+from raymat.train.loop.watchdog import Activity
 from tests.support.kit import starts, tiny, wait_for
 
 
@@ -30,6 +34,24 @@ def test_workers_fit_whole_into_what_a_node_has() -> None:
     assert places_on(node, {"CPU": 1}, share=0.5) == 8
     assert places_on(node, {"CPU": 0.1}) == 160
     assert places_on({"CPU": 16.0}, {"CPU": 1, "GPU": 1}) == 0
+
+
+def test_a_run_without_room_says_so_and_not_what_its_last_workers_did(cluster: None) -> None:
+    board = Blackboard.start()
+    activity = Activity("waiting for storage", 372, 100.0)
+    board.sign(0, SignOfLife("last", "node", 1, activity))
+    scaling = ray.train.ScalingConfig(num_workers=(64, 99), resources_per_worker={"CPU": 1})
+    policy = RaymatScalingPolicy(scaling, board, spares=False, grows=False)
+    policy.make_decision_for_non_running_worker_group()
+    news = board.news(0)
+    assert news.doing is not None
+    assert re.fullmatch(
+        r"waiting for machines: 64 workers are needed, there is room for \d", news.doing.what
+    )
+    assert news.doing.step == 372
+    board.forget_workers()
+    assert board.news(0).doing is None
+    board.stop()
 
 
 @pytest.mark.chaos
