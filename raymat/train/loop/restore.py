@@ -71,9 +71,7 @@ def restore(
         if contents is None:
             if cache is not None:
                 cache.forget_all_but(())
-            return Restored(
-                state=RunState(experience=Experience().after_attempts(attempt.number - 1))
-            )
+            return Restored(state=_first_state(attempt))
         try:
             snapshot, near = read_together(store, group, contents, cache)
             # The same on all workers: each holds the whole checkpoint.
@@ -93,6 +91,11 @@ def restore(
             cache.forget_all_but(contents.files)
         before = Arithmetic.read(snapshot.extra.get("arithmetic"))
         return Restored(contents.checkpoint, state, near, contents.bytes - near, before)
+
+
+def _first_state(attempt: Attempt) -> RunState:
+    """Return the state of a run of which nothing is committed: all earlier attempts were lost."""
+    return RunState(experience=Experience().after_attempts(attempt.number - 1))
 
 
 def _require_finite(snapshot: Snapshot, checkpoint: CheckpointId) -> None:
