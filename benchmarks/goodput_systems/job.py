@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from raymat.cluster.worker.worker import train_worker
+from raymat.cluster.worker.entry import train_worker
 from raymat.config.run import RunConfig, build
 from raymat.data.batch import Geometry, MicroBatch
 from raymat.data.batch_maker import make_train_batch
