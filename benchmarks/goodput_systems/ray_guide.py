@@ -11,7 +11,7 @@ import ray.train
 import ray.train.torch
 import torch
 from goodput_systems.job import Job, OtherTraining
-from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, ControllerError, FailureConfig, RunConfig, ScalingConfig
 
 from raymat.distributed.world import World
 
@@ -47,7 +47,17 @@ def train(options: dict[str, Any]) -> None:
 
 
 def run(job: Job, folder: Path, interval: int, most: int) -> None:
-    """Train to the end, on up to `most` workers."""
+    """Train to the end, on up to `most` workers: the same command again where Ray's controller gives up, as a user would."""
+    while True:
+        try:
+            _fit(job, folder, interval, most)
+        except ControllerError as error:
+            print(f"given the same command again: {error}", flush=True)
+        else:
+            return
+
+
+def _fit(job: Job, folder: Path, interval: int, most: int) -> None:
     trainer = ray.train.torch.TorchTrainer(
         train,
         train_loop_config={"job": asdict(job), "interval": interval},
