@@ -17,10 +17,10 @@ PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; 
 	$$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
 endif
 
-.PHONY: help setup demo quick test chaos hosts lint types format hooks docs package hashes licences bench clean
+.PHONY: help setup demo quick test chaos hosts lint types format hooks docs package hashes licences bench cuda-dry-run clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## install raymat with its tested dependencies into .venv
 
@@ -76,6 +76,19 @@ $(DOCS)/.installed: docs/requirements.txt
 docs: $(DOCS)/.installed ## the site, in site/: open site/index.html, no server and no network is needed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
 
+CUDA := .venv-cuda
+
+# torch's own wheels for Linux know CUDA. Where pip is set to take another, say from an index of CPU builds, it must not be.
+$(CUDA)/.installed: pyproject.toml constraints.txt
+	@test -n '$(PYTHON)' || { echo 'no Python 3.10 to 3.13 found: make cuda-dry-run PYTHON=/path/to/python3.11' >&2; exit 2; }
+	@$(CUDA)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(CUDA)
+	PIP_CONFIG_FILE=/dev/null PIP_CONSTRAINT= PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(CUDA)/bin/python -m pip install --quiet \
+		--disable-pip-version-check --no-compile -c constraints.txt -e . pytest pytest-timeout
+	@touch $@
+
+cuda-dry-run: $(CUDA)/.installed ## what can be tried of CUDA without a card (an environment of 5 GB; minutes)
+	$(CUDA)/bin/python -m pytest tests/cuda
+
 package: setup ## wheel and sdist, in dist/
 	$(BIN)/python -m build --quiet --outdir dist .
 
@@ -91,5 +104,5 @@ bench: ## list the scripts that print the README's figures
 	@for f in benchmarks/*.py; do test ! -e "$$f" || echo "$(BIN)/python $$f"; done
 
 clean: ## remove the environment and what tools left behind; runs/ stays
-	rm -rf $(VENV) $(DOCS) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DOCS) $(CUDA) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,7 +20,7 @@ DOCUMENTS = [
 ]
 PACKAGE = ROOT / "raymat"
 ROOTS = {"raymat", "tests", "docs", "benchmarks", "deploy", "jobs", ".ci", ".github", ".githooks"}
-TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
 WINGS = {path.name for path in PACKAGE.iterdir()}
 PATH = re.compile(r"(?<![\w/:@.-])(?:\.?\w[\w.*-]*/)+[\w.*-]*(?:::\w+)?")
 FILE = re.compile(r"(?<![\w/:@.*-])\w[\w-]*\.(?:py|md|toml)\b")
@@ -109,7 +109,7 @@ def test_every_make_target_that_a_document_names_exists(document: Path) -> None:
     named = {
         target
         for code in code_of(document)
-        for target in re.findall(r"(?:^|[;&|] *)make (\w+)", code.strip())
+        for target in re.findall(r"(?:^|[;&|] *)make ([\w-]+)", code.strip())
     }
     assert named - TARGETS == set()
 

@@ -40,11 +40,12 @@ def normal_field(words: Tensor, height: int, width: int) -> Tensor:
     products = rows.reshape(-1, 2, 3, height, 1) * columns.reshape(-1, 2, 3, 1, width)
     # The upper half of each little-endian product: its lower bits repeat sooner along a row.
     upper = products.view(torch.uint16)[..., 1::2].to(torch.int32)
-    return _quantiles_on(words.device).index_select(0, upper.flatten()).view(products.shape)
+    return quantiles_on(words.device).index_select(0, upper.flatten()).view(products.shape)
 
 
 @lru_cache(maxsize=8)
-def _quantiles_on(device: torch.device) -> Tensor:
+def quantiles_on(device: torch.device) -> Tensor:
+    """Return `quantiles` on a device."""
     return torch.from_numpy(quantiles()).to(device)
 
 
