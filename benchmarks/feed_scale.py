@@ -134,7 +134,7 @@ class AllRanks(Datasource):
         for number in range(task * TASK_ROWS, (task + 1) * TASK_ROWS):
             step, rank = divmod(number, self._ranks)
             window = Window("train", step, step + 1, World(rank, self._ranks))
-            yield from datasource._read(self._plan, window, range(1))
+            yield from datasource.read_rows(self._plan, window, range(1))
 
 
 def shards(plan: StreamPlan, ranks: int) -> list[Any]:
@@ -197,9 +197,9 @@ def measure(ranks: int, seconds: float, old: bool) -> str:
 def making() -> str:
     """Return a line: what the rows themselves cost."""
     plan, window = plan_of(1), Window("train", 0, 1000, World())
-    list(datasource._read(plan, window, range(3)))
+    list(datasource.read_rows(plan, window, range(3)))
     began = time.process_time()
-    list(datasource._read(plan, window, range(3, 103)))
+    list(datasource.read_rows(plan, window, range(3, 103)))
     return f"{os.cpu_count()} cores; of the CPU of a row {10 * (time.process_time() - began):.2f} ms are its making"
 
 
