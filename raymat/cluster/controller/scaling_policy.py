@@ -144,7 +144,7 @@ class RaymatScalingPolicy(ElasticPolicy):
         possible = self._capacity.count(check=True)
         least = self.scaling_config.min_workers
         if possible < least:
-            room = f"waiting for machines: {least} workers are needed, there is room for {possible}"
+            room = f"waiting for machines: there is room for {possible} workers of at least {least}"
             self._board.set_lack(room)
             time.sleep(0.5)  # Ray's controller asks again at once, and would burn a core
             return NoopDecision()

@@ -46,7 +46,7 @@ def test_a_run_without_room_says_so_and_not_what_its_last_workers_did(cluster: N
     news = board.news(0)
     assert news.doing is not None
     assert re.fullmatch(
-        r"waiting for machines: 64 workers are needed, there is room for \d", news.doing.what
+        r"waiting for machines: there is room for \d workers of at least 64", news.doing.what
     )
     assert news.doing.step == 372
     board.forget_workers()
