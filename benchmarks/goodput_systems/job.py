@@ -44,7 +44,7 @@ class Job:
 
     steps: int
     side: int
-    device: float
+    device: float = 0.0
     """Seconds of a worker's own device for an example, in which it waits."""
 
     def config(self, **options: Any) -> RunConfig:
