@@ -107,6 +107,7 @@ class _Webhook:
         self._opener = urllib.request.build_opener(_NoRedirects)
         self._news: queue.Queue[tuple[str, bytes] | None] = queue.Queue()
         self._hurry = threading.Event()
+        self._given_up = threading.Event()
         # A daemon: a process that ends must not wait for a server.
         self._thread = threading.Thread(target=self._work, name="raymat-webhook", daemon=True)
         self._thread.start()
@@ -124,6 +125,8 @@ class _Webhook:
     def close(self, until: float) -> None:
         self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
+            # Else it would go through all that waits, minutes after the run's end.
+            self._given_up.set()
             self._complain("all", "it does not answer in time")
 
     def _work(self) -> None:
@@ -131,11 +134,13 @@ class _Webhook:
             kind, body = waiting
             failure = self._post(body)
             for pause in self._pauses:
-                if failure is None or not failure.may_pass:
+                if failure is None or not failure.may_pass or self._given_up.is_set():
                     break
                 # At the end of the run it is tried again at once, and as often.
                 self._hurry.wait(pause)
                 failure = self._post(body)
+            if self._given_up.is_set():
+                return
             if failure is not None:
                 self._complain(kind, failure.why)
 

@@ -55,7 +55,8 @@ def columns(batches: Iterator[MicroBatch]) -> list[dict[str, Any]]:
 
 def streams() -> list[str]:
     """The threads that read a stream."""
-    return sorted(t.name for t in threading.enumerate() if t.name.startswith("raymat-"))
+    names = [thread.name for thread in threading.enumerate()]
+    return sorted(name for name in names if name.startswith(("raymat-train-", "raymat-valid-")))
 
 
 # Rows, tasks and blocks.
