@@ -254,8 +254,8 @@ def main() -> None:
     show_assumed(Assumed(**given))
     curves = {}
     for name, assumed in (
-        ("8 GPUs, fast", Assumed(**given)),
-        ("1 small GPU, 25 Gbit/s", Assumed(**SMALL | given)),
+        ("8 fast GPUs", Assumed(**given)),
+        ("1 small GPU", Assumed(**SMALL | given)),
     ):
         for network in networks:
             pictures = "prepared" if network.stage == "base" else "originals"
