@@ -1,6 +1,6 @@
 """Local cache: copies of the newest shards on this machine's disk, which spare a restart their download.
 
-    FOLDER/raymat-UID/RUN ID/step-000001200-a003-sha256-5f3c....safetensors
+    FOLDER/raymat-UID/RUN ID/step-000001200-a003-blake3-5f3c....safetensors
 
 Only the manifests in storage say what a checkpoint is; a copy replaces a shard's bytes if it has the digest that they
 name. Copies may be lost at any time, and no fault here stops a run: it costs a download.

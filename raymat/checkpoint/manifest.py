@@ -15,8 +15,8 @@ from raymat.errors import CheckpointError, NewerFormatError
 from raymat.storage.digest import canonical, is_digest, is_sealed, seal
 from raymat.storage.fields import Count, parse_fields, parse_object
 
-FORMATS = (1, 2)
-"""Of manifests. 2: with the word of the saving."""
+FORMATS = (1, 2, 3)
+"""Of manifests. 2: with the word of the saving; 3: with digests that readers of the first two do not know."""
 
 STATE_FORMAT = 1
 """Of the state file."""
@@ -166,7 +166,7 @@ class Manifest:
     def _content(self) -> dict[str, Any]:
         word = {"word": self.word} if self.word else {}
         return word | {
-            "format": FORMATS[bool(self.word)],
+            "format": self._format(),
             "run": self.run,
             "step": self.id.step,
             "attempt": self.id.attempt,
@@ -174,6 +174,12 @@ class Manifest:
             "world": self.world,
             "files": [{"name": f.name, "size": f.size, "digest": f.digest} for f in self.files],
         }
+
+    def _format(self) -> int:
+        """Return the lowest format that has all that is here."""
+        if any(entry.digest.startswith("blake3:") for entry in self.files):
+            return 3
+        return 2 if self.word else 1
 
     def _check(self) -> None:
         if not all(is_digest(entry.digest) for entry in self.files):

@@ -28,7 +28,7 @@ from raymat.checkpoint.manifest import (
 )
 from raymat.distributed.world import World
 from raymat.errors import CheckpointError
-from raymat.storage.digest import Buffer, digest
+from raymat.storage.digest import SHARD_ALGORITHM, Buffer, digest
 from raymat.storage.store import Store
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def write_files(
         files[STATE] = [_encode_state(checkpoint, extra)]
     # Digests of the data in memory: whatever the storage makes of it is noticed.
     entries = tuple(
-        FileEntry(name, sum(len(piece) for piece in pieces), digest(pieces))
+        FileEntry(name, sum(len(piece) for piece in pieces), digest(pieces, SHARD_ALGORITHM))
         for name, pieces in files.items()
     )
     for name, pieces in files.items():

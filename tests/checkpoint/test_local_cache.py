@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from raymat.checkpoint import local_cache as module
@@ -108,8 +109,8 @@ def test_what_is_kept_is_the_shard_as_it_is_in_storage_and_nobody_else_may_look(
     store = Store.open(str(tmp_path / "runs"), "run")
     write_all(store, tmp_path, range(20, 21))
     shard = store.read(f"checkpoints/{AT}/shard-00000-of-00001.safetensors")
-    digest = hashlib.sha256(shard).hexdigest()
-    assert kept_in(tmp_path) == [f"step-000000020-a001-sha256-{digest}.safetensors"]
+    digest = blake3(shard).hexdigest()
+    assert kept_in(tmp_path) == [f"step-000000020-a001-blake3-{digest}.safetensors"]
     folder = tmp_path / OWN / "r"
     assert (folder / kept_in(tmp_path)[0]).read_bytes() == shard
     assert [oct(path.stat().st_mode & 0o777) for path in (folder.parent, folder)] == ["0o700"] * 2

@@ -156,7 +156,13 @@ def test_digests_say_how_they_were_made() -> None:
     assert digest([b"ab", b"c"]) == digest([b"abc"])
     assert matches(digest([b"abc"], "blake2b"), [b"a", b"bc"])
     assert not matches(digest([b"abc"], "blake2b"), [b"a", b"bd"])
+    # BLAKE3's published test vector of no bytes.
+    quick = "blake3:af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+    assert digest([], "blake3") == digest([b"", b""], "blake3") == quick
+    assert matches(digest([b"abc"], "blake3"), [b"a", b"bc"])
+    assert not matches(digest([b"abc"], "blake3"), [b"a", b"bd"])
     assert is_digest(empty)
+    assert is_digest(quick)
     assert not any(
         is_digest(text) for text in (None, "", "e3b0", "sha256:", "sha1:" + "0" * 40, empty.upper())
     )

@@ -59,8 +59,11 @@ def test_a_manifest_with_a_word_is_read_to_the_byte_and_one_without_as_before() 
     files = tuple(FileEntry(name, 3, digest([b"abc"])) for name in entries)
     old = Manifest("r", CheckpointId(10, 1), 0, 1, files)
     new = Manifest("r", CheckpointId(10, 1), 0, 1, files, "0123456789abcdef")
+    quick = tuple(FileEntry(name, 3, digest([b"abc"], "blake3")) for name in entries)
+    newest = Manifest("r", CheckpointId(10, 1), 0, 1, quick, "0123456789abcdef")
     assert b'"format":1' in old.to_json()
     assert b'"format":2' in new.to_json()
-    assert [Manifest.from_json(m.to_json()) for m in (old, new)] == [old, new]
+    assert b'"format":3' in newest.to_json()
+    assert [Manifest.from_json(m.to_json()) for m in (old, new, newest)] == [old, new, newest]
     with pytest.raises(CheckpointError):
         Manifest.from_json(new.to_json().replace(b"0123456789abcdef", b"0123456789abcdee"))
