@@ -57,6 +57,7 @@ DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "docstring_parser": "docstring-parser",
     "google": "protobuf",
+    "google_crc32c": "google-crc32c",
     "grpc": "grpcio",
     "kornia_rs": "kornia-rs",
     "mlflow": "mlflow-skinny",

@@ -169,7 +169,9 @@ def build(stage: Stage, config: ModelConfig, seed: int) -> MattingBase:
     """
     with torch.device("meta"):
         model = construct(stage, config)
-    model.to_empty(device="cpu")
+    # Not by `to_empty`: of tensors on meta it imports torch's symbolic shapes, and SymPy with them, for most of a second.
+    empty = {name: torch.empty(x.shape, dtype=x.dtype) for name, x in model.state_dict().items()}
+    model.load_state_dict(empty, assign=True)
     initialise(model, seed)
     return model
 

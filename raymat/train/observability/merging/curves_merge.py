@@ -12,15 +12,14 @@ that appear later, whatever their names, and forgets all steps from their first 
 
 from __future__ import annotations
 
-import io
 import re
 import struct
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from google_crc32c import value as crc32c
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from raymat.storage.bulk import read_many
 from raymat.storage.store import Store
@@ -173,6 +172,13 @@ def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _record(event: Event) -> bytes:
-    buffer = io.BytesIO()
-    RecordWriter(buffer).write(event.SerializeToString())
-    return buffer.getvalue()
+    """Encode an event. TensorBoard's own writer imports boto3, 0.2 s of each start, and computes checksums in Python."""
+    content = event.SerializeToString()
+    length = struct.pack("<Q", len(content))
+    return b"".join((length, _checksum(length), content, _checksum(content)))
+
+
+def _checksum(data: bytes) -> bytes:
+    """Return the CRC-32C of `data`, masked as TFRecord files have it."""
+    crc = crc32c(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
