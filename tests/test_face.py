@@ -71,3 +71,15 @@ def test_the_program_in_the_readme_works() -> None:
     assert program.startswith("from raymat import build, fit\n")
     configured = program.replace("fit(build", "assert callable(fit)\nprint(build")
     assert run_alone(configured).startswith("RunConfig(")
+
+
+def test_a_worker_s_way_to_its_first_step_and_commit_imports_neither_sympy_nor_boto3(
+    tmp_path: Path,
+) -> None:
+    """torch and TensorBoard would import them for most of a second each, where a whole restart takes a few."""
+    script = (
+        "import sys; from tests.support import runs; from raymat.distributed.world import World; "
+        f"print(runs.train(World(), runs.tiny({str(tmp_path)!r}, 'run', steps=2)).step, "
+        "sorted({'sympy', 'boto3', 'botocore'} & set(sys.modules)))"
+    )
+    assert run_alone(script).splitlines()[-1] == "2 []"
