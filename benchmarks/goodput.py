@@ -11,7 +11,7 @@ machines come and go at no cost; the difference, which is what the losses cost; 
 done again; and how long after a loss training was further than before, median and worst. Of raymat also where its ledger
 says that the time went, and how far the ledger is from the clock.
 
-    python benchmarks/goodput.py --trace FILE [--begin 456] [--speedup 20] [--noticed 0.5]
+    python benchmarks/goodput.py --trace FILE [--begin 456] [--speedup 20] [--most 2]
     python benchmarks/goodput.py --machines 2 --mean 60 [--back 20] [--noticed 0.5] [--seed 0]
 
 With a recording the intervals stand for those that fit its real pace: one in 5,000 steps of a day is one in 250 at 20 times
@@ -71,7 +71,7 @@ def play_one(system: str, options: argparse.Namespace, folder: Path) -> None:
     os.environ[STEPS_LOG] = str(folder / "steps.jsonl")
     os.environ["RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING"] = "0"
     changes = (
-        recorded(options.trace, options.begin, options.speedup, options.noticed)
+        recorded(options.trace, options.begin, options.speedup, options.noticed, options.most)
         if options.trace
         else drawn(options.machines, options.mean, options.back, options.noticed, options.seed)
     )
@@ -162,6 +162,7 @@ def main() -> None:
     parser.add_argument("--trace", help="a recording of how many machines there were")
     parser.add_argument("--begin", type=int, default=0, help="entry of the recording")
     parser.add_argument("--speedup", type=float, default=20.0)
+    parser.add_argument("--most", type=int, help="of its machines; default: all")
     parser.add_argument("--machines", type=int, default=2)
     parser.add_argument("--mean", type=float, default=60.0, help="seconds between losses")
     parser.add_argument("--back", type=float, default=20.0, help="seconds until one is replaced")

@@ -22,10 +22,16 @@ from raymat.analysis.planning.market import Change, Rates
 STORE_BYTES = 2**28
 
 
-def recorded(path: str, begin: int, speedup: float, noticed: float) -> list[Change]:
-    """Return a recording from its entry `begin` on, `speedup` times as fast; the same losses are announced for all."""
+def recorded(
+    path: str, begin: int, speedup: float, noticed: float, most: int | None = None
+) -> list[Change]:
+    """Return a recording from its entry `begin` on, `speedup` times as fast; the same losses are announced for all.
+
+    `most`: machines beyond so many are left out.
+    """
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     gap, counts = content["metadata"]["gap_seconds"] / speedup, content["data"][begin:]
+    counts = [min(count, most or count) for count in counts]
     rng = np.random.Generator(np.random.Philox(key=[begin, len(counts)]))
     found = [Change(0.0, counts[0])]
     for place, count in enumerate(counts):
