@@ -4,14 +4,17 @@
 
 Counted are the operators that reach the device in one step after the first: a kernel launch each or, if fused over many
 tensors, a few. Views and allocations are none. With two workers, rank 0 of a group that sends nothing is counted: what the
-other would send is taken to be the same. Bytes are those of all operands, as if no cache held any. Beside it stands the way
-in which the reference trains: Sobel by a convolution, patches by `unfold`, torch's batch norm and torch's Adam (foreach, as on
+other would send is taken to be the same. Bytes are those of all operands, as if no cache held any; of the fused compositing
+kernels, what each reads and writes of a picture by its plan, once. Where Triton is installed its interpreter computes a small
+batch by them, which must be the other ways'. Beside it stands the way in which the reference trains: Sobel by a convolution, patches by `unfold`, torch's batch norm and torch's Adam (foreach, as on
 a GPU), without its scaler and augmentation, on the same pictures. Times are medians of steps taken in turns, on one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import os
 import statistics
 import time
 from collections import Counter
@@ -33,6 +36,10 @@ from torch.utils._pytree import tree_leaves
 from raymat.config.sections import ModelConfig, Stage
 from raymat.data.batch import MicroBatch
 from raymat.data.composite import Augmentation, composite
+from raymat.data.compositing.fused_batch import FusedBatch, Launch, launch_kernel
+from raymat.data.compositing.fused_plan import FusedPlan
+from raymat.data.compositing.noise_field import quantiles
+from raymat.data.compositing.photometric_draws import draw_photometric
 from raymat.data.sample_order import Example
 from raymat.distributed.world import World
 from raymat.model import refiner
@@ -268,6 +275,67 @@ def print_composing(side: int, batches: int = 16) -> None:
         )
 
 
+def fused(batch: MicroBatch, side: int, launch: Launch) -> tuple[Any, FusedPlan]:
+    """Augment and compose by fused kernels; returns the pictures and the plan."""
+    pixels = tuple(torch.from_numpy(x) for x in (batch.fgr, batch.pha, batch.bgr))
+    parameters = [draw_photometric(0, number) for number in batch.numbers]
+    planned = FusedBatch(parameters, batch.pha.shape[1:], 1.0, launch)  # type: ignore[arg-type]
+    return planned.compose(pixels, (0, batch.numbers)), planned.plan  # type: ignore[arg-type]
+
+
+def kernel_bytes(plan: FusedPlan, count: int, side: int) -> int:
+    """Return the bytes that the kernels read and write of the batch's `count` examples."""
+    pairs, backgrounds = len(plan.fgr_planes), len(plan.bgr_planes)
+    shadows, of_planes = len(plan.shadows), len(plan.shadows.keys() & plan.fgr_planes.keys())
+    # What a kernel reads of all pictures: 3 bytes of each, or 12 where it lies in planes.
+    colours = 6 * count + 9 * (pairs + backgrounds)
+    alphas = count + 3 * pairs
+    planes = 20 * pairs + 15 * backgrounds
+    passes = (
+        16 * (plan.blurs.across.rows + plan.softens.across.rows) + 20 * plan.sharpens.across.rows
+    )
+    cast = 5 * shadows + 3 * of_planes
+    composed = colours + alphas + 4 * shadows + 40 * count
+    moved = 24 * len(plan.moved)
+    fields = len(plan.noisy) * 4 * 6 * 2 * side + quantiles().nbytes * bool(plan.noisy)
+    return side**2 * (planes + passes + colours + cast + composed + moved) + fields
+
+
+def print_fused(side: int, batches: int = 16) -> None:
+    launches = moved = 0
+
+    def record(*operands: Any, **constants: Any) -> None:
+        nonlocal launches
+        launches += 1
+
+    for number in range(batches):
+        batch = made_batch(number, side)
+        with Counts() as counts:
+            _, plan = fused(batch, side, record)
+        launches += counts.total
+        moved += counts.operand_bytes + kernel_bytes(plan, EXAMPLES, side)
+    print(
+        f"compositing {EXAMPLES} examples by fused kernels: {launches / batches:.0f} launches, "
+        f"{moved / batches / EXAMPLES / side**2:,.0f} bytes a pixel (mean of {batches} batches); {compared()}"
+    )
+
+
+def compared(side: int = 20) -> str:
+    """Say how far the fused kernels' pictures are from the other ways', if Triton is there."""
+    if importlib.util.find_spec("triton") is None:
+        return "values not compared: Triton, which comes with torch's CUDA build, is not installed"
+    os.environ["TRITON_INTERPRET"] = "1"  # before it is imported: the kernels run on the CPU
+    batch = made_batch(0, side)
+    found, _ = fused(batch, side, launch_kernel)
+    pixels = [torch.from_numpy(x) for x in (batch.fgr, batch.pha, batch.bgr)]
+    off = 0.0
+    for together in (False, True):
+        other = composite(*pixels, Augmentation(0, batch.numbers, side), together=together)
+        off = max(off, *(float((a - b).abs().max()) for a, b in zip(found, other, strict=True)))
+    assert off < 1e-5, off
+    return f"pictures within {off:.1g} of the other ways'"
+
+
 def print_times(stage: Stage, backbone: str, side: int, rounds: int) -> None:
     ways: dict[str, Any] = {
         "raymat": Ours(stage, backbone, side, 1),
@@ -305,6 +373,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print_counts(options.side)
     print_composing(options.side)
+    print_fused(options.side)
     if not options.counts_only:
         for stage in ("refine", "base"):
             for backbone in ("resnet50", "mobilenetv2"):

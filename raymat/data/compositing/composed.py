@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Composed(NamedTuple):
-    """Batch for the networks: `src`, `bgr`, `fgr` (n, 3, h, w) RGB and `pha` (n, 1, h, w), contiguous floats in 0..1."""
+    """Batch for the networks: `src`, `bgr`, `fgr` (n, 3, h, w) RGB and `pha` (n, 1, h, w), floats in 0..1."""
 
     src: Tensor
     bgr: Tensor
@@ -17,11 +17,17 @@ class Composed(NamedTuple):
     pha: Tensor
 
 
-def empty_batch(pha: Tensor, dtype: torch.dtype) -> Composed:
-    """Return a batch to be filled, on the device of `pha` (n, h, w) and of its size."""
+def empty_batch(
+    pha: Tensor,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Composed:
+    """Return a batch to be filled, on the device of `pha` (n, h, w) and of its size. `memory_format`: of src and bgr."""
     n, height, width = pha.shape
+    formats = (memory_format, memory_format, torch.contiguous_format, torch.contiguous_format)
     src, bgr, fgr, alpha = (
-        pha.new_empty((n, channels, height, width), dtype=dtype) for channels in (3, 3, 3, 1)
+        torch.empty((n, c, height, width), dtype=dtype, device=pha.device, memory_format=memory)
+        for c, memory in zip((3, 3, 3, 1), formats, strict=True)
     )
     return Composed(src=src, bgr=bgr, fgr=fgr, pha=alpha)
 
