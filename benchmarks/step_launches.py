@@ -6,8 +6,9 @@ Counted are the operators that reach the device in one step after the first: a k
 tensors, a few. Views and allocations are none. With two workers, rank 0 of a group that sends nothing is counted: what the
 other would send is taken to be the same. Bytes are those of all operands, as if no cache held any; of the fused compositing
 kernels, what each reads and writes of a picture by its plan, once. Where Triton is installed its interpreter computes a small
-batch by them, which must be the other ways'. Beside it stands the way in which the reference trains: Sobel by a convolution, patches by `unfold`, torch's batch norm and torch's Adam (foreach, as on
-a GPU), without its scaler and augmentation, on the same pictures. Times are medians of steps taken in turns, on one thread.
+batch by them, which must be the other ways'. Beside it stands the way in which the reference trains: Sobel by a convolution,
+patches by `unfold`, torch's batch norm and torch's Adam (foreach, as on a GPU), without its scaler and augmentation, on the same
+pictures. Times are medians of steps taken in turns, on one thread.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from torch.utils._pytree import tree_leaves
 
 from raymat.config.sections import ModelConfig, Stage
 from raymat.data.batch import MicroBatch
-from raymat.data.composite import Augmentation, composite
+from raymat.data.composite import Augmentation, Way, composite
 from raymat.data.compositing.fused_batch import FusedBatch, Launch, launch_kernel
 from raymat.data.compositing.fused_plan import FusedPlan
 from raymat.data.compositing.noise_field import quantiles
@@ -252,24 +253,28 @@ def print_cell(stage: Stage, backbone: str, side: int) -> None:
     )
 
 
-def compose(batch: MicroBatch, together: bool, side: int) -> None:
+def compose(batch: MicroBatch, way: Way, side: int) -> None:
     """Augment and compose as on a GPU, all examples together, or as on the CPU."""
     pixels = (torch.from_numpy(x) for x in (batch.fgr, batch.pha, batch.bgr))
-    composite(*pixels, Augmentation(0, batch.numbers, side), together=together)
+    composite(*pixels, Augmentation(0, batch.numbers, side), way=way)
 
 
 def print_composing(side: int, batches: int = 16) -> None:
     pixels = batches * EXAMPLES * side**2
-    for way, together in (("one by one, as on the CPU", False), ("together, as on a GPU", True)):
+    ways: tuple[tuple[str, Way], ...] = (
+        ("one by one, as on the CPU", "one by one"),
+        ("together, as on a GPU", "together"),
+    )
+    for name, way in ways:
         found, seconds = [], 0.0
         for number in range(batches):
             batch = made_batch(number, side)
-            found.append(counted(lambda b, t=together: compose(b, t, side), batch))  # type: ignore[misc]
+            found.append(counted(lambda b, w=way: compose(b, w, side), batch))  # type: ignore[misc]
             begun = time.process_time()
-            compose(batch, together, side)
+            compose(batch, way, side)
             seconds += time.process_time() - begun
         print(
-            f"compositing {EXAMPLES} examples {way}: {sum(c.total for c in found) / batches:.0f} launches, "
+            f"compositing {EXAMPLES} examples {name}: {sum(c.total for c in found) / batches:.0f} launches, "
             f"{sum(c.operand_bytes for c in found) / pixels:,.0f} bytes a pixel, "
             f"{seconds / batches * 1e3:.1f} CPU ms (mean of {batches} batches)"
         )
@@ -329,8 +334,9 @@ def compared(side: int = 20) -> str:
     found, _ = fused(batch, side, launch_kernel)
     pixels = [torch.from_numpy(x) for x in (batch.fgr, batch.pha, batch.bgr)]
     off = 0.0
-    for together in (False, True):
-        other = composite(*pixels, Augmentation(0, batch.numbers, side), together=together)
+    ways: tuple[Way, ...] = ("one by one", "together")
+    for way in ways:
+        other = composite(*pixels, Augmentation(0, batch.numbers, side), way=way)
         off = max(off, *(float((a - b).abs().max()) for a, b in zip(found, other, strict=True)))
     assert off < 1e-5, off
     return f"pictures within {off:.1g} of the other ways'"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from gpu_stages.kit import BACKBONES, RATES, made_batch, made_step, synchronize
+from gpu_stages.kit import BACKBONES, RATES, made_batch, made_step, seconds_of, synchronize
 
 from raymat.checkpoint.snapshot import Snapshot, SnapshotBuffer
 from raymat.config.run import build
+from raymat.data.compositing.fused_batch import fused_obstacle
 from raymat.train.loop.state import ResumeContract, RunState, capture, install
 from raymat.train.optim.mixed_precision import LossScale
 
@@ -45,22 +47,30 @@ def _loss(step: Any, side: int) -> tuple[float, float]:
 
 
 def compositing(device: torch.device, side: int) -> dict[str, Any]:
-    """Augmented and composited pictures beside the CPU's, and a digest of them as levels of 255."""
-    ways = [
+    """Augmented and composited pictures beside the CPU's, and a digest of them as levels of 255: by each way of the device's."""
+    here, there = (
         made_step("base", where, "fp32", side=side).forward
         for where in (device, torch.device("cpu"))
-    ]
-    off, digest = 0.0, hashlib.sha256()
-    for number in range(8):
-        here, there = (way.compose(made_batch(number, side)) for way in ways)
-        for name in ("src", "bgr", "pha", "fgr"):
-            one, other = getattr(here, name).cpu(), getattr(there, name)
-            off = max(off, float((one - other).abs().max()))
-            digest.update(
-                np.ascontiguousarray((one * 255).round().to(torch.uint8).numpy()).tobytes()
-            )
-    assert off < 2e-3, off
-    return {"largest_difference_of_1": float(f"{off:.2g}"), "sha256": digest.hexdigest()[:16]}
+    )
+    found: dict[str, Any] = {"no_fused_kernels": fused_obstacle(device)}
+    for way in dict.fromkeys(("together", here.way)):
+        off, digest = 0.0, hashlib.sha256()
+        for number in range(8):
+            batch = made_batch(number, side)
+            composed, truth = here.compose(batch, way), there.compose(batch)
+            alone = here.compose(replace(batch, chunks=(1,) * 4).by_chunk()[number % 4], way)
+            for name in ("src", "bgr", "pha", "fgr"):
+                one, other = getattr(composed, name), getattr(truth, name)
+                assert torch.equal(getattr(alone, name)[0], one[number % 4]), (way, number, name)
+                off = max(off, float((one.cpu() - other).abs().max()))
+                levels = (one.cpu() * 255).round().to(torch.uint8).numpy()
+                digest.update(np.ascontiguousarray(levels).tobytes())
+        assert off < 2e-3, (way, off)
+        found[way] = {
+            "largest_difference_of_1": float(f"{off:.2g}"),
+            "sha256": digest.hexdigest()[:16],
+        } | seconds_of(lambda n, w=way: here.compose(made_batch(n, side), w), device, 2, 10)  # type: ignore[misc]
+    return found
 
 
 def scaler(device: torch.device, side: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Photometric augmentation and composition on the training device: from a micro-batch's pixels to the networks' inputs.
 
 Each example's parameters are drawn on the host, from the example's key alone, and then applied, on the CPU one example at a
-time, on a GPU to all at once. No operation mixes examples: each comes out equal to the bit alone, in any batch and on any worker.
+time, on a GPU to all at once, from recipe 4 on by fused kernels. No operation mixes examples: each comes out equal to the bit
+alone, in any batch and on any worker.
 The steps and their figures are those of BackgroundMattingV2's training (Lin et al., CVPR 2021), in its order:
 
     foreground and alpha    box blur, sharpen (both together), colour jitter (foreground only)
@@ -19,17 +20,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from raymat.config.sections import RECIPES, Recipe
 from raymat.data.compositing.composed import Composed, empty_batch, to_unit_
+from raymat.data.compositing.fused_batch import FusedBatch, fused_obstacle
 from raymat.data.compositing.per_example import one_by_one
 from raymat.data.compositing.photometric_draws import draw_photometric
 from raymat.data.compositing.whole_batch import WholeBatch
 
-__all__ = ["Augmentation", "Composed", "composite"]
+__all__ = ["Augmentation", "Composed", "Way", "composite", "usual_way"]
+
+Way: TypeAlias = Literal["one by one", "together", "fused"]
+"""How examples are augmented: each by itself, each of torch's operations on all of them, or all of them by fused kernels."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +59,16 @@ def composite(
     bgr: Tensor,
     augmentation: Augmentation | None,
     dtype: torch.dtype = torch.float32,
-    together: bool | None = None,
+    way: Way | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Composed:
     """Compose a micro-batch on the device that its pixels are on. They are not changed; n may be 0.
 
     `fgr` and `bgr` are uint8 (n, h, w, 3) RGB, `pha` is uint8 (n, h, w). Without `augmentation` nothing is random:
     src = fgr * pha + bgr * (1 - pha). Translations are fractions of the crop's own sides.
 
-    `together`: whether each operation is done on all examples at once, in runs of recipe 3. Default: where an operation costs
-    a kernel's launch. The other way gives the same pictures but for rounding, and the same noise to the bit.
+    `way`: of recipes 3 and 4; default: `usual_way`. The others give the same pictures but for rounding, and the same noise to the
+    bit. `memory_format`: of `src` and `bgr`.
 
     Raises:
         ValueError: the shapes do not go together, or the numbers are not n.
@@ -69,15 +76,33 @@ def composite(
     _check(fgr, pha, bgr, augmentation)
     n, height, width = pha.shape
     if augmentation is None or not n:
-        return _plain(fgr, pha, bgr, dtype)
+        return _in_format(_plain(fgr, pha, bgr, dtype), memory_format)
     parameters = [draw_photometric(augmentation.seed, number) for number in augmentation.numbers]
     scale = max(height, width) / augmentation.resolution
     key = (augmentation.seed, augmentation.numbers)
-    pixels = (fgr, pha, bgr)
-    together = fgr.device.type != "cpu" if together is None else together
-    if not together or augmentation.recipe != "3":
-        return one_by_one(pixels, parameters, scale, augmentation.recipe, key, dtype)
-    return WholeBatch(parameters, (height, width), scale).compose(pixels, key, dtype)
+    pixels, recipe = (fgr, pha, bgr), augmentation.recipe
+    way = way or usual_way(fgr.device, recipe, dtype)
+    if way == "fused":
+        return FusedBatch(parameters, (height, width), scale).compose(pixels, key, memory_format)
+    if way == "one by one" or recipe in ("1", "2"):
+        composed = one_by_one(pixels, parameters, scale, recipe, key, dtype)
+    else:
+        composed = WholeBatch(parameters, (height, width), scale).compose(pixels, key, dtype)
+    return _in_format(composed, memory_format)
+
+
+def usual_way(device: torch.device, recipe: Recipe, dtype: torch.dtype) -> Way:
+    """Return how a run's batches are composed on `device` as `dtype`."""
+    if device.type == "cpu" or recipe in ("1", "2"):
+        return "one by one"
+    if recipe == "3" or dtype != torch.float32 or fused_obstacle(device) is not None:
+        return "together"
+    return "fused"
+
+
+def _in_format(batch: Composed, memory_format: torch.memory_format) -> Composed:
+    src, bgr = (x.contiguous(memory_format=memory_format) for x in (batch.src, batch.bgr))
+    return batch._replace(src=src, bgr=bgr)
 
 
 def _plain(fgr: Tensor, pha: Tensor, bgr: Tensor, dtype: torch.dtype) -> Composed:

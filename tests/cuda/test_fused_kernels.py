@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raymat.data.composite import Augmentation, Composed, composite
+from raymat.data.composite import Augmentation, Composed, Way, composite
 from raymat.data.compositing import fused_batch
 from raymat.data.compositing.fused_batch import FusedBatch
 from raymat.data.compositing.photometric_draws import Jitter, Noise, Photometric, draw_photometric
@@ -53,16 +53,16 @@ def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_batch, "BLOCK", 256)
 
 
-@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("way", ["together", "one by one"])
 @pytest.mark.parametrize(("height", "width"), [(20, 28), (36, 4)])
 def test_fused_pictures_are_those_of_the_other_ways_but_for_rounding(
-    height: int, width: int, together: bool
+    height: int, width: int, way: Way
 ) -> None:
     pixels = images(len(NUMBERS), height, width)
     found = fused(pixels, NUMBERS)
     key = Augmentation(SEED, NUMBERS, SIDE, "3")
     for name, one, other in zip(
-        Composed._fields, found, composite(*pixels, key, together=together), strict=True
+        Composed._fields, found, composite(*pixels, key, way=way), strict=True
     ):
         # Places in a picture that is moved are rounded: between neighbours of noise that is a few units of the last place more.
         assert (one - other).abs().max() < (1e-5 if name == "bgr" else 1e-6), name
@@ -73,7 +73,7 @@ def test_fused_pictures_are_no_further_from_double_precision_than_the_other_way(
     key = Augmentation(SEED, NUMBERS, SIDE, "3")
     exact = composite(*pixels, key, torch.float64)
     for one, other, truth in zip(
-        fused(pixels, NUMBERS), composite(*pixels, key, together=True), exact, strict=True
+        fused(pixels, NUMBERS), composite(*pixels, key, way="together"), exact, strict=True
     ):
         assert (one - truth).abs().max() <= 2 * (other - truth).abs().max()
 

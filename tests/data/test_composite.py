@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raymat.config.sections import Recipe
-from raymat.data.composite import Augmentation, Composed, composite
+from raymat.config.sections import RECIPES, Recipe
+from raymat.data.composite import Augmentation, Composed, Way, composite, usual_way
 from raymat.data.compositing import photometric_draws as module
+from raymat.data.compositing.fused_batch import fused_obstacle
 from raymat.data.compositing.per_example import apply_
 from raymat.data.compositing.photometric_draws import Noise, Photometric, Shadow, draw_photometric
 from raymat.data.photometric import Affine, Jitter, box_blur
@@ -57,7 +58,8 @@ def images(
 def train(pictures: tuple[Tensor, Tensor, Tensor], numbers, **options) -> Composed:
     dtype, together = options.pop("dtype", torch.float32), options.pop("together", None)
     key = {"seed": 42, "resolution": 64} | options
-    return composite(*pictures, Augmentation(numbers=numbers, **key), dtype, together)
+    way = {None: None, True: "together", False: "one by one"}[together]
+    return composite(*pictures, Augmentation(numbers=numbers, **key), dtype, way)
 
 
 def validated(pictures: tuple[Tensor, Tensor, Tensor]) -> Composed:
@@ -341,6 +343,35 @@ def test_the_second_recipe_differs_in_the_noise_alone() -> None:
         assert [not torch.equal(a, b) for a, b in pairs] == noisy
 
 
+def test_on_the_cpu_the_fourth_recipe_is_the_third_to_the_bit() -> None:
+    pictures = images(24)
+    for together in (None, False, True):
+        old, new = (train(pictures, NUMBERS, recipe=r, together=together) for r in ("3", "4"))
+        assert same(old, new)
+
+
+def test_the_recipe_and_the_device_decide_how_a_batch_is_composed() -> None:
+    cpu, other = (
+        torch.device("cpu"),
+        torch.device("meta"),
+    )  # a device that is no CPU and launches no kernel
+    assert {usual_way(cpu, recipe, torch.float32) for recipe in RECIPES} == {"one by one"}
+    assert [usual_way(other, recipe, torch.float32) for recipe in RECIPES] == [
+        "one by one", "one by one", "together", "together",
+    ]  # fmt: skip
+    assert fused_obstacle(other) == "no GPU"
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_source_and_background_come_in_the_memory_format_that_is_asked_for(together: bool) -> None:
+    key = Augmentation(42, range(2), 64)
+    way: Way = "together" if together else "one by one"
+    last = composite(*images(2), key, way=way, memory_format=torch.channels_last)
+    for picture in (last.src, last.bgr):
+        assert picture.is_contiguous(memory_format=torch.channels_last)
+    assert same(last, composite(*images(2), key, way=way))
+
+
 def test_the_pictures_of_the_second_recipe_never_change() -> None:
     """Written down once, on a device that adds up in its own order: a run of that recipe goes on with its pictures."""
     found = train(images(24), NUMBERS, recipe="2")
@@ -380,6 +411,7 @@ def test_each_recipe_has_its_own_arithmetic_for_the_captured_background() -> Non
         ("1", 1.1 * given.bgr),
         ("2", given.bgr + 0.1),
         ("3", given.bgr + 0.1),
+        ("4", given.bgr + 0.1),
     ):
         found = example()
         apply_(found, brighter, 1.0, recipe)  # type: ignore[arg-type]

@@ -12,7 +12,9 @@ need no Triton, only the kernels do: who counts launches hands in a `Launch` of 
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,6 +26,7 @@ from raymat.data.compositing.fused_plan import FusedPlan, Passes
 from raymat.data.compositing.host_numbers import HostNumbers, sent_to
 from raymat.data.compositing.noise_field import noise_words, quantiles_on
 from raymat.data.compositing.photometric_draws import Photometric
+from raymat.errors import first_line
 
 BLOCK = 512
 """Pixels of a program, a power of 2."""
@@ -37,6 +40,34 @@ def launch_kernel(name: str, grid: tuple[int, int], *operands: Any, **constants:
     from raymat.data.compositing import fused_kernels
 
     getattr(fused_kernels, name)[grid](*operands, **constants)
+
+
+LEAST_CAPABILITY = (7, 5)
+"""Compute capability of the oldest cards that Triton's ptxas makes code for."""
+
+
+@lru_cache(maxsize=8)
+def fused_obstacle(device: torch.device) -> str | None:
+    """Return why no fused kernel can be launched on `device`, in words; None: they can.
+
+    One is launched, since Triton needs a C compiler, headers and a driver of its liking: the first time that takes seconds.
+    """
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return "no GPU"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        return f"compute capability {capability[0]}.{capability[1]} is below 7.5"
+    try:
+        from raymat.data.compositing import fused_kernels
+    except ImportError as error:
+        return f"Triton cannot be imported: {first_line(error)}"
+    sums, means = torch.ones((1, 1), device=device), torch.empty(1, device=device)
+    try:
+        with torch.cuda.device(device):
+            launch_kernel("luma_means", (1, 1), sums, means, 1, 16, BLOCK=BLOCK)
+    except (fused_kernels.TritonError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+        return f"Triton cannot launch a kernel: {first_line(error)}"
+    return None
 
 
 class FusedBatch:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.errors import TritonError
 
 from raymat.data.compositing.fused_colours import (
     blended,
@@ -26,6 +27,17 @@ from raymat.data.compositing.fused_colours import (
     plain,
     unit,
 )
+
+__all__ = [
+    "TritonError",
+    "blur",
+    "cast_shadows",
+    "compose",
+    "luma_means",
+    "luma_sums",
+    "move_captured",
+    "to_planes",
+]
 
 # Places in an example's row, as `fused_plan` fills it: three jitters first, then single numbers.
 ROW = tl.constexpr(38)

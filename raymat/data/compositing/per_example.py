@@ -35,7 +35,7 @@ def one_by_one(
         _fill_(example.fgr, fgr[i].permute(2, 0, 1))
         _fill_(example.pha, pha[i])
         _fill_(example.bgr, bgr[i].permute(2, 0, 1))
-        drawn = (seed, numbers[i]) if recipe == "3" else None
+        drawn = None if recipe in ("1", "2") else (seed, numbers[i])
         apply_(example, parameters[i], scale, recipe, drawn)
     return batch
 
@@ -77,6 +77,7 @@ _CAPTURED_JITTER: dict[Recipe, Callable[[Tensor, Jitter], Tensor]] = {
     "1": jitter_,
     "2": plain_jitter_,
     "3": plain_jitter_,
+    "4": plain_jitter_,
 }
 
 

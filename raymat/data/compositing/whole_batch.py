@@ -1,4 +1,4 @@
-"""Augmentation and composition of a whole batch in few operations: runs of recipe 3 on a GPU.
+"""Augmentation and composition of a whole batch in few operations: on a GPU runs of recipe 3, and of 4 without fused kernels.
 
 What is done to every example is one operation on all of them. What is drawn for some (shadow, noise, the captured background's
 jitter and affine) is one operation on those. Only blurs, which few have, are made one picture after the other, since each has a

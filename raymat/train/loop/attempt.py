@@ -106,7 +106,8 @@ def begin_attempt(run: TrainableRun, worker: Worker, store: Store, host: Host) -
         torch.cuda.set_device(device)
     group = Group(worker.world, device)
     me = Participant(rank=worker.world.rank, pid=os.getpid(), host=socket.gethostname())
-    facts = arithmetic_here(device, precision, worker.environment)
+    assert config.data.recipe is not None, "a run's recipe is settled before it is trained"
+    facts = arithmetic_here(device, precision, config.data.recipe, worker.environment)
     arithmetic = Arithmetic.of(group.gather(facts))
     start = AttemptStarted(
         world=worker.world.size,

@@ -22,6 +22,7 @@ from raymat.train.loop.state import RunState
 from raymat.train.loop.train_step import StepResult
 from raymat.train.observability.progress import StepClock
 from raymat.train.observability.training_events import StepSkipped
+from raymat.train.optim.first_batch import CheckedCompositing
 from raymat.train.optim.lr_schedule import rates
 from raymat.train.optim.step_health import BadStep, NonfiniteStepCounter
 from raymat.train.validation.evaluator import finite
@@ -42,7 +43,7 @@ class TrainingSteps:
         self._attempt, self._feed, self._reporter = attempt, feed, reporter
         self._preemption, self._saver = preemption, saver
         self.step, self.state = start.step, start.state
-        self._lane = lane_of(attempt.device)
+        self._lane, self._compose = lane_of(attempt.device), CheckedCompositing(start.step.forward)
         self._clock, self._substitutes = StepClock(), Substitutes(attempt, start.state)
         self._nonfinite = NonfiniteStepCounter(
             attempt.config.optim.max_bad_steps, attempt.device, start.state.bad_steps
@@ -63,9 +64,7 @@ class TrainingSteps:
 
     def batches(self, end: int) -> Iterator[ReadyBatch]:
         """Yield this worker's batches up to completed step `end`, as the feed gives them."""
-        batches = ready_batches(
-            self._feed.train(self.state.step, end), self.step.forward.compose, self._lane
-        )
+        batches = ready_batches(self._feed.train(self.state.step, end), self._compose, self._lane)
         while True:
             self._attempt.record_activity("waiting for a batch", self.state.step)
             self._clock.batch_awaited()

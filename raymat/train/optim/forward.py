@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raymat.config.run import RunConfig
 from raymat.config.sections import RECIPES, Precision, Recipe, Stage
 from raymat.data.batch import MicroBatch
-from raymat.data.composite import Augmentation, Composed, composite
+from raymat.data.composite import Augmentation, Composed, Way, composite, usual_way
 from raymat.train.optim.losses import base_loss, refine_loss
 from raymat.train.optim.mixed_precision import autocast, parameter_dtype
 
@@ -61,17 +61,20 @@ class ForwardPass:
         """Move `network` to the device, its precision and memory format; returns it."""
         return place(network, self.device, self.precision, self.channels_last)
 
-    def compose(self, batch: MicroBatch) -> Composed:
-        """Return the pictures of `batch` on the device."""
+    @property
+    def way(self) -> Way:
+        """How training batches are composed."""
+        return usual_way(self.device, self.recipe, parameter_dtype(self.precision))
+
+    def compose(self, batch: MicroBatch, way: Way | None = None) -> Composed:
+        """Return the pictures of `batch` on the device. `way`: of training batches; default: the run's."""
         fgr, pha, bgr = (
             _to_device(array, self.device) for array in (batch.fgr, batch.pha, batch.bgr)
         )
         key = Augmentation(self.seed, batch.numbers, self.resolution, self.recipe)
         dtype = parameter_dtype(self.precision)
-        composed = composite(fgr, pha, bgr, key if batch.train else None, dtype)
         memory = torch.channels_last if self.channels_last else torch.contiguous_format
-        src, bgr = (x.contiguous(memory_format=memory) for x in (composed.src, composed.bgr))
-        return composed._replace(src=src, bgr=bgr)
+        return composite(fgr, pha, bgr, key if batch.train else None, dtype, way, memory)
 
     def __call__(self, network: nn.Module, composed: Composed) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the mean loss over the examples () and the outputs of a network that `place` has moved."""

@@ -21,8 +21,11 @@ import PIL
 import simplejpeg
 import torch
 
-from raymat.config.sections import Precision
+from raymat.config.sections import Precision, Recipe
+from raymat.data.composite import usual_way
+from raymat.data.compositing.fused_batch import fused_obstacle
 from raymat.data.synthetic.picture_trial import picture_trial
+from raymat.train.optim.mixed_precision import parameter_dtype
 from raymat.train.optim.step_trial import step_trial
 
 SETTINGS = re.compile(
@@ -38,6 +41,7 @@ _KINDS = {
     "device": ("device",),
     "processor": ("processor", "vectors", "instructions"),
     "card": ("card",),
+    "compositing": ("compositing",),
     "versions": (
         *("torch", "onednn", "mkl", "cuda", "cudnn"),
         *("opencv", "simplejpeg", "pillow", "numpy"),
@@ -96,7 +100,7 @@ class Arithmetic:
 
 
 def arithmetic_here(
-    device: torch.device, precision: Precision, environment: Mapping[str, str]
+    device: torch.device, precision: Precision, recipe: Recipe, environment: Mapping[str, str]
 ) -> Facts:
     """State what the last bits of this process's results depend on, after its number of threads is set.
 
@@ -108,7 +112,7 @@ def arithmetic_here(
     found["environment"] = " ".join(f"{name}={environment[name]}" for name in settings) or "-"
     found["picture trial"] = picture_trial()
     if device.type == "cuda":
-        return found | _card(device)
+        return found | _card(device) | {"compositing": _compositing(device, precision, recipe)}
     return found | {"step trial": step_trial(precision)}
 
 
@@ -136,6 +140,13 @@ def _card(device: torch.device) -> dict[str, str]:
         "cuda": str(torch.version.cuda),
         "cudnn": str(torch.backends.cudnn.version()),
     }
+
+
+def _compositing(device: torch.device, precision: Precision, recipe: Recipe) -> str:
+    """Return how a card composes batches, and from recipe 4 on why not by fused kernels."""
+    way = usual_way(device, recipe, parameter_dtype(precision))
+    obstacle = None if recipe in ("1", "2", "3") else fused_obstacle(device)
+    return way if obstacle is None else f"{way}: {obstacle}"
 
 
 def _versions() -> dict[str, str]:

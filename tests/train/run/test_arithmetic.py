@@ -172,8 +172,8 @@ def test_long_lists_are_told_by_what_is_not_in_both() -> None:
 
 
 def test_this_process_states_what_its_bits_depend_on() -> None:
-    facts = arithmetic_here(torch.device("cpu"), "fp32", {"MKL_CBWR": "AVX2", "HOME": "/root"})
-    again = arithmetic_here(torch.device("cpu"), "fp32", {"MKL_CBWR": "AVX2"})
+    facts = arithmetic_here(torch.device("cpu"), "fp32", "4", {"MKL_CBWR": "AVX2", "HOME": "/root"})
+    again = arithmetic_here(torch.device("cpu"), "fp32", "4", {"MKL_CBWR": "AVX2"})
     assert facts == again
     assert facts["torch"] == torch.__version__
     assert facts["vectors"] == torch.backends.cpu.get_cpu_capability()
@@ -281,7 +281,7 @@ def test_workers_that_are_not_alike_are_named(tmp_path: Path) -> None:
 def test_a_trial_finds_what_makes_other_bits(variable: str, value: str, trial: str) -> None:
     code = (
         "import json, os, torch; from raymat.train.run.arithmetic import arithmetic_here; "
-        "print(json.dumps(arithmetic_here(torch.device('cpu'), 'fp32', os.environ)))"
+        "print(json.dumps(arithmetic_here(torch.device('cpu'), 'fp32', '4', os.environ)))"
     )
     plain, other = (
         json.loads(

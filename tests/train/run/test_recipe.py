@@ -38,12 +38,12 @@ def as_before_recipes(folder: Path) -> None:
 
 
 def test_a_new_run_has_the_newest_recipe_and_keeps_it(tmp_path: Path) -> None:
-    assert opened(tmp_path).config.data.recipe == "3"
+    assert opened(tmp_path).config.data.recipe == "4"
     stored = read_run(Store.open(str(tmp_path), "run"))
     assert stored is not None
-    assert stored["config"]["recipe"] == "3"
+    assert stored["config"]["recipe"] == "4"
     run = opened(tmp_path)
-    assert (run.resumed, run.config.data.recipe) == (True, "3")
+    assert (run.resumed, run.config.data.recipe) == (True, "4")
 
 
 @pytest.mark.parametrize("asked", [{}, {"recipe": "1"}])
@@ -70,7 +70,7 @@ def test_a_run_can_be_begun_with_an_older_recipe(tmp_path: Path) -> None:
     assert opened(tmp_path).config.data.recipe == "1"
 
 
-@pytest.mark.parametrize(("begun", "asked"), [("1", "2"), ("2", "3"), ("3", "1")])
+@pytest.mark.parametrize(("begun", "asked"), [("1", "2"), ("3", "4"), ("4", "1")])
 def test_a_run_cannot_change_its_recipe(tmp_path: Path, begun: str, asked: str) -> None:
     opened(tmp_path, recipe=begun)
     with pytest.raises(ConfigError, match=f"--recipe was {begun}, is {asked}; use the old one"):
@@ -80,9 +80,9 @@ def test_a_run_cannot_change_its_recipe(tmp_path: Path, begun: str, asked: str) 
 def test_a_run_of_a_recipe_that_is_not_known_is_a_newer_raymats() -> None:
     flat = to_dict(build("base", {"name": "run", "synthetic": 4, "steps": 1}))
     with pytest.raises(
-        NewerFormatError, match="by recipe 4, this raymat knows 1, 2, 3: use the one"
+        NewerFormatError, match="by recipe 5, this raymat knows 1, 2, 3, 4: use the one"
     ):
-        from_dict(flat | {"recipe": "4"})
+        from_dict(flat | {"recipe": "5"})
 
 
 def test_an_average_sees_pictures_by_its_runs_recipe(tmp_path: Path) -> None:
@@ -100,5 +100,5 @@ def test_flags_and_files_name_a_recipe(tmp_path: Path) -> None:
     argv = ["--config", f"{tmp_path}/run.yaml"]
     assert parse_run("base", argv).data.recipe == "1"
     assert parse_run("base", [*argv, "--recipe", "2"]).data.recipe == "2"
-    with pytest.raises(ConfigError, match="--recipe: expected one of 1, 2, 3, got '4'"):
-        parse_run("base", [*argv, "--recipe", "4"])
+    with pytest.raises(ConfigError, match="--recipe: expected one of 1, 2, 3, 4, got '5'"):
+        parse_run("base", [*argv, "--recipe", "5"])
