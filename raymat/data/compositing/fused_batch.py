@@ -36,10 +36,13 @@ Launch: TypeAlias = Callable[..., None]
 
 
 def launch_kernel(name: str, grid: tuple[int, int], *operands: Any, **constants: Any) -> None:
-    """Launch a kernel of `fused_kernels` on the current stream. Raises ImportError without Triton."""
+    """Launch a kernel of `fused_kernels` on the current stream of its first operand's device. Raises ImportError without Triton."""
     from raymat.data.compositing import fused_kernels
 
-    getattr(fused_kernels, name)[grid](*operands, **constants)
+    with torch.cuda.device_of(
+        operands[0]
+    ):  # Triton takes the thread's device, which may be another
+        getattr(fused_kernels, name)[grid](*operands, **constants)
 
 
 LEAST_CAPABILITY = (7, 5)
@@ -63,8 +66,7 @@ def fused_obstacle(device: torch.device) -> str | None:
         return f"Triton cannot be imported: {first_line(error)}"
     sums, means = torch.ones((1, 1), device=device), torch.empty(1, device=device)
     try:
-        with torch.cuda.device(device):
-            launch_kernel("luma_means", (1, 1), sums, means, 1, 16, BLOCK=BLOCK)
+        launch_kernel("luma_means", (1, 1), sums, means, 1, 16, BLOCK=BLOCK)
     except (fused_kernels.TritonError, OSError, RuntimeError, subprocess.SubprocessError) as error:
         return f"Triton cannot launch a kernel: {first_line(error)}"
     return None

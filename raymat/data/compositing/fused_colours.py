@@ -18,11 +18,13 @@ TINY = tl.constexpr(1.1754943508222875e-38)
 
 @triton.jit
 def clamped(x):
+    """Return `x` clamped to 0..1."""
     return tl.minimum(tl.maximum(x, 0.0), 1.0)
 
 
 @triton.jit
 def luma(r, g, b):
+    """Return 0.2989 R + 0.587 G + 0.114 B."""
     return r * 0.2989 + g * 0.587 + b * 0.114
 
 

@@ -119,6 +119,16 @@ def luma_means(sums, means, blocks, pixels, BLOCK: tl.constexpr):
     tl.store(means + picture, (tl.sum(total, 0) / pixels.to(tl.float64)).to(tl.float32))
 
 
+@triton.jit
+def _alpha(pha, planes, example, plane, pixels, at, inside):
+    """Load an alpha as 0..1: the fourth plane of a foreground that has planes."""
+    if plane >= 0:
+        alpha = tl.load(planes + (plane + 3).to(tl.int64) * pixels + at, inside, 0.0)
+    else:
+        alpha = unit(pha + example.to(tl.int64) * pixels + at, inside)
+    return alpha
+
+
 @triton.jit(do_not_specialize=["height", "width"], do_not_specialize_on_alignment=["table"])
 def compose(
     fgr, pha, bgr, planes, shades, table, means, words, quantiles,
@@ -139,10 +149,7 @@ def compose(
     for place in range(4):
         fr, fg, fb = blended(fr, fg, fb, row, place, mean)
     _store(out_fgr, example, pixels, at, inside, fr, fg, fb, False)
-    if fgr_plane >= 0:
-        alpha = tl.load(planes + (fgr_plane + 3).to(tl.int64) * pixels + at, inside, 0.0)
-    else:
-        alpha = unit(pha + example.to(tl.int64) * pixels + at, inside)
+    alpha = _alpha(pha, planes, example, fgr_plane, pixels, at, inside)
     tl.store(out_pha + example.to(tl.int64) * pixels + at, alpha, inside)
     bgr_plane = tl.load(row + BGR_PLANE).to(tl.int32)
     br, bg, bb = colours(bgr, planes, example, bgr_plane, pixels, at, inside)

@@ -6,10 +6,12 @@ A table has a row of floats for each picture that a kernel works on. Pictures th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from raymat.data.compositing.host_numbers import HostNumbers, OnDevice
+from torch import Tensor
+
+from raymat.data.compositing.host_numbers import HostNumbers
 from raymat.data.compositing.photometric_draws import Affine, Jitter, Photometric
 from raymat.data.photometric import inverse_map
 
@@ -24,7 +26,8 @@ class Table:
     """Rows of numbers for a kernel."""
 
     rows: int
-    on_device: OnDevice
+    on_device: Callable[[], Tensor]
+    """Gives all of them, one after the other, once the numbers were sent."""
 
 
 @dataclass(frozen=True)
