@@ -7,6 +7,7 @@ computation whose digest also tells what nobody thought of (`benchmarks/what_bit
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import platform
 import re
@@ -43,7 +44,7 @@ _KINDS = {
     "card": ("card",),
     "compositing": ("compositing",),
     "versions": (
-        *("torch", "onednn", "mkl", "cuda", "cudnn"),
+        *("torch", "onednn", "mkl", "cuda", "cudnn", "triton"),
         *("opencv", "simplejpeg", "pillow", "numpy"),
     ),
     "settings": ("threads", "environment"),
@@ -112,7 +113,7 @@ def arithmetic_here(
     found["environment"] = " ".join(f"{name}={environment[name]}" for name in settings) or "-"
     found["picture trial"] = picture_trial()
     if device.type == "cuda":
-        return found | _card(device) | {"compositing": _compositing(device, precision, recipe)}
+        return found | _card(device) | compositing_on(device, precision, recipe)
     return found | {"step trial": step_trial(precision)}
 
 
@@ -142,11 +143,14 @@ def _card(device: torch.device) -> dict[str, str]:
     }
 
 
-def _compositing(device: torch.device, precision: Precision, recipe: Recipe) -> str:
-    """Return how a card composes batches, and from recipe 4 on why not by fused kernels."""
+def compositing_on(device: torch.device, precision: Precision, recipe: Recipe) -> dict[str, str]:
+    """State how `device` composes batches; from recipe 4 on what compiles its fused kernels, or why there are none."""
     way = usual_way(device, recipe, parameter_dtype(precision))
+    if way == "fused":
+        return {"compositing": way, "triton": importlib.metadata.version("triton")}
     obstacle = None if recipe in ("1", "2", "3") else fused_obstacle(device)
-    return way if obstacle is None else f"{way}: {obstacle}"
+    # Not compared: bits depend on the way, not on the reason for it.
+    return {"compositing": way} | ({} if obstacle is None else {"no fused kernels": obstacle})
 
 
 def _versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ from raymat.config.fixed_options import promise_changes
 from raymat.config.run import RunConfig
 from raymat.distributed.world import World
 from raymat.train.observability.events import read_events
-from raymat.train.run.arithmetic import Arithmetic, arithmetic_here
+from raymat.train.run.arithmetic import Arithmetic, arithmetic_here, compositing_on
 from tests.support import runs
 from tests.support.paths import TESTS
 
@@ -293,3 +293,18 @@ def test_a_trial_finds_what_makes_other_bits(variable: str, value: str, trial: s
     )
     assert plain[trial] != other[trial]
     assert other["environment"] == f"{variable}={value}"
+
+
+def test_a_card_states_how_it_composes_and_the_reason_is_not_compared() -> None:
+    no_card = torch.device("meta")  # as a card that launches no kernel
+    assert compositing_on(no_card, "fp16", "2") == {"compositing": "one by one"}
+    assert compositing_on(no_card, "fp16", "3") == {"compositing": "together"}
+    here = {"compositing": "together", "no fused kernels": "no GPU"}
+    assert compositing_on(no_card, "fp16", "4") == here
+    other = {"compositing": "together", "no fused kernels": "another reason"}
+    assert Arithmetic.of([here]).difference(Arithmetic.of([other])) is None
+    fused = Arithmetic.of([{"compositing": "fused", "triton": "3.7.1"}])
+    assert (
+        fused.difference(Arithmetic.of([here]))
+        == "another compositing (compositing together -> fused)"
+    )
