@@ -39,9 +39,8 @@ def launch_kernel(name: str, grid: tuple[int, int], *operands: Any, **constants:
     """Launch a kernel of `fused_kernels` on the current stream of its first operand's device. Raises ImportError without Triton."""
     from raymat.data.compositing import fused_kernels
 
-    with torch.cuda.device_of(
-        operands[0]
-    ):  # Triton takes the thread's device, which may be another
+    # Triton launches on the thread's device, which may be another.
+    with torch.cuda.device_of(operands[0]):
         getattr(fused_kernels, name)[grid](*operands, **constants)
 
 
