@@ -32,6 +32,8 @@ class Destination:
     @classmethod
     def of(cls, path: str, types: Sequence[OutputType]) -> Destination:
         """Raises ConfigError if nothing can be written by that name."""
+        if not path.strip():
+            raise ConfigError("--output is empty: name a .png, .mp4 or .mov, or a folder")
         ending = os.path.splitext(path)[1].lower()
         if "://" in path:
             raise ConfigError(
@@ -102,18 +104,31 @@ class Destination:
                 f"{there[0]}{more}: --resume keeps what is there and goes on, --overwrite replaces it"
             )
 
-    def refuse_inputs(self, *inputs: str) -> None:
-        """Raise ConfigError if an output would take the place of an input, or lie in a folder of inputs."""
-        paths = [os.path.realpath(self.path_of(kind)) for kind in self.types]
-        if not self.is_file:
-            paths = [os.path.realpath(self.path)]
+    def refuse_inputs(self, inputs: Sequence[str], names: Sequence[str] | None) -> None:
+        """Raise ConfigError if an output would take the place of an input, or lie in a folder of inputs.
+
+        `names`: of the shots; None: a video's, which are numbers.
+        """
+        known = None if names is None else {*names}
+        out = os.path.realpath(self.path)
         for given in inputs:
             if "://" in given:
                 continue
             real = os.path.realpath(given)
-            if real in paths:
+            if (real == out and not self.is_file) or self._writes(real, known):
                 raise ConfigError(f"--output {self.path} is an input: use another name")
-            if os.path.isdir(real) and any(path.startswith(real + os.sep) for path in paths):
+            if os.path.isdir(real) and out.startswith(real + os.sep):
                 raise ConfigError(
                     f"--output {self.path} lies in {given}: use a place outside of it"
                 )
+
+    def _writes(self, real: str, names: set[str] | None) -> bool:
+        """Return whether an output would have this path."""
+        if self.is_file:
+            return any(os.path.realpath(self.path_of(kind)) == real for kind in self.types)
+        stem, ending = os.path.splitext(real)
+        folders = (os.path.realpath(os.path.dirname(self.path_of(kind))) for kind in self.types)
+        written = (os.path.relpath(stem, folder) for folder in folders)
+        return ending == PICTURE and any(
+            n.isdigit() if names is None else n in names for n in written
+        )

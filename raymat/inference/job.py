@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -80,8 +81,9 @@ class MattingJob:
         """
         notes, watch = Notes(), Stopwatch()
         destination = Destination.of(request.output, request.types)
-        destination.refuse_inputs(request.source, request.background)
-        renderer = Renderer(request.types, _backdrop(request, destination), request.alpha_bits)
+        renderer = Renderer(
+            request.types, _backdrop(request, destination, notes), request.alpha_bits
+        )
         footage = _footage(request, notes, watch)
         job = cls(request, footage, destination, renderer, notes, watch)
         job._check()
@@ -136,6 +138,7 @@ class MattingJob:
 
     def _check(self) -> None:
         destination, names = self.destination, self.footage.names
+        self._refuse_inputs()
         if self.request.existing == "refuse":
             destination.refuse_existing(names)
         if destination.is_video and self.request.alpha_bits != 8:
@@ -151,6 +154,17 @@ class MattingJob:
                 f"--output {destination.path}: the source has many pictures: name a folder"
             )
 
+    def _refuse_inputs(self) -> None:
+        request = self.request
+        if os.path.realpath(request.source) == os.path.realpath(request.background):
+            raise ConfigError(
+                f"--background {redact(request.background)} is the source itself: give the scene without the subject"
+            )
+        inputs = [request.source, request.background]
+        if request.composite is not None and colour_of(request.composite) is None:
+            inputs.append(request.composite)
+        self.destination.refuse_inputs(inputs, self.footage.names)
+
 
 def _batches(shots: Iterator[Shot], most: int) -> Iterator[list[Shot]]:
     """Group consecutive shots of one size, `most` together at most."""
@@ -164,7 +178,7 @@ def _batches(shots: Iterator[Shot], most: int) -> Iterator[list[Shot]]:
         yield batch
 
 
-def _backdrop(request: MattingRequest, destination: Destination) -> Backdrop | None:
+def _backdrop(request: MattingRequest, destination: Destination, notes: Notes) -> Backdrop | None:
     """Return what stands behind the composite; None if that has alpha."""
     if request.composite is None:
         return None if destination.holds_alpha else colour_of(GREEN)
@@ -179,7 +193,7 @@ def _backdrop(request: MattingRequest, destination: Destination) -> Backdrop | N
         raise ConfigError(
             f"--composite {request.composite}: expected a colour (white, #78ff9b) or a picture"
         )
-    (name,) = (picture := Pictures.file(request.composite)).files
+    (name,) = (picture := Pictures.file(request.composite, notes)).files
     return Backdrop(picture.read(name))
 
 
@@ -203,7 +217,7 @@ def _footage(request: MattingRequest, notes: Notes, watch: Stopwatch) -> Footage
 
 
 def _pictures(url: str, medium: Medium, notes: Notes) -> Pictures:
-    return Pictures.file(url) if medium == "picture" else Pictures.below(url, notes)
+    return Pictures.file(url, notes) if medium == "picture" else Pictures.below(url, notes)
 
 
 def _video(
@@ -220,7 +234,7 @@ def _video(
             source.path,
         )
     if background == "picture":
-        pictures = Pictures.file(request.background)
+        pictures = Pictures.file(request.background, fit.notes)
         (name,) = pictures.files
         return VideoFootage(source, pictures.read(name), fit, watch)
     behind = BackgroundVideo(VideoReader(request.background, fit.notes), request.hold_background)

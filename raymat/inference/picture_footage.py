@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,6 +13,7 @@ from raymat.data.dataset.discovery import NAMED_IN_ERRORS
 from raymat.data.dataset.file_names import ANY_NAMES, without_junk
 from raymat.data.dataset.image_folder import Folder
 from raymat.data.decode import EncodedImage, Pixels
+from raymat.data.decoding.header import frames_of
 from raymat.errors import DataError
 from raymat.inference.background_fit import BackgroundFit
 from raymat.inference.pipeline import Stopwatch, ahead
@@ -24,16 +26,17 @@ AHEAD = 2
 class Pictures:
     """Pictures at any fsspec URL, by their path without ending."""
 
-    def __init__(self, folder: Folder, files: dict[str, str]) -> None:
+    def __init__(self, folder: Folder, files: dict[str, str], notes: Notes) -> None:
         self._folder = folder
+        self._notes = notes
         self.files = files
         """Path in the folder, by the same without ending."""
 
     @classmethod
-    def file(cls, url: str) -> Pictures:
+    def file(cls, url: str, notes: Notes) -> Pictures:
         """Return the one picture at a URL. Raises DataError."""
         folder, _, name = url.rpartition("/")
-        return cls(Folder(folder or "."), {os.path.splitext(name)[0]: name})
+        return cls(Folder(folder or "."), {os.path.splitext(name)[0]: name}, notes)
 
     @classmethod
     def below(cls, url: str, notes: Notes) -> Pictures:
@@ -54,7 +57,7 @@ class Pictures:
             raise DataError(
                 f"{folder.shown()} has {_first(twice)}: their outputs would have one name, rename or remove one"
             )
-        return cls(folder, {os.path.splitext(name)[0]: name for name in names})
+        return cls(folder, {os.path.splitext(name)[0]: name for name in names}, notes)
 
     @property
     def where(self) -> str:
@@ -68,6 +71,11 @@ class Pictures:
     def read(self, name: str) -> Pixels:
         """Read a picture as training reads its own. Raises DataError."""
         content = self._folder.read(self.files[name])
+        if (count := frames_of(content)) > 1:
+            self._notes.add(
+                f"holds {count} pictures, of which the first is read: make a video or a folder of them to matte all",
+                self.shown(name),
+            )
         return EncodedImage(content, self.shown(name)).decode()
 
 
@@ -91,7 +99,11 @@ class PictureFootage:
         self.names: list[str] = list(sources.files)
         self.count = len(self.names)
         if isinstance(backgrounds, Pictures):
-            lonely = [sources.files[n] for n in self.names if n not in backgrounds.files]
+            alike = {_composed(name): name for name in backgrounds.files}
+            known = alike | {name: name for name in backgrounds.files}
+            found = ((n, known.get(n, alike.get(_composed(n)))) for n in self.names)
+            self._partners = {name: partner for name, partner in found if partner is not None}
+            lonely = [sources.files[n] for n in self.names if n not in self._partners]
             if lonely:
                 raise DataError(
                     f"{len(lonely)} of {self.count} pictures have no background of their name in "
@@ -108,9 +120,14 @@ class PictureFootage:
         with self._watch.timing("decode"):
             source = self._sources.read(name)
             known = self._backgrounds
-            background = known.read(name) if isinstance(known, Pictures) else known
+            background = known.read(self._partners[name]) if isinstance(known, Pictures) else known
             shown = self._sources.shown(name)
             return Shot(name, shown, source, self._fit(source, background, shown))
+
+
+def _composed(name: str) -> str:
+    """Return a name with its accents in one form: a Mac writes another one than most, and both look the same."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _first(names: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,6 +106,13 @@ def redact_text(text: str, length: int = 200) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
+def here(url: str) -> str:
+    """Return a URL of this machine's files as a path, in which ~ is the home folder; all others as they are."""
+    link = _parse(url)
+    is_path = link.scheme in _PATHS and len(_CHAIN.split(url)) == 1
+    return os.path.expanduser(link.path) if is_path else url
+
+
 def takes_keys(url: str) -> bool:
     """Return whether the URL is an object store's, which asks for an account's keys."""
     return any(
@@ -132,6 +140,8 @@ def url_problem(url: str) -> str | None:
         if _is_url(link) and not link.start.endswith(f"{link.scheme}://"):
             root = "/" if link.scheme in _PATHS else ""
             return f"{redact(url)} is no URL: write {link.scheme}://{root}{link.path.lstrip('/')}"
+        if link.scheme in _OBJECT_STORES and not link.path.split("/")[0]:
+            return f"{redact(url)} names no bucket: write {link.scheme}://BUCKET/FOLDER"
     return None
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
+from raymat.config.flags import parse_run
 from raymat.data.dataset.discovery import build_listing
 from raymat.data.dataset.file_names import NameRules
 from raymat.data.dataset.listing import Listing
@@ -157,7 +159,7 @@ def renamed(root: Path, folder: str, change: tuple[str, str], split: str = "trai
         path.rename(path.with_name(path.name.replace(*change)))
 
 
-@pytest.mark.parametrize("ending", ["_alpha", "_mask", "-matte", ".pha"])
+@pytest.mark.parametrize("ending", ["_alpha", "_mask", "-matte", ".pha", " (1)", " "])
 def test_mattes_with_an_ending_are_refused_with_the_flag_that_takes_them(
     root: Path, ending: str
 ) -> None:
@@ -165,7 +167,10 @@ def test_mattes_with_an_ending_are_refused_with_the_flag_that_takes_them(
     for split in ("train", "valid"):
         renamed(root, "pha", (".", f"{ending}."), split)
     line = refusal(root)
-    assert line.endswith(f"; the mattes' names end in {ending}: --pair-suffix {ending} takes them")
+    word = {"-matte": "=-matte", " (1)": " ' (1)'", " ": " ' '"}.get(ending, f" {ending}")
+    assert line.endswith(f"; the mattes' names end in {word[1:]}: --pair-suffix{word} takes them")
+    words = ["--synthetic", "8", "--name", "x", *shlex.split(f"--pair-suffix{word}")]
+    assert parse_run("base", words).data.pair_suffix == ending
     found = listing(root, pair_suffix=ending)
     assert found.counts == before.counts
     assert found.train.fgr.stems == before.train.fgr.stems

@@ -258,6 +258,15 @@ def test_a_background_of_another_size_is_refused_or_resized_where_its_shape_agre
         (["-o", "{tmp}/s.png"], "--output {tmp}/s.png is an input: use another name"),
         (["-o", "{tmp}/src/out", "--source", "{tmp}/src"], "--output {tmp}/src/out lies in {tmp}/src"),
         (["-o", "{tmp}/src", "--source", "{tmp}/src"], "--output {tmp}/src is an input: use another name"),
+        (["-o", "{tmp}", "--overwrite"], "--output {tmp} is an input: use another name"),
+        (["-o", "{tmp}", "--resume"], "--output {tmp} is an input: use another name"),
+        (["-o", "{tmp}/o", "--output-type", "com,pha", "--background", "{tmp}/o/pha/s.png"], "--output {tmp}/o is an input"),
+        (["-o", "{tmp}/src/p.png", "--composite", "{tmp}/src/p.png", "--overwrite"], "--output {tmp}/src/p.png is an input"),
+        (["-o", "{tmp}/s.png", "--source", "file://{tmp}/s.png"], "--output {tmp}/s.png is an input: use another name"),
+        (["-o", ""], "--output is empty: name a .png, .mp4 or .mov, or a folder"),
+        (["--source", ""], "--source : no such file or folder"),
+        (["--background", "{tmp}/s.png"], "--background {tmp}/s.png is the source itself: give the scene without the subject"),
+        (["--source", "s3://"], "--source: s3:// names no bucket: write s3://BUCKET/FOLDER"),
         (["-o", "s3://bucket/o.png"], "--output s3://bucket/o.png: expected a path of this machine"),
         (["--output-type", "alpha"], "--output-type takes com, pha, fgr, err, ref, separated by commas, got 'alpha'"),
         (["--output-type", "ref"], "--output-type ref: only a refine network refines patches"),
@@ -276,7 +285,14 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
     (tmp_path / "clip.mp4").write_bytes(b"")
     (tmp_path / "torn.png").write_bytes((tmp_path / "s.png").read_bytes()[:3000])
     (tmp_path / "empty").mkdir()
-    for name in ("twins/a.jpg", "twins/a.png", "src/p.png", "src/q.png", "bgr/other.png"):
+    for name in (
+        "twins/a.jpg",
+        "twins/a.png",
+        "src/p.png",
+        "src/q.png",
+        "bgr/other.png",
+        "o/pha/s.png",
+    ):
         mattes.write(tmp_path / name, mattes.picture(8, 8, 1))
     weights = mattes.saved(mattes.network("base"), tmp_path)
     before = sorted(tmp_path.rglob("*"))
@@ -287,6 +303,54 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
     assert line.format(tmp=tmp_path) in err[-1]
     assert len([e for e in err if not e.startswith("matte ")]) == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_what_holds_several_pictures_is_said_and_the_first_is_matted(
+    raymat: Any, one: list[str], tmp_path: Path, form: str
+) -> None:
+    frames = [Image.fromarray(mattes.picture(123, 77, seed)) for seed in (1, 2, 3)]
+    path = tmp_path / f"moving.{form.lower()}"
+    frames[0].save(path, form, save_all=True, append_images=frames[1:])
+    weights = mattes.saved(mattes.network("base"), tmp_path)
+    code, _, err = raymat("matte", weights, *one, "--source", str(path), "-o", f"{tmp_path}/o.png")
+    assert (code, mattes.read(tmp_path / "o.png").shape) == (0, (77, 123, 4))
+    assert err[-1] == (
+        f"note: {path}: holds 3 pictures, of which the first is read: make a video or a folder of them to matte all"
+    )
+
+
+def test_several_types_may_have_names_made_of_the_source_s(
+    raymat: Any, one: list[str], tmp_path: Path
+) -> None:
+    weights = mattes.saved(mattes.network("base"), tmp_path)
+    more = ["-o", f"{tmp_path}/s.png", "--output-type", "com,pha"]
+    assert raymat("matte", weights, *one, *more)[0] == 0
+    assert np.array_equal(mattes.read(tmp_path / "s.png"), mattes.picture(123, 77, 1))
+    assert mattes.read(tmp_path / "s-pha.png").shape == (77, 123)
+
+
+def test_a_camera_jpeg_with_a_preview_behind_it_is_one_picture(
+    raymat: Any, one: list[str], tmp_path: Path
+) -> None:
+    shot, preview = (Image.fromarray(mattes.picture(123, 77, seed)) for seed in (1, 2))
+    shot.save(tmp_path / "s.jpg", "MPO", save_all=True, append_images=[preview])
+    weights = mattes.saved(mattes.network("base"), tmp_path)
+    more = ["--source", f"{tmp_path}/s.jpg", "-o", f"{tmp_path}/o.png"]
+    code, _, err = raymat("matte", weights, *one, *more)
+    assert (code, [line for line in err if "note" in line]) == (0, [])
+
+
+def test_a_background_is_found_whichever_way_its_accents_are_written(
+    raymat: Any, tmp_path: Path
+) -> None:
+    """A Mac writes e and an accent where others write one character: all viewers show the same name."""
+    mattes.write(tmp_path / "src/caf\u00e9.png", mattes.picture(8, 8, 1))
+    mattes.write(tmp_path / "bgr/cafe\u0301.png", mattes.picture(8, 8, 2))
+    weights = mattes.saved(mattes.network("base"), tmp_path)
+    inputs = ["--source", f"{tmp_path}/src", "--background", f"{tmp_path}/bgr"]
+    assert raymat("matte", weights, *inputs, "-o", f"{tmp_path}/out")[0] == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["caf\u00e9.png"]
 
 
 def test_files_that_are_no_pictures_are_said(raymat: Any, many: list[str], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from raymat.errors import StorageError
 from raymat.storage.faults import classify, reason
-from raymat.storage.urls import redact, redact_text, refuse_secrets
+from raymat.storage.urls import here, redact, redact_text, refuse_secrets, url_problem
 
 CANARY = "cAn4ry"
 
@@ -108,3 +108,29 @@ def test_texts_show_no_secret_outside_of_urls_either() -> None:
     plain = "at 10:30 a@b, s3://bucket/a@ema: bad, [Errno 2] no file: /a@b"
     assert redact_text(plain) == plain
     assert redact_text("a  b\n" + 300 * "c", 20) == "a b " + 13 * "c" + "..."
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///folder", "gs://", "simplecache::s3://"])
+def test_an_object_store_without_a_bucket_is_no_url(url: str) -> None:
+    scheme = "gs" if url.startswith("gs") else "s3"
+    assert url_problem(url) == f"{url} names no bucket: write {scheme}://BUCKET/FOLDER"
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("file:///data/a%20b.png", "/data/a%20b.png"),
+        ("local:///data/x", "/data/x"),
+        ("~/x.png", "/home/me/x.png"),
+        ("~", "/home/me"),
+        ("a~b/c.png", "a~b/c.png"),
+        ("s3://bucket/~/x", "s3://bucket/~/x"),
+        ("zip://a.png::file:///b.zip", "zip://a.png::file:///b.zip"),
+        ("#78ff9b", "#78ff9b"),
+    ],
+)
+def test_what_lies_on_this_machine_is_a_path_however_it_is_written(
+    given: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert here(given) == path

@@ -18,6 +18,7 @@ from raymat.errors import ConfigError
 from raymat.inference.job import MattingJob, MattingReport, MattingRequest
 from raymat.inference.matter import Matter
 from raymat.inference.rendering import OUTPUT_TYPES, OutputType
+from raymat.storage.urls import here
 from raymat.train.run.refine_options import OVERRIDES, configured, refining_as
 from raymat.train.run.selected_weights import Selected, read_weights
 
@@ -104,11 +105,11 @@ class Options(OptionGroup):
     def request(self) -> MattingRequest:
         """What to matte, and where to."""
         return MattingRequest(
-            source=self.source,
-            background=self.background,
-            output=self.output,
+            source=here(self.source),
+            background=here(self.background),
+            output=here(self.output),
             types=_types(self.output_type),
-            composite=self.composite,
+            composite=None if self.composite is None else here(self.composite),
             alpha_bits=self.alpha_bits,
             batch_size=self.batch_size,
             existing="overwrite" if self.overwrite else "resume" if self.resume else "refuse",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -93,7 +94,10 @@ def _suffix_hint(foregrounds: Sequence[str], mattes: Sequence[str], pair_suffix:
     ending = _common_ending(foregrounds, mattes)
     if ending:
         ending += pair_suffix
-        return f"the mattes' names end in {ending}: --pair-suffix {ending} takes them"
+        word = shlex.quote(ending)
+        # What begins with a hyphen would be taken for a flag.
+        value = f"={word}" if ending.startswith("-") else f" {word}"
+        return f"the mattes' names end in {word}: --pair-suffix{value} takes them"
     ending = _common_ending(mattes, foregrounds)
     return f"the foregrounds' names end in {ending}: rename them without it" if ending else None
 

@@ -231,6 +231,17 @@ def open_pillow(data: bytes, decoding: int) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=_FORMATS.get(decoding, _ALL_FORMATS))
 
 
+def frames_of(data: bytes) -> int:
+    """Return how many pictures an animation or a file of pages holds; 1 for what is none, or cannot be read."""
+    if data[:3] == b"\xff\xd8\xff":
+        return 1  # what cameras put behind a JPEG is a preview or a map of its depth
+    try:
+        with open_pillow(data, DECODING) as image:
+            return int(getattr(image, "n_frames", 1))
+    except PILLOW_ERRORS:
+        return 1
+
+
 def _check_size(header: Header) -> None:
     """Raise BadPicture if the pixels are too many, or more than the bytes can hold: they would be allocated first."""
     pixels, shown = header.size[0] * header.size[1], by(header.size)
