@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -24,6 +25,8 @@ HD_HEIGHT = 720
 """From this height on, players take a video that does not say for BT.709, below for BT.601."""
 HDR = {16: "PQ", 18: "HLG"}
 """Transfer functions of high dynamic range, as H.273 and FFmpeg number them."""
+SLACK = Fraction(1, 10)
+"""Seconds by which a video may end before the time that its header states."""
 USUAL_RATE = Fraction(25)
 """Frames a second of a video that does not say."""
 
@@ -65,7 +68,12 @@ class VideoReader:
             raise DataError(f"{path}: cannot be read as a video: {_reason(error)}") from error
         if not self._container.streams.video:
             raise DataError(f"{path}: holds no video")
-        self._stream = self._container.streams.video[0]
+        best = self._container.streams.best("video")  # not the cover beside it
+        self._stream = cast("av.VideoStream", best or self._container.streams.video[0])
+        if cast("av.VideoCodecContext | None", self._stream.codec_context) is None:
+            raise DataError(
+                f"{path}: its video cannot be decoded: its header is cut off, or its codec is not known"
+            )
         self._stream.thread_type = "AUTO"
 
     @property
@@ -107,7 +115,7 @@ class VideoReader:
 
     def frames(self) -> Iterator[Frame]:
         """Decode the frames, once. Raises DataError: a frame cannot be decoded, or has another size than the first."""
-        number, first, last = 0, None, None
+        number, first, last, end = 0, None, None, None
         size: tuple[int, int] | None = None
         base = self.timing.base
         for decoded in self._decoded():
@@ -125,19 +133,51 @@ class VideoReader:
                 )
                 time = last + base
             last = time
+            end = self._end_of(decoded)
             yield Frame(number, time, (decoded.duration or 0) * base, decoded)
             number += 1
         if number == 0:
             raise DataError(f"{self._path}: holds no frames")
-        if number < self.stated:
-            self._notes.add(
-                f"states {self.stated} frames and shows {number}: the rest is cut off or missing",
-                self._path,
-            )
+        self._note_cut(number, end)
 
     def close(self) -> None:
         """Close the file."""
         self._container.close()
+
+    def _note_cut(self, number: int, end: Fraction | None) -> None:
+        """Note that there were fewer frames, or for a shorter time, than the header states."""
+        length = self._stated_end
+        if self.stated:
+            stated, shown = f"{self.stated} frames", f"{number}"
+            is_cut = number < self.stated
+        elif end is not None and length is not None:  # a Matroska or WebM states no number
+            stated, shown = f"{float(length):.2f} s", f"{float(end):.2f} s"
+            is_cut = end + 2 / self._rate + SLACK < length
+        else:
+            return
+        if is_cut:
+            self._notes.add(
+                f"states {stated} and shows {shown}: the rest is cut off or missing", self._path
+            )
+
+    @property
+    def _stated_end(self) -> Fraction | None:
+        """Seconds from the file's beginning at which its video ends, as its header says; None if it does not."""
+        stream, base = self._stream, self._stream.time_base
+        if stream.duration and base:
+            return ((stream.start_time or 0) + stream.duration) * base
+        found = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+        if found is None:
+            return None
+        hours, minutes, seconds = map(Fraction, found.groups())
+        return 3600 * hours + 60 * minutes + seconds
+
+    def _end_of(self, decoded: av.VideoFrame) -> Fraction | None:
+        """Return when the next frame would be due, in seconds from the file's beginning; None if its time is not known."""
+        if decoded.pts is None:
+            return None
+        base = self.timing.base
+        return decoded.pts * base + max((decoded.duration or 0) * base, 1 / self._rate)
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         number = 0

@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -294,7 +295,7 @@ def test_a_job_that_is_killed_leaves_nothing_under_the_final_name(
         assert (code, len(left)) == ((-9, 1) if number == signal.SIGKILL else (130, 0))
 
 
-@pytest.mark.parametrize("what", ["text", "empty", "torn", "no end", "sound", "damaged"])
+@pytest.mark.parametrize("what", ["text", "empty", "torn", "no end", "header", "sound", "damaged"])
 def test_a_video_that_cannot_be_read_whole_is_one_line(
     raymat: Any, weights: str, clip: list[str], tmp_path: Path, what: str
 ) -> None:
@@ -306,6 +307,7 @@ def test_a_video_that_cannot_be_read_whole_is_one_line(
         "empty": b"",
         "torn": content[:start],
         "no end": content[: start + 2000],
+        "header": content[: content.index(b"stsd") + 8],
         "sound": content.replace(b"vide", b"soun"),
         "damaged": content[: start + 1200] + b"\xff" * 3000 + content[start + 4200 :],
     }[what]
@@ -317,6 +319,47 @@ def test_a_video_that_cannot_be_read_whole_is_one_line(
     assert len(errors) == 1
     assert str(bad) in errors[0]
     assert [*tmp_path.glob(".tmp-*")] == []
+
+
+def test_a_video_that_states_no_number_and_is_cut_off_is_said(
+    raymat: Any, weights: str, clip: list[str], tmp_path: Path
+) -> None:
+    """A download or a recording that broke off: Matroska says how long it should be, not how many frames."""
+    whole = write_video(tmp_path / "whole.mkv", [numbered(i) for i in range(COUNT)])
+    content = whole.read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(content[: 2 * len(content) // 3])
+    notes = {}
+    for name in ("whole", "cut"):
+        more = ["--source", f"{tmp_path}/{name}.mkv", "-o", f"{tmp_path}/{name}.mp4"]
+        code, _, err = raymat("matte", weights, *clip, *more)
+        assert code == 0
+        notes[name] = [line for line in err if line.startswith("note: ")]
+    shown = len(read_video(tmp_path / "cut.mp4"))
+    assert 0 < shown < COUNT
+    assert notes["whole"] == []
+    (note,) = notes["cut"]
+    assert note.startswith(f"note: {tmp_path}/cut.mkv: states 1.20 s and shows ")
+    assert note.endswith(" s: the rest is cut off or missing")
+
+
+def test_the_video_is_matted_and_not_the_cover_before_it(
+    raymat: Any, weights: str, clip: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "covered.mkv"
+    with av.open(str(path), "w") as container:
+        cover, stream = container.add_stream("mjpeg", rate=25), container.add_stream("libx264", 25)
+        for made, sides, kind in ((cover, (32, 32), "yuvj420p"), (stream, SIDES, "yuv420p")):
+            made.width, made.height, made.pix_fmt = *sides, kind
+        for made, count in ((cover, 1), (stream, 3)):
+            for i in range(count):
+                picture = numbered(i) if made is stream else np.zeros((32, 32, 3), np.uint8)
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = i, Fraction(1, 25)
+                container.mux(made.encode(frame))
+            container.mux(made.encode(None))
+    out = tmp_path / "out.mov"
+    assert raymat("matte", weights, *clip, "--source", str(path), "-o", str(out))[0] == 0
+    assert [number_of(shown.pixels) for shown in read_video(out)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
