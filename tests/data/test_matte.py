@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from typing import Any
 
 import cv2
@@ -20,12 +21,16 @@ FULL = np.where(MATTE > 127, 255, 0).astype(np.uint8)
 PHOTO = photo(6)
 
 
-def read(data: bytes, decoding: int = 5) -> Pixels:
+def read(data: bytes, decoding: int = 6) -> Pixels:
     return EncodedImage(data, "pha/a.png", grey=True, decoding=decoding).decode()
 
 
-def png16(values: Any) -> bytes:
-    return cv2.imencode(".png", values.astype(np.uint16))[1].tobytes()
+def png16(values: Any, clear: bytes = b"") -> bytes:
+    """A PNG of 16 bits; `clear`: the value that is transparent."""
+    data = cv2.imencode(".png", values.astype(np.uint16))[1].tobytes()
+    chunk = b"tRNS" + clear
+    named = struct.pack(">I", len(clear)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return data[:33] + named + data[33:] if clear else data
 
 
 def channels(*planes: Pixels) -> Pixels:
@@ -67,6 +72,7 @@ def tiff(values: Any, meaning: int, *extra: int) -> bytes:
 SMALL = np.zeros_like(MATTE)
 SMALL[:9, :9] = 1
 SMALL[1:8, 1:8] = 2
+GREYS = np.where(FULL, PHOTO[..., 0], 0).astype(np.uint8)
 ZERO, ONES = np.zeros_like(MATTE), np.full_like(MATTE, 255)
 FOUND: dict[str, tuple[bytes, Pixels, int]] = {
     "rgba png": (encode(channels(*PHOTO.transpose(2, 0, 1), MATTE), "PNG"), MATTE, 0),
@@ -110,6 +116,18 @@ FOUND: dict[str, tuple[bytes, Pixels, int]] = {
         tiff(channels(*PHOTO.transpose(2, 0, 1), MATTE), 2, 0), MATTE, 0,
     ),
     "tiff, one beside grey": (tiff(channels(PHOTO[..., 0], MATTE), 1, 0), MATTE, 0),
+    "grey, its black named transparent": (encode(MATTE, "PNG", transparency=0), MATTE, 0),
+    "16 bits, their black named transparent": (png16(MATTE.astype(int) * 257, b"\0\0"), MATTE, 0),
+    "rgb, its black named transparent": (
+        encode(channels(MATTE, MATTE, MATTE), "PNG", transparency=(0, 0, 0)), MATTE, 0,
+    ),
+    "rgba, clear where it is black": (
+        encode(channels(MATTE, MATTE, MATTE, (MATTE > 0) * np.uint8(255)), "PNG"), MATTE, 0,
+    ),
+    "a grey photograph, cut out": (
+        encode(channels(GREYS, GREYS, GREYS, FULL), "PNG"), FULL, 0,
+    ),
+    "a silhouette of white, cut out": (encode(FULL, "PNG", transparency=0), FULL, 0),
     "empty": (encode(ZERO, "PNG"), ZERO, 0),
     "full": (encode(ONES, "PNG"), ONES, 0),
     "empty rgba": (encode(channels(ZERO, ZERO, ZERO, ZERO), "PNG"), ZERO, 0),
@@ -160,6 +178,8 @@ def test_a_run_that_began_before_reads_mattes_as_it_began() -> None:
     assert read(FOUND["mask of 0 and 1"][0], decoding=1).max() == 1
     assert read(FOUND["12 bits in 16"][0], decoding=1).max() == 15
     assert read(FOUND["one object of DAVIS"][0], decoding=4).max() == 128
+    named = "grey, its black named transparent"
+    assert np.array_equal(read(FOUND[named][0], decoding=5), (MATTE > 0) * np.uint8(255))
     white = "tiff from white, 16 bits"
     assert np.abs(255 - read(FOUND[white][0], decoding=4).astype(int) - MATTE).max() == 0
 

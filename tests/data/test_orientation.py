@@ -137,6 +137,22 @@ def test_both_byte_orders_are_read_and_other_values_are_upright(order: str) -> N
         assert (found == UPRIGHT) == (value not in range(2, 9)), value
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["H", "I"])
+def test_the_tag_is_read_as_a_short_and_as_a_long_number(order: str, kind: str) -> None:
+    """It should be a short one; some programs write a long one, and what Pillow's users mask is turned all the same."""
+    code = {"H": 3, "I": 4}[kind]
+    value = struct.pack(order + kind, 6).ljust(4, b"\0")
+    start = b"II*\0" if order == "<" else b"MM\0*"
+    exif = start + struct.pack(f"{order}IHHHI", 8, 1, 0x0112, code, 1) + value + bytes(4)
+    stored = np.asarray(Image.fromarray(photo(1)).transpose(STORED_BY[6]))
+    data = encode(stored, "JPEG", exif=b"Exif\0\0" + exif)
+    with Image.open(io.BytesIO(data)) as image:
+        assert ImageOps.exif_transpose(image).size == (96, 64)
+    assert EncodedImage(data, "a").size == (96, 64)
+    assert EncodedImage(data, "a", decoding=5).size == ((96, 64) if kind == "H" else (64, 96))
+
+
 @pytest.mark.parametrize("form", list(OPTIONS))
 def test_damaged_tags_are_no_tags_and_nothing_else(form: str) -> None:
     data, draws = taken(photo(1), form, 6), random.Random(form)
@@ -164,18 +180,18 @@ def test_a_run_goes_on_reading_pictures_as_it_began(tmp_path: Path) -> None:
     turned = taken(photo(1), "JPEG", 6)
     write(f"{tmp_path}/walls/train/00.jpg", turned)
     now = list_dataset(config, store)
-    assert now["decoding"] == 5
+    assert now["decoding"] == 6
     before = {name: value for name, value in now.items() if name != "decoding"}  # as it was stored
     sizes = {
         version: source_of(config, store, listing).open().open_background(0).size
-        for version, listing in ((1, before), (5, now))
+        for version, listing in ((1, before), (6, now))
     }
-    assert sizes == {1: (64, 96), 5: (96, 64)}
+    assert sizes == {1: (64, 96), 6: (96, 64)}
     write(f"{tmp_path}/walls/train/9999.jpg", turned)
     assert grow_dataset(config, store, before).listing["decoding"] == 1
-    assert grow_dataset(config, store, now).listing["decoding"] == 5
-    with pytest.raises(NewerFormatError, match="read as of version 6, this raymat knows 5"):
-        source_of(config, store, now | {"decoding": 6})
+    assert grow_dataset(config, store, now).listing["decoding"] == 6
+    with pytest.raises(NewerFormatError, match="read as of version 7, this raymat knows 6"):
+        source_of(config, store, now | {"decoding": 7})
 
 
 def test_a_run_that_began_before_still_refuses_a_turned_photograph_beside_its_upright_mask(

@@ -213,6 +213,11 @@ def test_a_colour_jpeg_is_no_matte_at_any_scale() -> None:
         with pytest.raises(UnreadableImage, match="is a colour picture, not a matte"):
             EncodedImage(data, "a", grey=True).decode(scale)
     assert read(data, grey=True, decoding=2).shape == (240, 320)
+    inks = Image.fromarray(photo(2)).convert("CMYK")
+    buffer = io.BytesIO()
+    inks.save(buffer, "JPEG")
+    assert refusal(buffer.getvalue(), True, decoding=6) == "is a colour picture, not a matte"
+    assert read(buffer.getvalue(), True, decoding=5).shape == (64, 96)
     grey = encode(np.repeat(MATTE[..., None], 3, axis=2), "JPEG", quality=75)
     assert np.array_equal(read(grey, grey=True), read(grey, grey=True, decoding=2))
 

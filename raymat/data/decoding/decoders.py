@@ -133,6 +133,8 @@ def _decode_pillow(header: Header, data: bytes, grey: bool) -> Pixels:
             if grey and header.decoding >= 2 and header.frame is None:
                 return _checked(matte_of(image, header.decoding), header, 1)
             if grey:
+                if header.decoding >= 6:
+                    refuse_colours(np.asarray(image.convert("RGB")), header.decoding)
                 return _checked(np.asarray(image.convert("L")), header, 1)
             return _checked(rgb_of(image, header.decoding, header.profile), header, 1)
     except NoMatteError as error:

@@ -25,7 +25,14 @@ from raymat.data.decoding.blocks import (
 )
 from raymat.data.decoding.colour_profile import profile_of
 from raymat.data.decoding.kinds import kind_of
-from raymat.data.decoding.orientation import ORIENTATION_TAG, UPRIGHT, Orientation, orientation_of
+from raymat.data.decoding.orientation import (
+    ORIENTATION_TAG,
+    SHORT,
+    UPRIGHT,
+    WHOLE,
+    Orientation,
+    orientation_of,
+)
 from raymat.data.decoding.stated_colours import (
     HighDynamicRangeError,
     profile_of_avif,
@@ -33,12 +40,13 @@ from raymat.data.decoding.stated_colours import (
 )
 from raymat.errors import first_line
 
-DECODING = 5
+DECODING = 6
 """The newest version. 1: no orientation tags, no colour profiles, a matte is its file's brightness, and files without an end
 or with long texts are refused. 2: JPEG, PNG and WebP alone, JPEGs with 1x4 chroma sampling are refused, and a colour JPEG is
 a matte by its brightness. 3: PNGs whose second checksum, within their compressed pixels, is wrong are refused. 4: colour
 spaces count only as RGB profiles, small coloured regions of a matte by their brightness, deep TIFFs that begin with white
-are inverted, and an alpha channel that a TIFF does not name is none."""
+are inverted, and an alpha channel that a TIFF does not name is none. 5: an orientation tag counts only as a short number, a
+matte of soft greys whose black is named transparent is a mask, and colour JPEGs of inks or rare sampling are mattes."""
 MEMORY = 7 * 2**28
 """Maximum bytes that decoding a picture takes, beside its file: 256 million pixels of a PNG."""
 MAX_SIDE = 32_766  # what OpenCV's warp can address
@@ -158,7 +166,8 @@ def _with_tags(header: Header, data: bytes, grey: bool) -> Header:
     profile = b"" if grey else _colour_space(header, data)
     if header.form not in _OWN_TAGS:  # Pillow has read their tags
         return replace(header, profile=profile)
-    return replace(header, orientation=orientation_of(data), profile=profile)
+    kinds = WHOLE if header.decoding >= 6 else (SHORT,)
+    return replace(header, orientation=orientation_of(data, kinds), profile=profile)
 
 
 def _colour_space(header: Header, data: bytes) -> bytes:

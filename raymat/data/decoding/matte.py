@@ -22,6 +22,8 @@ VIVID, _MOST_VIVID = 48, 0.001
 _DEPTHS = (8, 10, 12, 14, 15)
 _DEPTHS_BEFORE = (8, 10, 12)
 """Before DECODING 5."""
+_LEAST_WHITE = 1 / 3
+"""Share of white in what is not black of a matte; a small soft disc has 0.38, a grey photograph next to none."""
 _PHOTOMETRIC = 262
 """TIFF's tag for what its numbers mean; 0: the lowest one is white."""
 
@@ -33,14 +35,15 @@ class NoMatteError(ValueError):
 def matte_of(image: Image.Image, decoding: int) -> NDArray[np.uint8]:
     """Return the matte in an open picture: (h, w), 0 transparent to 255 opaque.
 
-    An alpha channel that is not constant is the matte, whatever the colours show.
+    An alpha channel that is not constant is the matte, whatever the colours show, unless it repeats them with less depth.
 
     Raises:
         NoMatteError: it is a colour picture. Pillow's errors, if it cannot be decoded.
     """
     alpha = _alpha_of(image, decoding)
     if alpha is not None and alpha.min() < alpha.max():
-        return alpha
+        finer = _repeated(image, alpha, decoding) if decoding >= 6 else None
+        return alpha if finer is None else finer
     if image.mode.startswith("I"):
         return _from_16_bits(_values(image, decoding), decoding)
     if image.mode == "F":
@@ -57,6 +60,28 @@ def _alpha_of(image: Image.Image, decoding: int) -> NDArray[np.uint8] | None:
     if decoding >= 5 and isinstance(image, TiffImageFile):
         return _unnamed_channel(image)
     return None
+
+
+def _repeated(
+    image: Image.Image, alpha: NDArray[np.uint8], decoding: int
+) -> NDArray[np.uint8] | None:
+    """Return the greys of a picture that are a matte of their own; None if its alpha is the one that counts.
+
+    They are where alpha only says which of them are black, as when a matte's black is named transparent, and where much of
+    what is left is white, as it is in no cut-out photograph.
+    """
+    opaque = alpha == 255
+    if not (opaque | (alpha == 0)).all():
+        return None
+    if image.mode.startswith("I"):
+        greys = _from_16_bits(_values(image, decoding), decoding)
+    else:
+        colours = np.asarray(image.convert("RGB"))
+        greys = np.ascontiguousarray(colours[..., 0])
+        if any(not np.array_equal(greys, colours[..., i]) for i in (1, 2)):
+            return None
+    is_black = not greys[~opaque].any()
+    return greys if is_black and np.mean(greys[opaque] == 255) >= _LEAST_WHITE else None
 
 
 def _unnamed_channel(image: TiffImageFile) -> NDArray[np.uint8] | None:

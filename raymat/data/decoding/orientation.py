@@ -8,6 +8,7 @@ decoding anything.
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -16,7 +17,10 @@ from numpy.typing import NDArray
 from raymat.data.decoding.blocks import EXIF_NAMES, blocks_of
 
 ORIENTATION_TAG = 0x0112
-_SHORT = 3
+SHORT = 3
+"""The type that the tag should have."""
+WHOLE = {SHORT: "H", 4: "I"}
+"""That type and the long one that some programs write, by their codes in EXIF, with their letters in `struct`."""
 _HEAD = b"Exif\0\0"
 
 T = TypeVar("T", bound=np.generic)
@@ -62,19 +66,22 @@ _BY_TAG = {
 """By the tag's value: https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf, 4.6.4 A. All others are upright."""
 
 
-def orientation_of(data: bytes) -> Orientation:
-    """Return the orientation of an encoded JPEG, PNG or WebP; upright where none is stated, or not legibly."""
+def orientation_of(data: bytes, kinds: Collection[int] = WHOLE) -> Orientation:
+    """Return the orientation of an encoded JPEG, PNG or WebP; upright where none is stated, or not legibly.
+
+    `kinds`: types in which the tag is read.
+    """
     for name, content in blocks_of(data):
         # A JPEG's APP1 may hold something else.
         if name in EXIF_NAMES and (name != b"\xe1" or content[:6] == _HEAD):
             try:
-                return Orientation.of_tag(_tag(bytes(content).removeprefix(_HEAD)))
+                return Orientation.of_tag(_tag(bytes(content).removeprefix(_HEAD), kinds))
             except struct.error:
                 return UPRIGHT
     return UPRIGHT
 
 
-def _tag(tiff: bytes) -> int:
+def _tag(tiff: bytes, kinds: Collection[int]) -> int:
     """Return the value of the orientation tag in the first directory of a TIFF structure; 0 without one."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
@@ -82,7 +89,9 @@ def _tag(tiff: bytes) -> int:
     (start,) = struct.unpack_from(f"{order}I", tiff, 4)
     (count,) = struct.unpack_from(f"{order}H", tiff, start)
     for entry in range(count):
-        tag, kind, values, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * entry)
+        at = start + 2 + 12 * entry
+        tag, kind, values = struct.unpack_from(f"{order}HHI", tiff, at)
         if tag == ORIENTATION_TAG:
-            return int(value) if (kind, values) == (_SHORT, 1) else 0
+            is_read = kind in kinds and values == 1
+            return int(struct.unpack_from(order + WHOLE[kind], tiff, at + 8)[0]) if is_read else 0
     return 0
