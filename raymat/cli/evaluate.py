@@ -15,7 +15,7 @@ from raymat.analysis.scores import ScoreReport, SeenExample, rows_of
 from raymat.analysis.worst_examples import Worst
 from raymat.cli.inputs import device_of, print_note
 from raymat.config.command_line import parse_options
-from raymat.config.options import MULTIPLE_OF_4, OptionGroup, Spelling, at_least
+from raymat.config.options import MULTIPLE_OF_4, THREADS, OptionGroup, Spelling, at_least
 from raymat.config.run import RunConfig
 from raymat.config.sections import DataConfig, Device, Precision
 from raymat.config.settled import precision_on
@@ -68,7 +68,7 @@ class Options(OptionGroup):
     """Device to compute on; auto is cuda if torch finds one."""
     precision: Precision | None = None
     """Precision of the arithmetic. Default: the run's, if it ran on this kind of device."""
-    threads: Annotated[int | None, at_least(1)] = None
+    threads: Annotated[int | None, THREADS] = None
     """CPU threads for computing. Default: the run's; other numbers round differently."""
     csv: Annotated[str | None, Spelling("FILE.csv")] = None
     """Write every example and the means to this file, any fsspec URL."""

@@ -63,6 +63,7 @@ NOT_NEGATIVE = Check(lambda value: value >= 0, "must not be negative")
 MULTIPLE_OF_4 = Check(
     lambda value: value > 0 and value % 4 == 0, "must be a positive multiple of 4"
 )
+THREADS = Check(lambda value: 1 <= value <= 1024, "must be in 1..1024")  # torch dies of far more
 FRACTION = Check(lambda value: 0 <= value < 1, "must be in [0, 1)")
 FACTOR = Check(lambda value: 0 < value < 1, "must be between 0 and 1 (exclusive)")
 

@@ -17,6 +17,7 @@ from raymat.config.options import (
     MULTIPLE_OF_4,
     NOT_NEGATIVE,
     REPEATABLE,
+    THREADS,
     Check,
     OptionGroup,
     at_least,
@@ -306,7 +307,7 @@ class WorkersConfig(OptionGroup):
     """Data-parallel workers: N, or MIN:MAX for an elastic run."""
     device: Annotated[Device, FREE] = "auto"
     """Device to train on."""
-    threads: Annotated[int, FIXED, at_least(1)] = 1
+    threads: Annotated[int, FIXED, THREADS] = 1
     """CPU threads for each worker's arithmetic. Fixed for a run: another number rounds differently."""
     same_bits: Annotated[SameBits, FREE] = "say"
     """What to do where a checkpoint is resumed on another processor or card, or with other versions, than made it: say so, or

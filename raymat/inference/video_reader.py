@@ -133,7 +133,7 @@ class VideoReader:
                 )
                 time = last + base
             last = time
-            end = self._end_of(decoded)
+            end = _end_of(decoded, base, self._rate)
             yield Frame(number, time, (decoded.duration or 0) * base, decoded)
             number += 1
         if number == 0:
@@ -146,7 +146,7 @@ class VideoReader:
 
     def _note_cut(self, number: int, end: Fraction | None) -> None:
         """Note that there were fewer frames, or for a shorter time, than the header states."""
-        length = self._stated_end
+        length = _stated_end(self._stream)
         if self.stated:
             stated, shown = f"{self.stated} frames", f"{number}"
             is_cut = number < self.stated
@@ -159,25 +159,6 @@ class VideoReader:
             self._notes.add(
                 f"states {stated} and shows {shown}: the rest is cut off or missing", self._path
             )
-
-    @property
-    def _stated_end(self) -> Fraction | None:
-        """Seconds from the file's beginning at which its video ends, as its header says; None if it does not."""
-        stream, base = self._stream, self._stream.time_base
-        if stream.duration and base:
-            return ((stream.start_time or 0) + stream.duration) * base
-        found = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
-        if found is None:
-            return None
-        hours, minutes, seconds = map(Fraction, found.groups())
-        return 3600 * hours + 60 * minutes + seconds
-
-    def _end_of(self, decoded: av.VideoFrame) -> Fraction | None:
-        """Return when the next frame would be due, in seconds from the file's beginning; None if its time is not known."""
-        if decoded.pts is None:
-            return None
-        base = self.timing.base
-        return decoded.pts * base + max((decoded.duration or 0) * base, 1 / self._rate)
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         number = 0
@@ -205,6 +186,24 @@ class VideoReader:
                 f"is of high dynamic range ({kind}), which is read as if it were not: film in SDR",
                 self._path,
             )
+
+
+def _stated_end(stream: av.VideoStream) -> Fraction | None:
+    """Return when a file's video ends as its header says, in seconds from the file's beginning; None if it does not."""
+    if stream.duration and stream.time_base:
+        return ((stream.start_time or 0) + stream.duration) * stream.time_base
+    found = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if found is None:
+        return None
+    hours, minutes, seconds = map(Fraction, found.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def _end_of(decoded: av.VideoFrame, base: Fraction, rate: Fraction) -> Fraction | None:
+    """Return when the next frame would be due, in seconds from the file's beginning; None if its time is not known."""
+    if decoded.pts is None:
+        return None
+    return decoded.pts * base + max((decoded.duration or 0) * base, 1 / rate)
 
 
 def _orientation(decoded: av.VideoFrame) -> Orientation:

@@ -304,7 +304,7 @@ def test_what_has_only_the_half_that_is_looked_at_is_enough(
         (["W", "--synthetic", "0"], "--synthetic must be at least 1, got 0"),
         (["W", "--synthetic", "2", "--dataset", "d"], "give either --dataset and --backgrounds, or --synthetic N"),
         (["W", "--synthetic", "2", "--examples", "0"], "--examples must be at least 1, got 0"),
-        (["W", "--synthetic", "2", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["W", "--synthetic", "2", "--threads", "0"], "--threads must be in 1..1024, got 0"),
         (["W", "--synthetic", "2", "--resolution", "30"], "--resolution must be a positive multiple of 4, got 30"),
         (["W", "--synthetic", "2", "--seed", "-1"], "--seed must be in 0..2**63-1, got -1"),
         (["W", "--synthetic", "2", "--ensemble"], "--ensemble is a mean of several predictions: name at least two"),

@@ -10,7 +10,7 @@ import torch
 
 from raymat.cli.inputs import device_of, print_note
 from raymat.config.command_line import parse_options
-from raymat.config.options import Check, OptionGroup, Spelling, at_least
+from raymat.config.options import THREADS, Check, OptionGroup, Spelling, at_least
 from raymat.config.sections import Device, Precision, RefineMode
 from raymat.config.settled import precision_on
 from raymat.console import ProgressBar, count
@@ -93,7 +93,7 @@ class Options(OptionGroup):
     """Device to compute on; auto is cuda if torch finds one."""
     precision: Precision | None = None
     """Precision of the arithmetic. Default: fp16 on cuda, fp32 on cpu."""
-    threads: Annotated[int | None, at_least(1)] = None
+    threads: Annotated[int | None, THREADS] = None
     """CPU threads for computing. Default: torch's."""
 
     def __post_init__(self) -> None:
