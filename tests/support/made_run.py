@@ -107,7 +107,7 @@ def write_newer(
     folder = f"checkpoints/{checkpoint}"
     changed = run.store.read(f"{folder}/{what}").replace(b'"format":1', b'"format":9')
     if what != "state.json":
-        content = json.loads(changed)
+        content = json.loads(changed) | {"format": 9}
         del content["digest"]
         content["digest"] = digest([_canonical(content)])
         changed = _canonical(content) + b"\n"
