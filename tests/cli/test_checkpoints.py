@@ -154,7 +154,7 @@ NO_RUN = ("there is no run at {url}", "{url} is neither a weights file")
     [
         ("{tmp}/nothing", NO_RUN),
         ("memory://runs/nothing", NO_RUN),
-        ("s3://", "expected the URL of a run"),
+        ("s3://", "s3:// names no bucket: write s3://BUCKET/FOLDER"),
         ("nonsense://x/y", "cannot open nonsense://x"),
         ("{tmp}/file/run", "a file lies where a folder should be"),
     ],
