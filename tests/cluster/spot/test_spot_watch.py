@@ -652,9 +652,11 @@ def test_it_is_started_once_and_lets_the_session_go(tmp_path: Path) -> None:
         # It returns at once, its output closed: `ray up` waits for that.
         subprocess.run(script, env=environ, check=True, timeout=10, capture_output=True)
     try:
-        wait_for((tmp_path / "off").exists, 20)
-        assert (tmp_path / "off").read_text() == "shutdown -h now\n"
-        assert (tmp_path / "spot-watch.log").read_text() == "spot-watch --cloud aws\n"
+        # A shell makes the file before it runs the command that writes into it.
+        off = tmp_path / "off"
+        assert wait_for(lambda: off.exists() and off.read_text(), 20) == "shutdown -h now\n"
+        log = tmp_path / "spot-watch.log"
+        assert wait_for(log.read_text, 20) == "spot-watch --cloud aws\n"
     finally:
         for pid in (tmp_path / "pids").read_text().split():
             with contextlib.suppress(ProcessLookupError):
