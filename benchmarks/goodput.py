@@ -9,7 +9,8 @@ Each worker waits --device-seconds for an example, as for a device of its own.
 Printed for each: wall seconds from the first step to the last; seconds that the same steps take, at this system's own pace, if
 machines come and go at no cost; the difference, which is what the losses cost; goodput, the share that counts; steps that were
 done again; and how long after a loss training was further than before, median and worst. Of raymat also where its ledger
-says that the time went, and how far the ledger is from the clock.
+says that the time went, how far the ledger is from the clock, and what `raymat plan` expects, with the costs that this run's
+events tell, on the very machines that came and went.
 
     python benchmarks/goodput.py --trace FILE [--begin 456] [--speedup 20] [--most 2]
     python benchmarks/goodput.py --machines 2 --mean 60 [--back 20] [--noticed 0.5] [--seed 0]
@@ -23,6 +24,7 @@ that is.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -46,6 +48,7 @@ from goodput_systems.job import DEVICE, STEPS_LOG, Job, train_on_device  # noqa:
 from goodput_systems.machines import (  # noqa: E402
     Loss,
     Machines,
+    Played,
     RayNodes,
     drawn,
     play,
@@ -56,6 +59,8 @@ from goodput_systems.outcome import Outcome, pace, read_steps  # noqa: E402
 from goodput_systems.plain_loop import PlainLoop  # noqa: E402
 
 from raymat.analysis.goodput.ledger import make_ledger  # noqa: E402
+from raymat.analysis.planning.costs import RunCosts, measure  # noqa: E402
+from raymat.analysis.planning.replay import Setting, replay  # noqa: E402
 from raymat.cluster.driver import trainer_setup  # noqa: E402
 from raymat.cluster.driver.launch import fit  # noqa: E402
 from raymat.storage.store import Store  # noqa: E402
@@ -153,6 +158,27 @@ def show_ledger(folder: Path) -> None:
     print(f"from the command to its end {ended - began:.1f} s")
 
 
+def show_plan(folder: Path, steps: int) -> None:
+    """Print what a plan with the run's own costs says of the machines that it had, beside its ledger."""
+    events = read_events(Store.open(str(folder), "run"))
+    found = json.loads((folder / "machines.json").read_text(encoding="utf-8"))
+    played = Played.of(found["history"], [Loss(**loss) for loss in found["losses"]])
+    most = max(change.machines for change in played.told)
+    commits = [e["step"] for e in events if e["kind"] == "commit"]
+    interval = statistics.median(b - a for a, b in itertools.pairwise(commits))
+    costs = RunCosts(**measure(events))
+    plan = replay(costs, steps, Setting(1, most, 0, round(interval)), played, seed=0)
+    ledger = make_ledger(events)
+    there = ledger.slot_seconds - ledger.by_cause.get("capacity", 0.0)
+    goodput = ledger.by_cause.get("training", 0.0) / there
+    shown = ", ".join(f"{name} {value:.1f}" for name, value in plan.by_cause.items() if value)
+    print(f"the plan for these machines: {shown}")
+    print(
+        f"goodput of the machines that were there: plan {100 * plan.goodput:.1f}%, ledger {100 * goodput:.1f}%; "
+        f"seconds: plan {plan.wall:.1f}, ledger {ledger.slot_seconds / most:.1f}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -201,6 +227,7 @@ def main() -> None:
         print(f"raymat's lost time : {other}'s = {found['raymat'].lost / found[other].lost:.2f}")
     if "raymat" in found:
         show_ledger(root / "raymat")
+        show_plan(root / "raymat", options.steps)
     if options.folder is None:
         shutil.rmtree(root, ignore_errors=True)
 

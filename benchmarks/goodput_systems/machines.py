@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +46,33 @@ def drawn(machines: int, mean: float, back: float, noticed: float, seed: int) ->
     """Return the first 200 changes of `machines` that one loses every `mean` seconds, replaced after `back` on average."""
     changes = Rates(3600 / mean / machines, back, noticed).changes(machines, seed)
     return [next(changes) for _ in range(200)]
+
+
+@dataclass(frozen=True)
+class Played:
+    """A market that is what has happened."""
+
+    told: tuple[Change, ...]
+
+    @classmethod
+    def of(cls, history: Sequence[tuple[float, int]], losses: Sequence[Loss]) -> Played:
+        """`history`: how many machines there were from when on (Unix seconds)."""
+        noticed = {loss.at for loss in losses if loss.noticed}
+        began = history[0][0]
+        return cls(
+            tuple(
+                Change(at - began, machines, any(abs(at - loss) < 1 for loss in noticed))
+                for at, machines in history
+            )
+        )
+
+    def changes(self, wanted: int, seed: int) -> Iterator[Change]:
+        return iter(self.told)
+
+    def unnoticed_per_hour(self, wanted: int) -> float:
+        hours = max(self.told[-1].at, 1.0) / 3600
+        pairs = itertools.pairwise(self.told)
+        return sum(b.machines < a.machines and not b.noticed for a, b in pairs) / hours
 
 
 class Machines(Protocol):

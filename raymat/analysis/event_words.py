@@ -86,6 +86,9 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"{e['save']:.1f} s, and a loss without notice comes every {e['every'] / 3600:.1f} h"
     ),
     "end": _ended,
+    "room": lambda e: (
+        f"there is room for {count(e['workers'], 'worker')}, of which {e['least']} are needed at least"
+    ),
     "notice_withdrawn": lambda e: f"notice withdrawn after step {e['step']}: {e['reason']}",
     "failure": _failed,
     "first_step": lambda e: (

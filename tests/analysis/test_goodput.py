@@ -186,6 +186,74 @@ def test_slots_without_a_machine_wait_for_capacity() -> None:
     assert found.slot_seconds == 4 * 52.0
 
 
+def room(at: float, workers: int, least: int = 1) -> dict[str, Any]:
+    return event(at, 0, "room", workers=workers, least=least)
+
+
+def test_a_slot_whose_machine_waits_to_be_taken_in_is_idle_and_starts_up_with_the_others() -> None:
+    found = make_ledger(
+        [
+            launch(0, "1:3"),
+            room(1, 1),
+            started(5, 1),
+            first_step(7, 1, 1),
+            room(40, 2),
+            event(52, 1, "leave", step=45, reason="", committed=45),
+            started(56, 2, world=2),
+            event(57, 2, "restore", step=45),
+            first_step(60, 2, 46),
+            ended(80, 2),
+        ]
+    )
+    assert causes(found) == {
+        "training": 45.0 + 2 * 20.0,
+        "restore": 2.0 + 2 * 1.0,
+        "start-up": 3 * 1.0 + 4.0 + 2 * 4.0 + 2 * 3.0,
+        "idle": 12.0,
+        "capacity": 2 * 39.0 + 12.0 + 28.0,
+    }
+
+
+def test_machines_that_are_fewer_than_the_run_needs_are_idle_until_there_are_enough() -> None:
+    found = make_ledger(
+        [
+            launch(0, "2:4"),
+            room(0, 4, least=2),
+            started(0, 1, world=4),
+            first_step(0, 1, 0),
+            commit(10, 1, 10),
+            failed(10, 1, silent=0.0, step=10),
+            room(10, 0, least=2),
+            room(50, 1, least=2),
+            room(70, 3, least=2),
+            started(73, 2, world=3),
+            event(73, 2, "restore", step=10),
+            first_step(73, 2, 11),
+            ended(83, 2),
+        ]
+    )
+    assert causes(found) == {
+        "training": 4 * 10.0 + 3 * 10.0,
+        "start-up": 3 * 3.0,
+        "idle": 20.0,
+        "capacity": 4 * 40.0 + 3 * 20.0 + 3.0 + 10.0,
+    }
+
+
+def test_workers_that_a_drained_machine_still_has_train_on() -> None:
+    found = make_ledger(
+        [launch(0, "2"), room(0, 2), started(0, 1, world=2), first_step(0, 1, 0), room(5, 1), ended(9, 1)]
+    )  # fmt: skip
+    assert causes(found) == {"training": 18.0}
+
+
+def test_a_new_driver_has_yet_to_count_the_machines() -> None:
+    died = [launch(0, "2"), room(0, 2), started(0, 1, world=2), first_step(0, 1, 0)]
+    again = [launch(10, "2", attempt=1, heard=9.5), started(14, 2, world=2)]
+    lacking = [*died, room(9, 0), *again]
+    assert causes(make_ledger(lacking, until=14.0))["start-up"] == 2 * 4.0
+
+
 def test_a_run_that_trains_now_is_accounted_for_until_now() -> None:
     running = [launch(0), started(1, 1), first_step(2, 1, 1)]
     assert causes(make_ledger(running, until=12.0)) == {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,6 +86,46 @@ def test_fewer_machines_than_the_run_may_have_at_least_stand_idle() -> None:
     assert found["idle"] == pytest.approx(100.0 - 10.5)
 
 
+def alone_at_first(*changes: Change, steps: int = 100) -> dict[str, float]:
+    """What a run takes whose second machine comes or goes with these changes; 8 s until it is taken in, then 20 s."""
+    costs = replace(COSTS, join=8.0, grow=20.0)
+    found = replay(costs, steps, Setting(1, 2, 0, 1000), Fixed((Change(0.0, 1), *changes)), 0)
+    assert sum(found.by_cause.values()) == pytest.approx(found.wall * 2)
+    return {cause: seconds for cause, seconds in found.by_cause.items() if seconds}
+
+
+def test_a_machine_that_comes_is_idle_until_the_workers_have_left_to_take_it_in() -> None:
+    assert alone_at_first(Change(60.0, 2)) == {
+        "start-up": 30.0 + 2 * 20.0,
+        "training": 38.0 + 2 * 31.0,  # of 100 steps 62 are left to two workers
+        "save": 10.5 + 2 * 10.0,
+        "idle": 8.0 + 10.5,
+        "capacity": 60.0,
+    }
+
+
+def test_a_machine_that_goes_again_before_it_is_taken_in_stops_nobody() -> None:
+    assert alone_at_first(Change(60.0, 2), Change(67.0, 1)) == {
+        "start-up": 30.0,
+        "training": 100.0,
+        "save": 10.0,
+        "idle": 7.0,
+        "capacity": 140.0 - 7.0,
+    }
+
+
+def test_one_machine_more_for_many_workers_waits_until_a_restart_for_it_is_worth_it() -> None:
+    changes = Fixed((Change(0.0, 8), Change(60.0, 9)))
+    costs = replace(COSTS, join=8.0)
+    found = replay(costs, 2000, Setting(1, 9, 0, 10_000), changes, 0).by_cause
+    assert found["idle"] == pytest.approx(135.0 - 60.0 + 10.5)  # 9 * 15 s after the start
+
+
+def test_steps_take_what_they_took_on_as_many_workers() -> None:
+    costs = RunCosts(step=0.6, world=2, paces={1: 1.0, 2: 0.6})
+    assert [costs.step_on(workers) for workers in (1, 2, 4)] == [1.0, 0.6, 0.3]
+
+
 def test_a_run_without_machines_never_ends() -> None:
     assert not replay(COSTS, 10, Setting(1, 1, 0, 20), Fixed((Change(0.0, 0),)), 0).ends
 
@@ -126,7 +167,54 @@ def test_costs_are_measured_from_events() -> None:
         {"kind": "first_step", "time": 20.0, "attempt": 1, "step": 1, "seconds": 1.0, "batch": 0.5},
         {"kind": "commit", "time": 72.0, "attempt": 1, "step": 101, "seconds": 2.0, "stall": 0.0},
     ]
-    assert measure(events) == {"stall": 0.0, "save": 2.0, "start": 20.0, "step": 0.52, "world": 2.0}
+    step = {"step": 0.52, "world": 2, "paces": {2: 0.52}}
+    assert measure(events) == {"stall": 0.0, "save": 2.0, "start": 20.0, **step}
+
+
+def test_what_losses_and_growth_cost_is_measured_apart_and_without_the_wait_for_machines() -> None:
+    def begun(at: float, attempt: int, world: int, first: float) -> list[dict[str, Any]]:
+        return [
+            {"kind": "start", "time": at, "attempt": attempt, "world": world, "writer": "rank-00000"},
+            {"kind": "restore", "time": at + 1, "attempt": attempt, "step": 9},
+            {"kind": "first_step", "time": first, "attempt": attempt, "step": 10, "seconds": 1.0, "batch": 0.5},
+        ]  # fmt: skip
+
+    def failed(at: float, attempt: int) -> dict[str, Any]:
+        last = {"0": {"silent": 0.5, "step": 9}}
+        return {"kind": "failure", "time": at, "attempt": attempt, "ranks": {}, "last": last}
+
+    def room(at: float, workers: int) -> dict[str, Any]:
+        return {"kind": "room", "time": at, "attempt": 0, "workers": workers, "least": 1}
+
+    found = measure(
+        [
+            {"kind": "launch", "time": 0.0, "attempt": 0, "config": {"workers": "1:2"}},
+            room(1, 2),
+            *begun(10, 1, world=2, first=20),
+            failed(100, 1),
+            room(100, 1),
+            *begun(103, 2, world=1, first=106),
+            room(150, 2),
+            {
+                "kind": "notice",
+                "time": 161,
+                "attempt": 2,
+                "reason": "",
+                "deadline": None,
+                "step": 60,
+            },
+            {"kind": "leave", "time": 163, "attempt": 2, "reason": "", "step": 61, "committed": 61},
+            *begun(170, 3, world=2, first=181),
+            failed(200, 3),
+            room(200, 0),
+            room(900, 1),
+            *begun(903, 4, world=1, first=906),
+        ]
+    )
+    assert found["restart"] == 6.0
+    assert found["detect"] == 0.5
+    assert found["join"] == 11.0
+    assert found["grow"] == 18.0
 
 
 def test_the_command_plans_a_run_like_another_and_draws_it(

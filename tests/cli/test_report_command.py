@@ -11,11 +11,13 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from raymat.analysis.goodput.ledger import CAUSES
 from raymat.analysis.report.chart_data import chart_data
 from raymat.analysis.report.story import read_story
 from tests.support.troubled_run import TroubledRun
@@ -148,6 +150,13 @@ def test_the_timeline_covers_all_time_of_all_workers(tmp_path: Path) -> None:
     drawn = sum((end - begin) * (high - low) for begin, end, _, low, high, _ in spans)
     assert drawn == pytest.approx(story.ledger.slot_seconds, rel=0.01)
     assert len(spans) < 400
+
+
+def test_every_cause_has_a_colour_by_day_and_by_night() -> None:
+    style = resources.files("raymat.analysis.report").joinpath("assets/page.css").read_text()
+    colours = re.findall(r"--c(\d+): #[0-9a-f]{6};", style)
+    assert colours == [str(number) for number in range(len(CAUSES))] * 2
+    assert re.findall(r"\.c(\d+) \{", style) == colours[: len(CAUSES)]
 
 
 def test_a_long_run_makes_a_page_that_a_phone_can_show(

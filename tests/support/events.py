@@ -18,6 +18,7 @@ from raymat.train.observability.attempt_events import (
     Participant,
     PreemptionNoticed,
     PreemptionWithdrawn,
+    RoomChanged,
     RunExtended,
     RunLaunched,
     WorkersFailed,
@@ -93,6 +94,7 @@ EXAMPLES: tuple[Event, ...] = (
     WorkerStuck(
         rank=1, what="waiting for a batch", step=130, since=1795857843.5, stack="feed.py:12 in next"
     ),
+    RoomChanged(workers=3, least=1),
     MachineLost(
         node="1f" * 28, ip="10.0.0.7", reason="health check failed", ranks=[], still=6.5
     ),

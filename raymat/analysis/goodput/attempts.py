@@ -56,12 +56,29 @@ class Launch:
     """When the driver before it was last heard of, if that had not released the run."""
 
 
-def records(events: Iterable[Event]) -> tuple[list[Launch], list[AttemptRecord]]:
-    """Sort a run's events, oldest first, into launches and attempts.
+@dataclass(frozen=True)
+class Room:
+    """From `at` on (Unix seconds) the cluster has room for so many workers."""
+
+    at: float
+    workers: int | None = None
+    """None: that is not known."""
+    least: int = 0
+    """Workers that the run needs."""
+
+    @property
+    def lacks(self) -> bool:
+        """Whether no workers can start."""
+        return self.workers is not None and self.workers < self.least
+
+
+def records(events: Iterable[Event]) -> tuple[list[Launch], list[AttemptRecord], list[Room]]:
+    """Sort a run's events, oldest first, into launches, attempts, and changes of the cluster's room.
 
     Events of other kinds, of kinds that this version does not know, or without a time are passed over.
     """
     launches: list[Launch] = []
+    rooms: list[Room] = []
     attempts: dict[int, AttemptRecord] = {}
     for event in events:
         kind, at, number = event.get("kind"), event.get("time"), event.get("attempt")
@@ -69,6 +86,9 @@ def records(events: Iterable[Event]) -> tuple[list[Launch], list[AttemptRecord]]
             continue
         if kind == "launch":
             launches.append(Launch(at, _slots(event), event.get("heard")))
+            rooms.append(Room(at))  # the new driver has yet to count
+        elif kind == "room" and tells(event, _NEEDED):
+            rooms.append(Room(at, int(event["workers"]), int(event["least"])))
         elif kind == "start" and number is not None and tells(event, _NEEDED):
             attempts[number] = AttemptRecord(number, int(event["world"]), at, last=at)
         elif number in attempts:
@@ -79,7 +99,7 @@ def records(events: Iterable[Event]) -> tuple[list[Launch], list[AttemptRecord]]
                 record.waits.append((at, float(event["data_wait"])))
             if kind in _NOTES and tells(event, _NEEDED):
                 _NOTES[kind](record, event)
-    return launches, [attempts[number] for number in sorted(attempts)]
+    return launches, [attempts[number] for number in sorted(attempts)], rooms
 
 
 def _slots(event: Event) -> int:
@@ -145,6 +165,7 @@ _NOTES = {
 }
 
 _NEEDED = {
+    "room": ("workers", "least"),
     "start": ("world",),
     "restore": ("step",),
     "first_step": ("step", "seconds", "batch"),

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from raymat.analysis.goodput.attempts import AttemptRecord, Event, Launch, records
+from raymat.analysis.goodput.attempts import AttemptRecord, Event, Launch, Room, records
 
 Cause = Literal[
     "training",
@@ -32,12 +32,14 @@ Cause = Literal[
     "restore",
     "start-up",
     "detection",
+    "idle",
     "capacity",
     "undriven",
     "ending",
 ]
-"""training: of steps that count, without their waits for data. lost: of steps that were done again. capacity: a slot
-without a machine. ending: from the last step until the driver let go."""
+"""training: of steps that count, without their waits for data. lost: of steps that were done again. idle: a slot with a
+machine, but without a worker: it waits to be taken in, or for as many others as the run needs. capacity: a slot without a
+machine. ending: from the last step until the driver let go."""
 
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 
@@ -93,18 +95,19 @@ def make_ledger(events: Iterable[Event], until: float | None = None) -> Ledger:
             its training counted as kept.
     """
     events = list(events)
-    launches, attempts = records(events)
+    launches, attempts, rooms = records(events)
     times = [event["time"] for event in events if event.get("time") is not None]
     if not times or not (launches or attempts):
         return Ledger(())
     end = max(times) if until is None else until
     marks = sorted(_marks(launches, attempts), key=lambda mark: (mark.at, mark.attempt))
     world = {attempt.number: attempt.world for attempt in attempts}
-    spans = (
-        part
-        for span in _between(marks, end)
-        for part in _fill_slots(span, world, _slots_at(launches, attempts, span.begin))
-    )
+    spans: list[Span] = []
+    for mark, span in _spans(marks, end):
+        slots = _slots_at(launches, attempts, span.begin)
+        for part, room in _by_room(span, rooms):
+            workers = min(slots, world.get(span.attempt, slots))
+            spans += _fill_slots(part, workers, slots, room, mark.starting)
     return Ledger(tuple(spans))
 
 
@@ -115,13 +118,15 @@ class _Mark:
     at: float
     cause: Cause
     attempt: int
+    starting: bool = False
+    """Whether no attempt is under way."""
 
 
 def _marks(launches: Sequence[Launch], attempts: Sequence[AttemptRecord]) -> Iterator[_Mark]:
     """Yield where the cause changes, attempt by attempt. `kept`: the lowest step that a later attempt went on from."""
     for launch in launches:
         before = max((a.number for a in attempts if a.started < launch.at), default=0)
-        yield _Mark(launch.at, "start-up", before)
+        yield _Mark(launch.at, "start-up", before, starting=True)
     kept: int | None = None
     following = [*(attempt.started for attempt in attempts), None][1:]  # none while workers start
     for attempt, next_start in zip(reversed(attempts), reversed(following), strict=True):
@@ -153,7 +158,10 @@ def _marks_of(
             yield _Mark(max(lost_from, attempt.trained), "lost", number)
     if attempt.silent is not None and over is not None:
         yield _Mark(attempt.silent, "detection", number)
-        yield _Mark(over, "ending" if attempt.complete else "start-up", number)
+        if attempt.complete:
+            yield _Mark(over, "ending", number)
+        else:
+            yield _Mark(over, "start-up", number, starting=True)
 
 
 def _training(attempt: AttemptRecord, silent: float | None) -> Iterator[tuple[float, Cause]]:
@@ -232,21 +240,46 @@ def _lost_from(attempt: AttemptRecord, kept: int | None) -> float | None:
     return before + (after - before) * (kept - low) / max(1, high - low)
 
 
-def _between(marks: Sequence[_Mark], end: float) -> Iterator[Span]:
-    """Yield the spans between marks, with one slot each, and from the last mark to `end`."""
+def _spans(marks: Sequence[_Mark], end: float) -> Iterator[tuple[_Mark, Span]]:
+    """Yield the spans between marks, with one slot each, and from the last mark to `end`; each with the mark that it has."""
     for mark, until in zip(marks, [*(m.at for m in marks[1:]), end], strict=True):
         until = min(until, end)
         if mark.at < until:
-            yield Span(mark.at, until, mark.cause, 1, mark.attempt)
+            yield mark, Span(mark.at, until, mark.cause, 1, mark.attempt)
 
 
-def _fill_slots(span: Span, world: dict[int, int], slots: int) -> Iterator[Span]:
-    """Give a span all slots of the run: those of workers that the attempt did not have are without a machine."""
-    driven = span.cause != "undriven"
-    present = min(slots, world.get(span.attempt, slots)) if driven else slots
-    yield replace(span, slots=present)
-    if present < slots:
-        yield replace(span, slots=slots - present, cause="capacity")
+def _by_room(span: Span, rooms: Sequence[Room]) -> Iterator[tuple[Span, Room]]:
+    """Part a span where the cluster's room for workers changes; yield each part with the room that there is."""
+    first = bisect.bisect_right(rooms, span.begin, key=lambda room: room.at)
+    last = bisect.bisect_left(rooms, span.end, key=lambda room: room.at)
+    known = [rooms[first - 1] if first else Room(span.begin), *rooms[first:last]]
+    begins = [span.begin, *(room.at for room in known[1:])]
+    for begin, end, room in zip(begins, [*begins[1:], span.end], known, strict=True):
+        if begin < end:
+            yield replace(span, begin=begin, end=end), room
+
+
+def _fill_slots(span: Span, workers: int, slots: int, room: Room, starting: bool) -> Iterator[Span]:
+    """Give a span all slots of the run: those without one of its workers are idle, or without a machine.
+
+    Args:
+        workers: that were there last.
+        starting: workers start now, as many as there is room for, if that is known and enough.
+    """
+    machines = workers
+    if span.cause == "undriven":
+        workers = machines = slots
+    elif room.workers is not None:
+        machines = min(slots, room.workers)
+        if starting:
+            workers = 0 if room.lacks else machines
+    idle = max(0, machines - workers)
+    counts: dict[Cause, int] = {
+        span.cause: workers,
+        "idle": idle,
+        "capacity": slots - workers - idle,
+    }
+    yield from (replace(span, cause=cause, slots=n) for cause, n in counts.items() if n)
 
 
 def _slots_at(launches: Sequence[Launch], attempts: Sequence[AttemptRecord], at: float) -> int:

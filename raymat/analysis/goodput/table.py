@@ -16,6 +16,7 @@ WORDS: dict[Cause, str] = {
     "restore": "workers met, and read a checkpoint",
     "start-up": "Ray, workers and the first batch came up",
     "detection": "workers had failed, and nobody knew yet",
+    "idle": "a machine without a worker: it waits to be taken in, or for others",
     "capacity": "no machine for a worker",
     "undriven": "no driver",
     "ending": "after the last step, until the driver let go",

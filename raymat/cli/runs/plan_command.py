@@ -56,6 +56,10 @@ class Options(OptionGroup):
     """Seconds until a lost worker is noticed."""
     restart_seconds: Annotated[float | None, NOT_NEGATIVE] = None
     """Seconds from then to the next step."""
+    join_seconds: Annotated[float | None, NOT_NEGATIVE] = None
+    """Seconds from when a machine is there until the workers leave to take it in."""
+    grow_seconds: Annotated[float | None, NOT_NEGATIVE] = None
+    """Seconds from then to the next step."""
     workers: Annotated[Numbers | None, _COUNTS] = None
     """Numbers of workers to plan for. Default: 1,2,4,...,512, with a run up to its batch size."""
     losses: Annotated[float, NOT_NEGATIVE] = 3600 / PRIOR_SECONDS
@@ -149,8 +153,12 @@ def _costs(options: Options, events: Sequence[dict[str, Any]]) -> tuple[RunCosts
         "save": options.save_seconds,
         "detect": options.detect_seconds,
         "restart": options.restart_seconds,
+        "join": options.join_seconds,
+        "grow": options.grow_seconds,
     }
     named = {name: value for name, value in given.items() if value is not None}
+    if "step" in named:
+        measured.pop("paces", None)  # of other steps
     values = {**measured, **named}
     if "step" not in values:
         raise ConfigError(
@@ -164,7 +172,7 @@ def _costs(options: Options, events: Sequence[dict[str, Any]]) -> tuple[RunCosts
         raise ConfigError("how long the run is to be is not known: name a run, or --steps")
     parts = []
     for name, value in asdict(costs).items():
-        if name != "world":
+        if name not in ("world", "paces"):
             source = "given" if name in named else "measured" if name in measured else "assumed"
             on = f" on {costs.world}" if name == "step" else ""
             parts.append(f"{name} {value:.3g} s{on} ({source})")

@@ -14,6 +14,7 @@ from typing import Any
 
 from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.controller.prestart import Prestart
+from raymat.cluster.controller.room_log import RoomLog
 from raymat.cluster.nodes import places_on, usable_nodes
 from raymat.cluster.ray_train_internals import (
     ElasticPolicy,
@@ -23,27 +24,13 @@ from raymat.cluster.ray_train_internals import (
     failed_to_start,
     worker_resources,
 )
+from raymat.distributed.joining import ROOM_SECONDS, worth_after
 from raymat.train.run.notice import LeavingError, Notice
 
-GROWTH_SECONDS = 5.0
+GROWTH_SECONDS = 1.0
 """Between two comparisons of a running group with what the cluster could hold."""
 RESTART_SECONDS = 15.0
 """The assumed cost of a restart, before one was measured."""
-ROOM_SECONDS = 10.0
-"""How long room for more workers must have stood to be worth a restart: machines come in groups."""
-
-
-def growth_pays(
-    workers: int, possible: int, *, restart_seconds: float, expected_seconds: float
-) -> bool:
-    """Return whether to restart `workers` workers as `possible` ones.
-
-    The restart costs `restart_seconds` of all workers' time; then the work goes `possible / workers` times as fast, for
-    the `expected_seconds` until the number is likely to change again. It pays if more is done by then.
-    """
-    if possible <= workers:
-        return False
-    return possible * (expected_seconds - restart_seconds) > workers * expected_seconds
 
 
 class RestartTimer:
@@ -116,13 +103,16 @@ class RaymatScalingPolicy(ElasticPolicy):
 
     Args:
         board: asks the workers to leave.
+        rooms: tells how many workers there is room for.
         spares: whether to keep processes ready for the next start.
         grows: whether machines may join.
     """
 
-    def __init__(self, scaling_config: Any, board: Blackboard, spares: bool, grows: bool) -> None:
+    def __init__(
+        self, scaling_config: Any, board: Blackboard, rooms: RoomLog, spares: bool, grows: bool
+    ) -> None:
         super().__init__(scaling_config, grows)
-        self._board = board
+        self._board, self._rooms = board, rooms
         self._capacity = Capacity(scaling_config)
         self._timer = RestartTimer()
         self._prestart = Prestart() if spares else None
@@ -142,6 +132,7 @@ class RaymatScalingPolicy(ElasticPolicy):
         self.request_resources()
         self._timer.note_stopped()
         possible = self._capacity.count(check=True)
+        self._rooms.note(possible)
         least = self.scaling_config.min_workers
         if possible < least:
             room = f"waiting for machines: there is room for {possible} workers of at least {least}"
@@ -195,18 +186,13 @@ class RaymatScalingPolicy(ElasticPolicy):
         Meanwhile the machines that came start the processes of theirs: the others train until these have their imports done.
         """
         workers, possible = group.num_workers, self._capacity.count(check=False)
+        self._rooms.note(possible)
         if possible <= workers:  # also if what came has gone again
             self._withdraw_request()
             return
         if self._room is None or self._room[0] != possible:
             self._room = (possible, now)
-        pays = growth_pays(
-            workers,
-            possible,
-            restart_seconds=self._timer.seconds,
-            expected_seconds=max(60.0, now - self._started),
-        )
-        if not pays:
+        if now - self._started < worth_after(workers, possible, self._timer.seconds):
             return
         taken = {worker.metadata.node_id for worker in group.workers}
         self._joining = self._capacity.beyond(taken, possible - workers)

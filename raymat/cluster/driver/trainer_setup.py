@@ -12,6 +12,7 @@ from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.controller.failure_log import FailureLog
 from raymat.cluster.controller.failure_policy import RaymatFailurePolicy
 from raymat.cluster.controller.prestart import worker_environment
+from raymat.cluster.controller.room_log import RoomLog
 from raymat.cluster.controller.scaling_policy import RaymatScalingPolicy
 from raymat.cluster.driver.cluster_setup import worker_resources
 from raymat.cluster.driver.ray_files import RayFiles
@@ -37,6 +38,7 @@ def build_trainer(run: OpenedRun, board: Blackboard, lease: str, own: bool) -> P
     per_worker = worker_resources(run.config, ray.cluster_resources())
     scaling = _scaling(run.config, per_worker)
     failures = ray.train.FailureConfig(max_failures=workers.max_failures)
+    rooms = RoomLog(run.store, workers.workers.low)
     newest_step = functools.partial(read_committed_step, run.store)
     return PolicyTrainer(
         train_worker,
@@ -49,7 +51,7 @@ def build_trainer(run: OpenedRun, board: Blackboard, lease: str, own: bool) -> P
         scaling_config=scaling,
         run_config=_ray_run(run, board, failures),
         failure_policy=RaymatFailurePolicy(failures, newest_step, board),
-        scaling_policy=RaymatScalingPolicy(scaling, board, workers.spares, grows=not own),
+        scaling_policy=RaymatScalingPolicy(scaling, board, rooms, workers.spares, grows=not own),
         outlived=not own,
     )
 

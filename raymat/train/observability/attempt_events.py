@@ -202,6 +202,17 @@ class WorkerStuck(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RoomChanged(Event):
+    """The cluster holds room for another number of workers than before, or it is counted for the first time."""
+
+    kind = "room"
+    workers: Annotated[
+        int, "that would find a place, if nothing else ran; at most those that the run may have"
+    ]
+    least: Annotated[int, "workers that the run needs"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class MachineLost(Event):
     """A machine of the cluster is gone, with or without workers: what it decoded is made again elsewhere."""
 

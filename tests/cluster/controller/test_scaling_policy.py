@@ -11,21 +11,14 @@ import ray
 import ray.train
 
 from raymat.cluster.blackboard import Blackboard, SignOfLife
-from raymat.cluster.controller.scaling_policy import RaymatScalingPolicy, growth_pays
+from raymat.cluster.controller.room_log import RoomLog
+from raymat.cluster.controller.scaling_policy import RaymatScalingPolicy
 from raymat.cluster.driver.launch import fit
 from raymat.cluster.nodes import places_on
 from raymat.storage.store import Store
 from raymat.train.loop.watchdog import Activity
+from raymat.train.observability.events import read_events
 from tests.support.kit import starts, tiny, wait_for
-
-
-def test_growth_pays_when_more_is_done_by_the_next_change() -> None:
-    assert growth_pays(1, 2, restart_seconds=15, expected_seconds=60)
-    assert not growth_pays(1, 2, restart_seconds=30, expected_seconds=60)
-    assert not growth_pays(8, 9, restart_seconds=15, expected_seconds=120)
-    assert growth_pays(8, 9, restart_seconds=15, expected_seconds=150)
-    assert not growth_pays(2, 2, restart_seconds=0, expected_seconds=60)
-    assert not growth_pays(3, 2, restart_seconds=0, expected_seconds=60)
 
 
 def test_workers_fit_whole_into_what_a_node_has() -> None:
@@ -36,19 +29,26 @@ def test_workers_fit_whole_into_what_a_node_has() -> None:
     assert places_on({"CPU": 16.0}, {"CPU": 1, "GPU": 1}) == 0
 
 
-def test_a_run_without_room_says_so_and_not_what_its_last_workers_did(cluster: None) -> None:
+def test_a_run_without_room_says_so_and_not_what_its_last_workers_did(
+    cluster: None, tmp_path: Path
+) -> None:
+    store = Store.open(str(tmp_path), "run")
     board = Blackboard.start()
     activity = Activity("waiting for storage", 372, 100.0)
     board.sign(0, SignOfLife("last", "node", 1, activity))
     scaling = ray.train.ScalingConfig(num_workers=(64, 99), resources_per_worker={"CPU": 1})
-    policy = RaymatScalingPolicy(scaling, board, spares=False, grows=False)
-    policy.make_decision_for_non_running_worker_group()
+    policy = RaymatScalingPolicy(scaling, board, RoomLog(store, 64), spares=False, grows=False)
+    for _ in range(2):
+        policy.make_decision_for_non_running_worker_group()
     news = board.news(0)
     assert news.doing is not None
     assert re.fullmatch(
         r"waiting for machines: there is room for \d workers of at least 64", news.doing.what
     )
     assert news.doing.step == 372
+    told = wait_for(store, "room", lambda event: event["least"] == 64)
+    assert f"there is room for {told['workers']} workers" in news.doing.what
+    assert [event["kind"] for event in read_events(store)] == ["room"]
     board.forget_workers()
     assert board.news(0).doing is None
     board.stop()
