@@ -121,6 +121,16 @@ def test_one_machine_more_for_many_workers_waits_until_a_restart_for_it_is_worth
     assert found["idle"] == pytest.approx(135.0 - 60.0 + 10.5)  # 9 * 15 s after the start
 
 
+def test_fewer_workers_commit_after_as_many_seconds_and_as_many_steps_only_if_told_to() -> None:
+    half = Fixed((Change(0.0, 1), Change(68.0, 0), Change(190.0, 1)))  # the other trains for 38 s
+    lost = {
+        auto: replay(COSTS, 200, Setting(1, 2, 0, 40, auto), half, 0).by_cause["lost"]
+        for auto in (False, True)
+    }
+    # A save of the first 40 steps was still to come; one of the first 20 was committed.
+    assert lost == {False: 38.0, True: 17.0}
+
+
 def test_steps_take_what_they_took_on_as_many_workers() -> None:
     costs = RunCosts(step=0.6, world=2, paces={1: 1.0, 2: 0.6})
     assert [costs.step_on(workers) for workers in (1, 2, 4)] == [1.0, 0.6, 0.3]

@@ -92,9 +92,8 @@ def _settings(
     lows = dict.fromkeys((1, -(-workers // 2), workers))
     owned = dict.fromkeys((0, workers // 2, workers) if priced else (0,))
     for low, ondemand in itertools.product(lows, owned):
-        yield Setting(
-            low, workers, ondemand, best_interval(costs, steps, workers, ondemand, market)
-        )
+        interval = best_interval(costs, steps, workers, ondemand, market)
+        yield Setting(low, workers, ondemand, interval, auto=True)
 
 
 def best_interval(costs: RunCosts, steps: int, workers: int, ondemand: int, market: Market) -> int:

@@ -25,7 +25,9 @@ class Setting:
     high: int
     ondemand: int
     interval: int
-    """Steps between checkpoints."""
+    """Steps between checkpoints, when all workers are there."""
+    auto: bool = False
+    """Whether fewer workers, whose steps take longer, commit after fewer of them: `--checkpoint-interval auto`."""
 
 
 @dataclass
@@ -132,6 +134,8 @@ class _Replay:
     def _train(self, workers: int, began: float) -> None:
         costs, interval = self._costs, self._setting.interval
         step = costs.step_on(workers)
+        if self._setting.auto:
+            interval = max(1, round(interval * costs.step_on(self._setting.high) / step))
         saves = (self.left - 1) // interval
         needed = self.left * step + saves * costs.commit
         end = self.now + needed
