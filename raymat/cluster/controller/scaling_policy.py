@@ -29,6 +29,8 @@ from raymat.train.run.notice import LeavingError, Notice
 
 GROWTH_SECONDS = 1.0
 """Between two comparisons of a running group with what the cluster could hold."""
+TRUST_SECONDS = 2.0
+"""How long room for more workers must have stood to be told: a machine that has died counts as alive for a second or two."""
 RESTART_SECONDS = 15.0
 """The assumed cost of a restart, before one was measured."""
 
@@ -186,12 +188,14 @@ class RaymatScalingPolicy(ElasticPolicy):
         Meanwhile the machines that came start the processes of theirs: the others train until these have their imports done.
         """
         workers, possible = group.num_workers, self._capacity.count(check=False)
-        self._rooms.note(possible)
         if possible <= workers:  # also if what came has gone again
+            self._rooms.note(possible)
             self._withdraw_request()
             return
         if self._room is None or self._room[0] != possible:
             self._room = (possible, now)
+        if now - self._room[1] >= TRUST_SECONDS:
+            self._rooms.note(possible)
         if now - self._started < worth_after(workers, possible, self._timer.seconds):
             return
         taken = {worker.metadata.node_id for worker in group.workers}
