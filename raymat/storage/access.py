@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
-from raymat.storage.faults import SettingsError, classify
+from raymat.storage.faults import SettingsError, classify, unasked_fault
 from raymat.storage.filesystems import open_filesystem
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.urls import takes_keys
@@ -27,6 +27,9 @@ RENEW_SECONDS = 5.0
 """A file system younger than this was opened with the newest keys there are: it is kept."""
 STRANGER_SECONDS = 3.0
 """A storage that has never answered is asked no longer: its name or the way to it is wrong rather than disturbed."""
+
+_SILENCE = ("unreachable", "stranger")
+"""Kinds of faults of what may be no storage at all."""
 
 
 class Access:
@@ -68,8 +71,9 @@ class Access:
     ) -> T:
         """Return the result of `call()`, which uses `filesystem`, called again while its fault may pass.
 
-        A refusal is called again with new keys, if there may be any. Beyond that `may_pass` judges; by default a refusal
-        may pass if the same `action` (as in "read") was allowed before: keys are being renewed.
+        A refusal is called again with new keys, if there may be any, and a storage that has never answered is given up
+        after `STRANGER_SECONDS`. Beyond that `may_pass` judges; by default a refusal may pass if the same `action` (as in
+        "read") was allowed before: keys are being renewed.
 
         Raises:
             The last fault, as the backend raised it.
@@ -94,10 +98,10 @@ class Access:
                 anew += 1  # what was never allowed is not asked for ever, however long a file system takes to open
                 if anew == 1:
                     return True
+            if not self.allowed and fault.kind in _SILENCE and _has_lasted(first):
+                return False
             if may_pass is not None:
                 return may_pass(error)
-            if not self.allowed and fault.kind in ("unreachable", "stranger"):
-                return time.monotonic() - first < STRANGER_SECONDS
             was_allowed = action in self.allowed and (refused or fault.kind == "settings")
             return fault.transient or was_allowed
 
@@ -106,7 +110,9 @@ class Access:
         return result
 
     def _missing(self, error: FileNotFoundError) -> OSError:
-        """Return what is missing: the file that was asked for, or one of this machine that should hold keys."""
+        """Return what is missing: the file that was asked for, one of this machine that should hold keys, or an answer."""
+        if (unasked := unasked_fault(error)) is not None:
+            return unasked
         own = error.filename if takes_keys(self.url) else None
         if isinstance(own, str) and os.path.isabs(own):
             return SettingsError(f"there is no file {own}")
@@ -119,3 +125,7 @@ class Access:
                 self.filesystem, _ = open_filesystem(self.url, self.options)
                 self._opened = time.monotonic()
             return self._opened > began
+
+
+def _has_lasted(since: float) -> bool:
+    return time.monotonic() - since >= STRANGER_SECONDS

@@ -174,6 +174,7 @@ def classify(error: BaseException, action: str = "read") -> Fault:
 
     `action`: what was tried; only what is read can be missing.
     """
+    error = unasked_fault(error) or error
     code, status = _code(error), _status(error)
     hidden = _status(error.__cause__)  # where s3fs does not know the code
     detail = redact_text(one_line(error))
@@ -216,6 +217,14 @@ def classify(error: BaseException, action: str = "read") -> Fault:
     permanent = number in _PERMANENT or "ParamValidationError" in names
     permanent = permanent or (refused and code not in _BROKEN_ON_THE_WAY)
     return Fault("other", not permanent, f"{type(error).__name__}: {detail}")
+
+
+def unasked_fault(error: BaseException) -> OSError | None:
+    """Return why a server could not be asked for a file that is said to be missing, as fsspec's web file system says then."""
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
+    names = {kind.__name__ for kind in type(cause).__mro__}
+    unanswered = isinstance(cause, (ConnectionError, TimeoutError)) or names & set(_UNREACHABLE)
+    return cause if isinstance(cause, OSError) and unanswered else None
 
 
 def reason(error: BaseException) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 
 from raymat.errors import StorageError
 from raymat.storage.faults import backend_errors, classify, reason
-from raymat.storage.urls import redact, refuse_secrets
+from raymat.storage.urls import redact, refuse_secrets, schemes
 
 _S3_OPTIONS: dict[str, Any] = {
     # One request for a read instead of two: with more, s3fs first asks for the size.
@@ -30,6 +31,11 @@ _S3_OPTIONS: dict[str, Any] = {
     },
 }
 _OPTIONS: dict[str, dict[str, Any]] = {"s3": _S3_OPTIONS, "s3a": _S3_OPTIONS}
+_WEB = {"http", "https"}
+_TIMED = {"ftp", "ftps", "sftp", "ssh", "smb"}
+"""Protocols whose file systems take one limit for connecting and for silence."""
+CONNECT_SECONDS, SILENT_SECONDS = 5.0, 15.0
+"""What other servers than S3's have to answer and to go on: their packages wait for half a minute, or for ever."""
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
 
@@ -50,6 +56,7 @@ def open_filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple
     try:
         if protocol in _OPTIONS:
             chosen |= _s3_objects(options)
+        chosen = _patience(protocol) | chosen | _behind(url)
         filesystem, path = fsspec.core.url_to_fs(url, **chosen)
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
@@ -68,6 +75,29 @@ def open_filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple
     return filesystem, str(path)
 
 
+def _behind(url: str) -> dict[str, Any]:
+    """Return the settings of the links of a chain behind its first one, by their protocols, as fsspec takes them."""
+    found = {
+        protocol: _OPTIONS.get(protocol) or _patience(protocol) for protocol in schemes(url)[1:]
+    }
+    return {protocol: settings for protocol, settings in found.items() if settings}
+
+
+def _patience(protocol: str) -> dict[str, Any]:
+    """Return how long a file system waits for its server; nothing for those that are not known or have limits of their own.
+
+    Seconds of silence, not of a whole transfer.
+    """
+    if protocol in _WEB:
+        from aiohttp import ClientTimeout  # late: it is needed for the web alone
+
+        limit = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
+        return {"client_kwargs": {"timeout": limit}}
+    if protocol == "github":
+        return {"timeout": (CONNECT_SECONDS, SILENT_SECONDS)}
+    return {"timeout": SILENT_SECONDS} if protocol in _TIMED else {}
+
+
 def _s3_objects(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what s3fs is given beside plain settings; its packages take a second to load, so they are loaded here only."""
     from raymat.storage.s3 import WatchedSession, new_session
@@ -76,3 +106,47 @@ def _s3_objects(options: Mapping[str, Any]) -> dict[str, Any]:
     config = copy.deepcopy(_S3_OPTIONS["config_kwargs"]) | {"http_session_cls": WatchedSession}
     own_session = {} if {"session", "profile"} & options.keys() else {"session": new_session()}
     return {"config_kwargs": config | options.get("config_kwargs", {}), **own_session}
+
+
+def find_files(filesystem: Any, root: str) -> dict[str, Mapping[str, Any]]:
+    """Return each file below a folder by its path, with what the file system tells of it.
+
+    fsspec's own way through folders, which web servers, FTP and SSH have, takes one that cannot be listed for an empty one.
+
+    Raises:
+        What `faults.backend_errors` lists, as the backend raised it. FileNotFoundError: there is no such folder; object
+        stores tell of none.
+    """
+    kind = type(filesystem)
+    is_async = isinstance(filesystem, AsyncFileSystem)
+    if (
+        kind._find is AsyncFileSystem._find
+        if is_async
+        else kind.find is fsspec.AbstractFileSystem.find
+    ):
+        return dict(_walk(filesystem, root, filesystem.ls(root, detail=True)))
+    found: dict[str, Mapping[str, Any]] = filesystem.find(root, detail=True)
+    return found
+
+
+def _walk(
+    filesystem: Any, folder: str, entries: list[Mapping[str, Any]]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for info in entries:
+        name = info["name"].rstrip("/")
+        last = name.rpartition("/")[2]
+        if name == folder.rstrip("/") or last in (".", "..") or _sorts_a_page(filesystem, last):
+            continue
+        if info["type"] != "directory":
+            yield info["name"], info
+            continue
+        try:
+            below = filesystem.ls(info["name"], detail=True)
+        except FileNotFoundError:  # removed in between
+            continue
+        yield from _walk(filesystem, name, below)
+
+
+def _sorts_a_page(filesystem: Any, name: str) -> bool:
+    """Return whether an entry is one of the links by which a web server's listing is sorted."""
+    return name.startswith("?") and "http" in filesystem.protocol

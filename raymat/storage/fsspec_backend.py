@@ -15,6 +15,7 @@ from typing import Any
 from raymat.storage.access import Access
 from raymat.storage.digest import Buffer
 from raymat.storage.faults import backend_errors, classify
+from raymat.storage.filesystems import find_files
 
 _PART = 16 * 2**20
 """Bytes of one part of a multipart upload; 4 parts at a time bound the extra memory."""
@@ -61,7 +62,11 @@ class FsspecBackend:
     def list(self, folder: str) -> Iterator[tuple[str, int, float]]:
         """See `Backend`: list recursively in one call, bypassing caches, since others write there too."""
         self.filesystem.invalidate_cache()
-        for path, info in self.filesystem.find(folder, detail=True).items():
+        try:
+            found = find_files(self.filesystem, folder)
+        except FileNotFoundError:
+            return
+        for path, info in found.items():
             if info.get("type") == "file" and path != folder:
                 yield path, int(info["size"]), _modified(info)
 

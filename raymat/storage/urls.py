@@ -113,11 +113,14 @@ def here(url: str) -> str:
     return os.path.expanduser(link.path) if is_path else url
 
 
+def schemes(url: str) -> list[str]:
+    """Return the scheme of each link of a chain, in lower case; "file" for a path."""
+    return [_scheme_and_rest(link)[0] for link in _CHAIN.split(url) if link != "::"]
+
+
 def takes_keys(url: str) -> bool:
     """Return whether the URL is an object store's, which asks for an account's keys."""
-    return any(
-        _scheme_and_rest(link)[0] in {*_OBJECT_STORES, *_AZURE} for link in _CHAIN.split(url)
-    )
+    return not {*_OBJECT_STORES, *_AZURE}.isdisjoint(schemes(url))
 
 
 def delete_right(url: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import fsspec
@@ -23,6 +23,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from raymat.errors import DataError, StorageError
 from raymat.storage.access import Access
 from raymat.storage.faults import backend_errors, classify, reason
+from raymat.storage.filesystems import find_files
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.urls import redact, takes_keys
 
@@ -47,6 +48,10 @@ class UnreachableError(DataError):
     """Error of a storage that cannot be opened or listed, or did not answer: nothing is known of what is there."""
 
 
+class SilentStorageError(UnreachableError):
+    """Error of a storage that does not answer at all."""
+
+
 READ_RETRY = RetryPolicy(total=120.0, first=0.5, longest=15.0)
 """Default for reads: long enough for an outage or for keys to be renewed, too short to count as stuck."""
 
@@ -54,14 +59,19 @@ READ_RETRY = RetryPolicy(total=120.0, first=0.5, longest=15.0)
 class Folder:
     """Folder at an fsspec URL.
 
+    `answered`: others have read or listed it before, so that a silent storage is waited for as `retry` says; otherwise for
+    a few seconds.
+
     Raises:
         DataError: the URL names a protocol that is unknown or whose driver is not installed.
     """
 
-    def __init__(self, url: str, retry: RetryPolicy = READ_RETRY) -> None:
+    def __init__(
+        self, url: str, retry: RetryPolicy = READ_RETRY, *, answered: bool = False
+    ) -> None:
         self._retry = retry
         try:
-            self._access = Access(url)
+            self._access = Access(url, allowed=("list", "read") if answered else ())
         except StorageError as error:
             raise UnreachableError(error.line) from error
         self._root = self._access.path.rstrip("/")
@@ -92,7 +102,7 @@ class Folder:
         try:
             return self._access.run("list", lambda: _entries(self._fs, root), RetryPolicy())
         except backend_errors() as error:
-            raise UnreachableError(f"cannot list {self.shown(path)}: {reason(error)}") from error
+            raise _unreachable(f"cannot list {self.shown(path)}", error) from error
 
     def find(
         self, path: str, is_junk: Callable[[str], bool] = lambda name: name.startswith(".")
@@ -115,13 +125,12 @@ class Folder:
             root = f"{self._root}/{path}"
             return self._access.run("list", lambda: self._find_remote(root), RetryPolicy())
         except backend_errors() as error:
-            why = classify(error, "list").advice
-            raise UnreachableError(f"cannot list {self.shown(path)}: {why}") from error
+            raise _unreachable(f"cannot list {self.shown(path)}", error) from error
 
     def _find_remote(self, root: str) -> dict[str, int] | None:
         self._fs.invalidate_cache()
         try:
-            found = self._fs.find(root, detail=True)
+            found = find_files(self._fs, root)
         except FileNotFoundError:
             return None
         finally:
@@ -168,9 +177,8 @@ class Folder:
         except backend_errors() as error:
             if permanent:
                 raise UnreadableImage(self.shown(path), reason(error)) from error
-            raise UnreachableError(
-                f"cannot read {self.shown(path)} after {tries} attempts: {reason(error)}"
-            ) from error
+            after = f" after {tries} attempts" if tries > 1 else ""
+            raise _unreachable(f"cannot read {self.shown(path)}{after}", error) from error
         self._last_read = path
         return data
 
@@ -200,6 +208,12 @@ class Folder:
     def _is_bad_disk(self, error: BaseException) -> bool:
         """Return whether it is a local disk's input/output error, which stays; a bucket's EIO is a passing fault."""
         return not self.remote and isinstance(error, OSError) and error.errno == errno.EIO
+
+
+def _unreachable(what: str, error: BaseException) -> UnreachableError:
+    fault = classify(error, "list")  # what does not answer may not be called missing
+    kind = SilentStorageError if fault.kind == "unreachable" else UnreachableError
+    return kind(f"{what}: {fault.advice}")
 
 
 def _entries(filesystem: fsspec.AbstractFileSystem, root: str) -> dict[str, bool] | None:
@@ -257,7 +271,7 @@ def _local_size(entry: os.DirEntry[str]) -> int:
         return 0  # a link to itself
 
 
-def _size_of(info: dict[str, Any]) -> int:
+def _size_of(info: Mapping[str, Any]) -> int:
     size = info.get("size")
     return UNKNOWN_SIZE if size is None else int(size)
 

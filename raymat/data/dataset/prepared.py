@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raymat.data.dataset.image_folder import Folder, UnreachableError
+from raymat.data.dataset.image_folder import Folder, SilentStorageError, UnreachableError
 from raymat.errors import DataError
 
 RECORD = "prepared.jsonl"
@@ -14,9 +14,14 @@ HEAD = "how.json"
 
 
 def refuse_unfinished(folder: Folder) -> None:
-    """Raise DataError if a folder is a copy that is not complete. One that may not be listed as a whole is believed to be none."""
+    """Raise DataError if a folder is a copy that is not complete, or if its storage does not answer.
+
+    One that may not be listed as a whole is believed to be none.
+    """
     try:
         begun = (folder.entries() or {}).get(PARTS) and HEAD in (folder.entries(PARTS) or {})
+    except SilentStorageError:
+        raise
     except UnreachableError:
         return
     if begun:

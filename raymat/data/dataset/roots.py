@@ -35,10 +35,12 @@ class Found(NamedTuple):
 
 
 class Roots:
-    """Folders at fsspec URLs, one a line of `urls`. Raises as `Folder` does."""
+    """Folders at fsspec URLs, one a line of `urls`. `answered` and errors as of `Folder`."""
 
-    def __init__(self, urls: str, retry: RetryPolicy = READ_RETRY) -> None:
-        self._folders = [Folder(url, retry) for url in urls.split("\n")]
+    def __init__(
+        self, urls: str, retry: RetryPolicy = READ_RETRY, *, answered: bool = False
+    ) -> None:
+        self._folders = [Folder(url, retry, answered=answered) for url in urls.split("\n")]
         self.urls = "\n".join(folder.url for folder in self._folders)
         self.remote = any(folder.remote for folder in self._folders)
 

@@ -71,8 +71,8 @@ class FolderSource:
     ) -> None:
         """`decoding`: the version of how pictures are read."""
         self._listing, self._decoding = listing, decoding
-        self._dataset = Roots(listing.dataset_url, retry)
-        self._backgrounds = Roots(listing.backgrounds_url, retry)
+        self._dataset = Roots(listing.dataset_url, retry, answered=True)
+        self._backgrounds = Roots(listing.backgrounds_url, retry, answered=True)
         self.pairs = listing.counts["pairs"]
         self.backgrounds = listing.counts["backgrounds"]
         self.valid_pairs = listing.counts["valid_pairs"]
@@ -209,7 +209,7 @@ def load_listing(url: str, digest: str) -> Listing:
     """
     folder, name = posixpath.split(url)
     try:
-        listing = Listing.from_bytes(Folder(folder).read(name))
+        listing = Listing.from_bytes(Folder(folder, answered=True).read(name))
     except (DataError, NewerFormatError) as error:
         kind = NewerFormatError if isinstance(error, NewerFormatError) else DataError
         raise kind(f"cannot use the dataset's listing {redact(url)}: {error}") from error
