@@ -27,7 +27,14 @@ from numpy.typing import NDArray
 from raymat.data.dataset.image_folder import UnreadableImage
 from raymat.data.decoding.colour_profile import to_srgb
 from raymat.data.decoding.decoders import decode_jpeg, decode_opencv, decode_pillow, shrink
-from raymat.data.decoding.header import DECODING, MEMORY, BadPicture, check_pixels, read_header
+from raymat.data.decoding.header import (
+    DECODING,
+    MEMORY,
+    BadPicture,
+    check_pixels,
+    frames_of,
+    read_header,
+)
 from raymat.data.decoding.orientation import UPRIGHT
 from raymat.data.matte_statistics import MatteStatistics
 
@@ -67,6 +74,11 @@ class OpenImage(Protocol):
         ...
 
     @property
+    def frames(self) -> int:
+        """Pictures in the file, of which the first is read; looked for when asked."""
+        ...
+
+    @property
     def statistics(self) -> MatteStatistics | None:
         """Numbers of the alpha that was decoded, if it was opened for them."""
         ...
@@ -99,7 +111,7 @@ class EncodedImage:
         decoding: int = DECODING,
         look: bool = False,
     ) -> None:
-        self._path, self._grey, self._look = path, grey, look
+        self._data, self._path, self._grey, self._look = data, path, grey, look
         self.statistics: MatteStatistics | None = None
         try:
             self._header = read_header(data, grey, decoding)
@@ -117,6 +129,10 @@ class EncodedImage:
     @property
     def depth(self) -> int:
         return 16 if self._header.mode.startswith("I") else 8
+
+    @property
+    def frames(self) -> int:
+        return frames_of(self._data)
 
     def as_stored(self, forms: Collection[str]) -> bytes | None:
         """Return the file if it is of one of Pillow's formats `forms`, upright, without a colour profile, and a matte grey."""
@@ -187,6 +203,10 @@ class RawImage:
     @property
     def depth(self) -> int:
         return 8
+
+    @property
+    def frames(self) -> int:
+        return 1
 
     @property
     def statistics(self) -> MatteStatistics | None:

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from raymat.analysis.preflight.storage_room import checkpoint_bytes
 from raymat.analysis.run_pictures import RunPictures
@@ -196,6 +197,20 @@ def test_a_sample_bounds_how_many_files_are_compared(dataset: Dataset, check: An
     assert "  backgrounds: a sample of those with equal sizes (--all: all of them)" in out
     _, out = check("--sample", "1", "--all")
     assert not any("a sample of those" in line for line in out)
+
+
+def test_animations_of_which_only_the_first_picture_is_read_are_found(
+    check: Any, dataset: Dataset
+) -> None:
+    path = dataset.data / "train/fgr/clip0/0002.jpg"
+    frames = [Image.fromarray(photo(i)) for i in range(3)]
+    frames[0].save(path, "WEBP", save_all=True, append_images=frames[1:])
+    code, out = check()
+    assert code == 1
+    assert findings(out, "warning") == [
+        "an animation, or a file of several pages, of which only the first picture is read: "
+        f"{path} (3 pictures); unpack it to train on all of them"
+    ]
 
 
 def test_pictures_that_would_be_enlarged_are_found(raymat: Command, dataset: Dataset) -> None:

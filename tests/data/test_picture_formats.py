@@ -395,3 +395,26 @@ def test_a_small_file_costs_no_more_memory_than_stated(
         capture_output=True, text=True, check=True, cwd=ROOT,
     )  # fmt: skip
     assert int(done.stdout) <= most, done.stderr
+
+
+# Several pictures in a file.
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_the_pictures_of_an_animation_and_of_pages_are_counted(form: str) -> None:
+    frames = [Image.fromarray(photo(i)) for i in range(3)]
+    file = io.BytesIO()
+    frames[0].save(file, form, save_all=True, append_images=frames[1:])
+    assert EncodedImage(file.getvalue(), "a").frames == 3
+    assert EncodedImage(encode(PHOTO, form), "a").frames == 1
+    assert EncodedImage(encode(PHOTO, "JPEG"), "a").frames == 1
+
+
+def test_the_small_copy_of_a_page_that_a_tiff_holds_is_no_picture_of_its_own() -> None:
+    small = Image.fromarray(photo(1, 48, 32))
+    small.encoderinfo = {"tiffinfo": {254: 1}}
+    file = io.BytesIO()
+    Image.fromarray(PHOTO).save(file, "TIFF", save_all=True, append_images=[small])
+    with Image.open(file) as image:
+        assert image.n_frames == 2
+    assert EncodedImage(file.getvalue(), "a").frames == 1

@@ -57,10 +57,11 @@ def look(source: Source, place: Place, resolution: int) -> Seen:
         if place.kind == "backgrounds":
             image = source.open_background(place.number, valid=place.valid)
             image.decode(SHRUNK)
-            return Seen(place, image.size, (*_small(image, resolution),))
+            return Seen(place, image.size, (*_small(image, resolution), *_several(image)))
         fgr, pha = source.open_pair(place.number, valid=place.valid)
         looks = looks_of(fgr, pha)
-        return Seen(place, fgr.size, (*_small(fgr, resolution),), looks, pha.path)
+        found = (*_small(fgr, resolution), *_several(fgr), *_several(pha))
+        return Seen(place, fgr.size, found, looks, pha.path)
     except UnreadableImage as error:
         return Seen(place, None, (_unusable(error),))
 
@@ -79,6 +80,18 @@ def _small(image: OpenImage, resolution: int) -> Iterator[Finding]:
             image.path,
             f"{width}x{height}",
             "it is enlarged, which adds no detail: use a smaller --resolution or larger pictures",
+        )
+
+
+def _several(image: OpenImage) -> Iterator[Finding]:
+    count = image.frames
+    if count > 1:
+        yield Finding(
+            "warning",
+            "an animation, or a file of several pages, of which only the first picture is read",
+            image.path,
+            f"{count} pictures",
+            "unpack it to train on all of them",
         )
 
 

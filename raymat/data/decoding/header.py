@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from raymat.data.decoding.blocks import (
     JpegFrame,
@@ -93,6 +94,8 @@ _OWN_TAGS = ("JPEG", "PNG", "WEBP")
 """Formats whose tags are read here, without decoding anything; Pillow reads those of the others."""
 
 
+_SUBFILE = 254
+"""TIFF's tag for what a directory holds."""
 _SPACE = slice(16, 20)
 """Where a profile names the kind of its colours."""
 
@@ -241,14 +244,26 @@ def open_pillow(data: bytes, decoding: int) -> Image.Image:
 
 
 def frames_of(data: bytes) -> int:
-    """Return how many pictures an animation or a file of pages holds; 1 for what is none, or cannot be read."""
+    """Return how many pictures an animation or a file of pages holds; 1 for what is none, or cannot be read.
+
+    Smaller copies and masks of a page, as cameras and scanners put into a TIFF, do not count.
+    """
     if data[:3] == b"\xff\xd8\xff":
         return 1  # what cameras put behind a JPEG is a preview or a map of its depth
     try:
         with open_pillow(data, DECODING) as image:
-            return int(getattr(image, "n_frames", 1))
+            count = int(getattr(image, "n_frames", 1))
+            if count == 1 or not isinstance(image, TiffImageFile):
+                return count
+            return 1 + sum(_is_page(image, number) for number in range(1, count))
     except PILLOW_ERRORS:
         return 1
+
+
+def _is_page(image: TiffImageFile, number: int) -> bool:
+    """Return whether a TIFF's directory is a page, rather than a smaller copy (bit 0) or a mask (bit 2) of one."""
+    image.seek(number)
+    return not int(image.tag_v2.get(_SUBFILE, 0)) & 5
 
 
 def _check_size(header: Header) -> None:

@@ -172,7 +172,7 @@ PATHS = {
         FILES | {"--dataset": "s3://nowhere/pairs"},
     ),
     "a dataset in a storage that refuses": Wrong(
-        "cannot list s3://bucket/pairs/train/fgr: the storage does not answer (Could not connect to the endpoint",
+        "cannot list s3://bucket/pairs: the storage does not answer (Could not connect to the endpoint",
         {"AWS_ENDPOINT_URL": DEAD},
         FILES | {"--dataset": "s3://bucket/pairs"},
     ),
