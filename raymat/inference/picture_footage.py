@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 
 from raymat.data.dataset.discovery import NAMED_IN_ERRORS
-from raymat.data.dataset.file_names import ANY_NAMES, without_junk
+from raymat.data.dataset.file_names import ANY_NAMES, composed, without_junk
 from raymat.data.dataset.image_folder import Folder
 from raymat.data.decode import EncodedImage, Pixels
 from raymat.data.decoding.header import frames_of
@@ -99,9 +98,9 @@ class PictureFootage:
         self.names: list[str] = list(sources.files)
         self.count = len(self.names)
         if isinstance(backgrounds, Pictures):
-            alike = {_composed(name): name for name in backgrounds.files}
+            alike = {composed(name): name for name in backgrounds.files}
             known = alike | {name: name for name in backgrounds.files}
-            found = ((n, known.get(n, alike.get(_composed(n)))) for n in self.names)
+            found = ((n, known.get(n, alike.get(composed(n)))) for n in self.names)
             self._partners = {name: partner for name, partner in found if partner is not None}
             lonely = [sources.files[n] for n in self.names if n not in self._partners]
             if lonely:
@@ -123,11 +122,6 @@ class PictureFootage:
             background = known.read(self._partners[name]) if isinstance(known, Pictures) else known
             shown = self._sources.shown(name)
             return Shot(name, shown, source, self._fit(source, background, shown))
-
-
-def _composed(name: str) -> str:
-    """Return a name with its accents in one form: a Mac writes another one than most, and both look the same."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _first(names: list[str]) -> str:

@@ -10,7 +10,7 @@ from raymat.config.values import Range
 from raymat.data.batch import Geometry
 from raymat.data.batch_maker import make_train_batch
 from raymat.data.dataset.discovery import build_listing
-from raymat.data.dataset.growth import grow
+from raymat.data.dataset.growth import grow, move
 from raymat.data.dataset.listing import Listing
 from raymat.data.dataset.source import FolderSource
 from raymat.data.lineage import DatasetSpan, Lineage
@@ -137,3 +137,22 @@ def test_batches_before_the_growth_are_the_same_to_the_byte_stand_ins_included(
     crossing = make_train_batch(other, after, geometry, 2, range(4))
     assert max(example.pair for example in crossing.examples[:2]) < 5
     assert len({e.pair for e in after.examples(range(10, 21))}) == 11
+
+
+def test_a_copy_whose_names_only_look_the_same_is_refused_for_just_that(root: Path) -> None:
+    add_pairs(root, "train", "ren\u00e9")
+    old = look(root)
+    for half, suffix in (("fgr", ".jpg"), ("pha", ".png")):
+        (root / f"data/train/{half}/ren\u00e9{suffix}").rename(
+            root / f"data/train/{half}/rene\u0301{suffix}"
+        )
+    line = (
+        "the accents of train/fgr/ren\u00e9.jpg are written in another form than when the run began (NFC or NFD, as a Mac "
+        "makes them), which looks the same: copy the files again with their names as they were"
+    )
+    with pytest.raises(DataError) as refused:
+        move(old, look(root))
+    assert str(refused.value) == line
+    with pytest.raises(DataError) as refused:
+        grow(old, look(root))
+    assert str(refused.value) == f"the run's dataset may only grow, and {line}"

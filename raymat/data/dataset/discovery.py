@@ -174,11 +174,15 @@ class _Lister:
             return fgr, pha
         names = [f.row(i).path for f, rows in zip((fgr, pha), lonely, strict=True) for i in rows]
         ours, theirs = ([f.stems[i] for i in r] for f, r in zip((fgr, pha), lonely, strict=True))
-        hint = partner_hint(ours, theirs, self._rules.pair_suffix, some_pair=bool(both))
-        if not self._rules.skip_unpaired or not both:
+        skips = self._rules.skip_unpaired and bool(both)
+        hint = partner_hint(
+            ours, theirs, self._rules.pair_suffix, some_pair=bool(both) and not skips
+        )
+        if not skips:
             what = "files without a partner of the same name in fgr/ or pha/ in"
             _refuse(what, dataset.shown(), names, hint)
-        log.warning("left out of %s for want of a partner: %s", dataset.shown(), _some(names))
+        left = f"{_some(names)}{hint}"
+        log.warning("left out of %s for want of a partner: %s", dataset.shown(), left)
         return _only(fgr, both), _only(pha, both)
 
     def report(self) -> None:

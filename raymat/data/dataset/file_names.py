@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -120,6 +121,11 @@ def others(names: Iterable[str], rules: NameRules) -> Counter[str]:
         if stem and suffix.lower() not in known and stem.lower() not in _NOTE_NAMES:
             found[suffix.lower() if len(suffix) > 1 else "without an extension"] += 1
     return found
+
+
+def composed(name: str) -> str:
+    """Return a name with its accents in one form (NFC): a Mac writes another one than most, and both look the same."""
+    return unicodedata.normalize("NFC", name)
 
 
 def listed(counts: Mapping[str, int]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from raymat.data.dataset.file_names import composed
 from raymat.data.dataset.image_folder import UNKNOWN_SIZE
 from raymat.data.dataset.listing import Files, Listing, Split
 from raymat.errors import DataError
@@ -53,6 +54,8 @@ def grow(old: Listing, new: Listing) -> Growth:
         DataError: files of `old` are gone or have another size or extension; how many, and the first of them.
     """
     gone, changed = list(_gone(old, new)), list(_changed(old, new))
+    if gone and (renamed := next(_other_accents(old, new), None)):
+        raise DataError(f"the run's dataset may only grow, and {renamed}")
     if gone or changed:
         raise DataError(
             f"the run's dataset may only grow: missing {_count(gone)}, changed {_count(changed)}, at "
@@ -73,7 +76,7 @@ def move(old: Listing, new: Listing) -> Listing:
     Raises:
         DataError: it is no copy; names the first difference.
     """
-    difference = next(_differences(old, new), None)
+    difference = next(_other_accents(old, new), None) or next(_differences(old, new), None)
     if difference is not None:
         raise DataError(difference)
     return replace(old, dataset_url=new.dataset_url, backgrounds_url=new.backgrounds_url)
@@ -93,6 +96,19 @@ def _differences(old: Listing, new: Listing) -> Iterator[str]:
                 yield f"{found.path} {size}" if same_name else f"{before.path} is now {found.path}"
         known = set(was.stems)
         yield from (f"{now.row(i).path} is new" for i, s in enumerate(now.stems) if s not in known)
+
+
+def _other_accents(old: Listing, new: Listing) -> Iterator[str]:
+    """Yield in words which files are there under names that look the same."""
+    for was, now in _folder_pairs(old, new):
+        known = set(now.stems)
+        alike = {composed(stem) for stem in known if not stem.isascii()}
+        for i, stem in enumerate(was.stems):
+            if stem not in known and composed(stem) in alike:
+                yield (
+                    f"the accents of {was.row(i).path} are written in another form than when the run began (NFC or NFD, as a "
+                    "Mac makes them), which looks the same: copy the files again with their names as they were"
+                )
 
 
 def _folder_pairs(old: Listing, new: Listing) -> Iterator[tuple[Files, Files]]:

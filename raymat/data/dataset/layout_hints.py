@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from raymat.data.dataset.file_names import ARCHIVES, SUFFIXES, VIDEOS
+from raymat.data.dataset.file_names import ARCHIVES, SUFFIXES, VIDEOS, composed
 from raymat.data.dataset.image_folder import Folder
 from raymat.errors import DataError
 
@@ -82,9 +81,7 @@ def partner_hint(
             foregrounds, mattes, _unpadded, "the numbers in their names are padded differently"
         )
         or _same(foregrounds, mattes, str.lower, "their names differ in upper and lower case")
-        or _same(
-            foregrounds, mattes, _composed, "their names have accents of two forms, NFC and NFD"
-        )
+        or _other_accents(foregrounds, mattes)
         or _beginning_hint(foregrounds, mattes)
     )
     return f"; {found}" if found else "; --skip-unpaired leaves them out" if some_pair else ""
@@ -119,10 +116,6 @@ def _turned(path: str) -> str:
     return folder + slash + name[::-1]
 
 
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
 def _common_ending(short: Sequence[str], long: Sequence[str]) -> str | None:
     """Return what most of the `long` names have besides a `short` one."""
     known = set(short)
@@ -145,6 +138,17 @@ def _same(
     if 2 * len(both) <= len(mattes):
         return None
     return f"{words} ({both[0][0]} and {both[0][1]}): rename those of one folder"
+
+
+def _other_accents(foregrounds: Sequence[str], mattes: Sequence[str]) -> str | None:
+    ours = {composed(name) for name in foregrounds}
+    alike = sum(composed(name) in ours for name in mattes)
+    if not alike:
+        return None
+    return (
+        f"the accents of {alike:,} of the mattes' names are written in another form than those of their foregrounds (NFC and "
+        "NFD, as a Mac makes them), which looks the same: convmv -f utf8 -t utf8 --nfc -r --notest FOLDER renames them"
+    )
 
 
 def _unpadded(name: str) -> str:
