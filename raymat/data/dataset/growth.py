@@ -54,8 +54,8 @@ def grow(old: Listing, new: Listing) -> Growth:
         DataError: files of `old` are gone or have another size or extension; how many, and the first of them.
     """
     gone, changed = list(_gone(old, new)), list(_changed(old, new))
-    if gone and (renamed := next(_other_accents(old, new), None)):
-        raise DataError(f"the run's dataset may only grow, and {renamed}")
+    if gone:
+        _refuse_other_accents(old, new)
     if gone or changed:
         raise DataError(
             f"the run's dataset may only grow: missing {_count(gone)}, changed {_count(changed)}, at "
@@ -76,7 +76,8 @@ def move(old: Listing, new: Listing) -> Listing:
     Raises:
         DataError: it is no copy; names the first difference.
     """
-    difference = next(_other_accents(old, new), None) or next(_differences(old, new), None)
+    _refuse_other_accents(old, new)
+    difference = next(_differences(old, new), None)
     if difference is not None:
         raise DataError(difference)
     return replace(old, dataset_url=new.dataset_url, backgrounds_url=new.backgrounds_url)
@@ -98,14 +99,14 @@ def _differences(old: Listing, new: Listing) -> Iterator[str]:
         yield from (f"{now.row(i).path} is new" for i, s in enumerate(now.stems) if s not in known)
 
 
-def _other_accents(old: Listing, new: Listing) -> Iterator[str]:
-    """Yield in words which files are there under names that look the same."""
+def _refuse_other_accents(old: Listing, new: Listing) -> None:
+    """Raise DataError if a file is there under a name that only looks the same."""
     for was, now in _folder_pairs(old, new):
         known = set(now.stems)
         alike = {composed(stem) for stem in known if not stem.isascii()}
         for i, stem in enumerate(was.stems):
             if stem not in known and composed(stem) in alike:
-                yield (
+                raise DataError(
                     f"the accents of {was.row(i).path} are written in another form than when the run began (NFC or NFD, as a "
                     "Mac makes them), which looks the same: copy the files again with their names as they were"
                 )
