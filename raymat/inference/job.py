@@ -145,6 +145,10 @@ class MattingJob:
             raise ConfigError(
                 f"--alpha-bits {self.request.alpha_bits}: videos have their own depth: leave it out, or name a folder"
             )
+        if self.request.alpha_bits != 8 and "pha" not in self.request.types:
+            raise ConfigError(
+                f"--alpha-bits {self.request.alpha_bits}: says how pha is written, which --output-type leaves out"
+            )
         if destination.is_video and self.footage.timing is None:
             raise ConfigError(
                 f"--output {destination.path}: the source is no video: use .png or a folder"
@@ -189,12 +193,18 @@ def _backdrop(request: MattingRequest, destination: Destination, notes: Notes) -
     colour = colour_of(request.composite)
     if colour is not None:
         return colour
-    if medium_of("--composite", request.composite) != "picture":
+    if not _may_be_picture(request.composite):
         raise ConfigError(
             f"--composite {request.composite}: expected a colour (white, #78ff9b) or a picture"
         )
     (name,) = (picture := Pictures.file(request.composite, notes)).files
     return Backdrop(picture.read(name))
+
+
+def _may_be_picture(text: str) -> bool:
+    """Return whether this names a picture. Raises DataError if it looks like one that is not there."""
+    is_word = not os.path.splitext(text)[1] and os.sep not in text and not os.path.exists(text)
+    return not is_word and medium_of("--composite", text) == "picture"
 
 
 def _footage(request: MattingRequest, notes: Notes, watch: Stopwatch) -> Footage:
@@ -208,6 +218,8 @@ def _footage(request: MattingRequest, notes: Notes, watch: Stopwatch) -> Footage
         raise ConfigError(
             "--background: a video stands behind a video: give a picture, or a folder with one for each source"
         )
+    if request.hold_background:
+        raise ConfigError("--hold-background: there is no video whose last frame could be held")
     sources = _pictures(request.source, source, notes)
     backgrounds = _pictures(request.background, background, notes)
     if background == "picture":
@@ -234,6 +246,10 @@ def _video(
             source.path,
         )
     if background == "picture":
+        if request.hold_background:
+            raise ConfigError(
+                "--hold-background: the background is a picture, which is held anyway"
+            )
         pictures = Pictures.file(request.background, fit.notes)
         (name,) = pictures.files
         return VideoFootage(source, pictures.read(name), fit, watch)

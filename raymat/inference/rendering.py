@@ -47,11 +47,18 @@ class Backdrop:
 
 
 def colour_of(text: str) -> Backdrop | None:
-    """Return the backdrop of a colour's name or #rrggbb; None if it is none."""
+    """Return the backdrop of a colour's name or #rrggbb; None if it is none. Raises ConfigError for one with transparency."""
     try:
-        return Backdrop(np.array([[ImageColor.getrgb(text)[:3]]], np.uint8))
+        found = ImageColor.getrgb(text)
     except ValueError:
         return None
+    colour, alpha = found[:3], (*found, 255)[3]
+    if alpha != 255:
+        opaque = "#" + bytes(colour).hex()
+        raise ConfigError(
+            f"--composite {text}: what stands behind com is opaque: use {opaque}, or leave it out for com with alpha"
+        )
+    return Backdrop(np.array([[colour]], np.uint8))
 
 
 class Renderer:

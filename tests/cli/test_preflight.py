@@ -213,6 +213,12 @@ def test_animations_of_which_only_the_first_picture_is_read_are_found(
     ]
 
 
+def test_options_that_the_run_would_not_use_are_found(check: Any) -> None:
+    code, out = check("--refine-mode", "full")
+    assert code == 1
+    assert findings(out, "warning") == ["--refine-mode: not used, base has no refiner"]
+
+
 def test_pictures_that_would_be_enlarged_are_found(raymat: Command, dataset: Dataset) -> None:
     code, out, _ = raymat("check", *dataset.words[:4], "--resolution", "256", "--crop", "32:64")
     assert code == 1

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from raymat.analysis.preflight.findings import Finding
 from raymat.analysis.preflight.subject import Subject
 from raymat.config.settled import with_pace
+from raymat.config.unused_options import unused_options
 from raymat.data.dataset.run_dataset import sample_order
 from raymat.data.lineage import NO_LINEAGE
 from raymat.errors import ConfigError
@@ -15,8 +16,9 @@ from raymat.train.run.schedule import Schedule
 
 
 def check_length(subject: Subject) -> Iterator[Finding]:
-    """Say how long the run is, in steps, examples and epochs; find what no schedule can be made of."""
+    """Say how long the run is, in steps, examples and epochs; find what no schedule can be made of, and options without use."""
     config, source = subject.config, subject.source
+    yield from (Finding("warning", line) for line in unused_options(config))
     if source is None or not subject.trainable:
         return
     config = with_pace(config, source.pairs)

@@ -9,6 +9,7 @@ from typing import Any
 from raymat.analysis.goodput.ledger import make_ledger
 from raymat.analysis.goodput.table import goodput_table
 from raymat.config.run import RunConfig
+from raymat.config.unused_options import unused_options
 from raymat.console import columns, count
 from raymat.data.dataset.source import Source
 from raymat.storage.store import Store
@@ -46,6 +47,7 @@ def opening(run: OpenedRun, source: Source, metrics: str | None = None) -> str:
         ("run", _bare(run.store)),
         ("watch", f"tensorboard --logdir {shlex.quote(_bare(run.store) + '/tensorboard')}"),
         *([("metrics", metrics)] if metrics else []),
+        *(("ignored", line) for line in unused_options(config)),
     ]  # fmt: skip
     return columns(rows)
 

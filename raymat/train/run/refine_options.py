@@ -26,8 +26,14 @@ def refining_as(selected: Selected, overrides: Mapping[str, Any]) -> ModelConfig
         raise ConfigError(
             f"{flags}: only a refine network refines, {selected.what} is a base network"
         )
-    model = selected.config.model if selected.config else ModelConfig()
-    return replace(model, **overrides)
+    model = replace(selected.config.model if selected.config else ModelConfig(), **overrides)
+    for name, mode in (("refine_sample_pixels", "sampling"), ("refine_threshold", "thresholding")):
+        if name in overrides and model.refine_mode != mode:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{flag}: for --refine-mode {mode} alone, here it is {model.refine_mode}"
+            )
+    return model
 
 
 def configured(selected: Selected, model: ModelConfig) -> MattingBase:

@@ -146,6 +146,12 @@ def test_a_run_opens_with_few_short_lines(tmp_path: Path) -> None:
     assert progress_line(first_progress(run), time.time()) == "base 0/7  workers 1"
 
 
+def test_a_run_says_as_it_opens_which_options_it_does_not_use(tmp_path: Path) -> None:
+    _, _, run = run_of(tmp_path, refine_mode="full")
+    last = opening(run, run.source.open()).splitlines()[-1]
+    assert last == "ignored     --refine-mode: not used, base has no refiner"
+
+
 def test_a_run_closes_with_its_best_and_commands_to_go_on_with(tmp_path: Path) -> None:
     config, store, run = run_of(tmp_path)
     found = [{"step": 4, "loss": 0.25, "metrics": {"sad": 1.5}}, {"step": 7, "loss": 0.5}]
