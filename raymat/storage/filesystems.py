@@ -114,8 +114,8 @@ def find_files(filesystem: Any, root: str) -> dict[str, Mapping[str, Any]]:
     fsspec's own way through folders, which web servers, FTP and SSH have, takes one that cannot be listed for an empty one.
 
     Raises:
-        What `faults.backend_errors` lists, as the backend raised it. FileNotFoundError: there is no such folder; object
-        stores tell of none.
+        What `faults.backend_errors` lists, as the backend raised it; FileNotFoundError for a bucket that does not exist,
+        not for a folder.
     """
     kind = type(filesystem)
     is_async = isinstance(filesystem, AsyncFileSystem)
@@ -124,7 +124,11 @@ def find_files(filesystem: Any, root: str) -> dict[str, Mapping[str, Any]]:
         if is_async
         else kind.find is fsspec.AbstractFileSystem.find
     ):
-        return dict(_walk(filesystem, root, filesystem.ls(root, detail=True)))
+        try:
+            entries = filesystem.ls(root, detail=True)
+        except FileNotFoundError:
+            return {}
+        return dict(_walk(filesystem, root, entries))
     found: dict[str, Mapping[str, Any]] = filesystem.find(root, detail=True)
     return found
 

@@ -62,11 +62,7 @@ class FsspecBackend:
     def list(self, folder: str) -> Iterator[tuple[str, int, float]]:
         """See `Backend`: list recursively in one call, bypassing caches, since others write there too."""
         self.filesystem.invalidate_cache()
-        try:
-            found = find_files(self.filesystem, folder)
-        except FileNotFoundError:
-            return
-        for path, info in found.items():
+        for path, info in find_files(self.filesystem, folder).items():
             if info.get("type") == "file" and path != folder:
                 yield path, int(info["size"]), _modified(info)
 

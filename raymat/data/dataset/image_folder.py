@@ -59,8 +59,7 @@ READ_RETRY = RetryPolicy(total=120.0, first=0.5, longest=15.0)
 class Folder:
     """Folder at an fsspec URL.
 
-    `answered`: others have read or listed it before, so that a silent storage is waited for as `retry` says; otherwise for
-    a few seconds.
+    `answered`: it was read before, so that silence is waited out as `retry` says; otherwise for a few seconds.
 
     Raises:
         DataError: the URL names a protocol that is unknown or whose driver is not installed.
@@ -118,11 +117,10 @@ class Folder:
         Raises:
             DataError: the storage cannot be listed.
         """
+        root = f"{self._root}/{path}"
         try:
             if isinstance(self._fs, LocalFileSystem):
-                root = f"{self._root}/{path}"
                 return dict(_walk(root, "", (), is_junk)) if os.path.isdir(root) else None
-            root = f"{self._root}/{path}"
             return self._access.run("list", lambda: self._find_remote(root), RetryPolicy())
         except backend_errors() as error:
             raise _unreachable(f"cannot list {self.shown(path)}", error) from error
