@@ -70,13 +70,13 @@ def compiled(name: str, operands: Any, constants: dict[str, Any], capability: in
 
 def usage(ptx: str, capability: int) -> tuple[int, int]:
     """Return the registers of a thread and the bytes that it spills, as ptxas says."""
-    from triton import knobs
+    from triton.backends.nvidia.compiler import get_ptxas
 
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx, encoding="utf-8")
         said = subprocess.run(
-            [knobs.nvidia.ptxas.path, "-v", f"--gpu-name=sm_{capability}{'a' if capability == 90 else ''}",
+            [get_ptxas(capability).path, "-v", f"--gpu-name=sm_{capability}{'a' if capability == 90 else ''}",
              str(source), "-o", str(Path(folder, "kernel.cubin"))],
             capture_output=True, text=True, check=True,
         ).stderr  # fmt: skip

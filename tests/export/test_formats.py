@@ -47,7 +47,8 @@ def commit(local: Any, stage: Any) -> MattingBase:
 
 def numbers(*argv: str) -> list[str]:
     """What a process that has no raymat prints of an export."""
-    command = [sys.executable, "-I", str(SCRIPT), *argv]
+    # torch 2.15 warns at each use of TorchScript.
+    command = [sys.executable, "-I", "-W", "ignore::FutureWarning", str(SCRIPT), *argv]
     done = subprocess.run(
         command, cwd="/", env={"PATH": os.environ["PATH"]}, capture_output=True, text=True
     )

@@ -393,7 +393,7 @@ def test_content_without_tensors_of_this_network_is_refused(tmp_path: Path) -> N
     assert "its 1 tensors are named conv1.weight; give a published .pth" in line
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated")
 def test_a_torchscript_archive_is_named(tmp_path: Path) -> None:
     torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "script.pth"))
     assert "TorchScript archive" in refused(small(), tmp_path / "script.pth")
