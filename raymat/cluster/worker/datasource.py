@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 from ray.data import DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
@@ -106,7 +107,18 @@ def read_rows(plan: StreamPlan, window: Window, rows: range) -> Iterable[pa.Tabl
     for row in rows:
         columns = make_row(plan, window, row).to_columns()
         columns |= {"rank": window.world.rank, "world": window.world.size}
-        yield pa.table({name: [value] for name, value in columns.items()})
+        yield pa.table({name: _cell(value) for name, value in columns.items()})
+
+
+def _cell(value: Any) -> pa.Array:
+    """Return a column of one value; bytes that are only viewed stay where they are, alive as long as the column.
+
+    Arrow copies a view that it is given in a list, and never lets go of it: each row's pixels would stay in the process.
+    """
+    if not isinstance(value, memoryview):
+        return pa.array([value])
+    offsets = np.array([0, value.nbytes], np.int32)
+    return pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(value)])
 
 
 class WindowDatasource(Datasource):

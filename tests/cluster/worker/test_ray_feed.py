@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +68,23 @@ def test_a_row_has_a_worker_s_part_of_each_chunk_of_a_step() -> None:
     assert [row.step for row in rows] == [3, 4, 3, 4]
     assert [row.numbers for row in rows[::2]] == [(24, 25, 28, 29), (26, 27, 30, 31)]
     assert [row.chunks for row in rows] == [(2, 2)] * 4
+
+
+def test_rows_that_were_made_leave_nothing_in_the_process() -> None:
+    """The pixels of ten rows are 270,000 bytes."""
+
+    def remaining() -> int:
+        for _ in datasource.read_rows(PLAN, Window("train", 0, 10, World()), range(10)):
+            pass
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        first = remaining()
+        assert remaining() - first < 50_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_read_task_makes_as_many_rows_as_last_and_fit() -> None:
