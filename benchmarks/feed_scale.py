@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import ray
 import ray.data
+from PIL import Image
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
@@ -32,24 +33,35 @@ from raymat.cluster.worker.datasource import StreamPlan, Window
 from raymat.cluster.worker.ray_feed import RayFeed
 from raymat.config.values import Range
 from raymat.data.batch import Geometry
+from raymat.data.dataset.discovery import build_listing
 from raymat.data.dataset.source import SourceSpec
 from raymat.data.feed import Stretch
 from raymat.data.sample_order import SampleOrder
 from raymat.distributed.world import World
 
 SIDE = 16
-BATCH = 8
-"""At least as many as ranks: each gets one example or more."""
-PAIRS = 240_000
+PAIRS = 100
 LONG = 4_000_000
 """Steps: more than are ever taken."""
 TASK_ROWS = 50
 
 
-def plan_of(ranks: int) -> StreamPlan:
+def tiny_pictures(folder: Path) -> SourceSpec:
+    """Write pairs and backgrounds of so few pixels that reading them costs little."""
+    rng = np.random.Generator(np.random.Philox(1))
+    for half, bands in (("data/train/fgr", (3,)), ("data/train/pha", ()), ("walls/train", (3,))):
+        (folder / half).mkdir(parents=True)
+        for number in range(PAIRS):
+            pixels = rng.integers(0, 256, (SIDE, SIDE, *bands), np.uint8)
+            Image.fromarray(pixels).save(folder / half / f"{number}.png")
+    listing = build_listing(f"{folder}/data", f"{folder}/walls", need_valid=False)
+    (folder / "listing").write_bytes(listing.to_bytes())
+    return SourceSpec.listed(str(folder / "listing"), listing.digest)
+
+
+def plan_of(source: SourceSpec, ranks: int) -> StreamPlan:
     """Return the stream of some `ranks`, whose rows have one example each."""
     order = SampleOrder(0, PAIRS, PAIRS, ranks, Range(SIDE, SIDE), LONG * ranks)
-    source = SourceSpec.synthetic(count=PAIRS, seed=0, size=SIDE)
     return StreamPlan(source, order, Geometry(stage="base", resolution=SIDE))
 
 
@@ -171,9 +183,9 @@ def steps_of(ranks: int) -> str:
     return path
 
 
-def measure(ranks: int, seconds: float, old: bool) -> str:
+def measure(source: SourceSpec, ranks: int, seconds: float, old: bool) -> str:
     """Count with so many ranks for some seconds; return a line of what was found."""
-    plan = plan_of(ranks)
+    plan = plan_of(source, ranks)
     dealt = shards(plan, ranks) if old else [None] * ranks
     maker, steps = ray.remote(num_cpus=0)(Rank), steps_of(ranks)
     actors = [maker.remote(World(r, ranks), plan, steps, dealt[r]) for r in range(ranks)]
@@ -194,18 +206,18 @@ def measure(ranks: int, seconds: float, old: bool) -> str:
     )
 
 
-def making() -> str:
+def making(source: SourceSpec) -> str:
     """Return a line: what the rows themselves cost."""
-    plan, window = plan_of(1), Window("train", 0, 1000, World())
+    plan, window = plan_of(source, 1), Window("train", 0, 1000, World())
     list(datasource.read_rows(plan, window, range(3)))
     began = time.process_time()
-    list(datasource.read_rows(plan, window, range(3, 103)))
-    return f"{os.cpu_count()} cores; of the CPU of a row {10 * (time.process_time() - began):.2f} ms are its making"
+    list(datasource.read_rows(plan, window, range(3, 503)))
+    return f"{os.cpu_count()} cores; of the CPU of a row {2 * (time.process_time() - began):.2f} ms are its making"
 
 
-def first_batches(rounds: int) -> str:
+def first_batches(source: SourceSpec, rounds: int) -> str:
     """Return a line: how long a stream takes to its first row, early and late in a long run."""
-    rank = ray.remote(num_cpus=0)(Rank).remote(World(), plan_of(1), steps_of(1))
+    rank = ray.remote(num_cpus=0)(Rank).remote(World(), plan_of(source, 1), steps_of(1))
     ray.get(rank.first.remote(0))
     found: dict[int, list[float]] = {10: [], 1_000_000: []}
     for _ in range(rounds):
@@ -231,12 +243,14 @@ def main() -> None:
         log_to_driver=False,
         object_store_memory=10**9,
     )
-    print(making())
-    for ranks in map(int, options.ranks.split(",")):
-        for old in (True, False) if options.old else (False,):
-            print(measure(ranks, options.seconds, old), flush=True)
-    print(first_batches(options.rounds))
-    ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="raymat-feed-") as folder:
+        source = tiny_pictures(Path(folder))
+        print(making(source))
+        for ranks in map(int, options.ranks.split(",")):
+            for old in (True, False) if options.old else (False,):
+                print(measure(source, ranks, options.seconds, old), flush=True)
+        print(first_batches(source, options.rounds))
+        ray.shutdown()
 
 
 if __name__ == "__main__":
