@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup ## train both stages on made pictures, kill a worker halfway, resume (minutes on 2 cores)
+demo: setup ## train both stages on synthetic pictures, kill a worker halfway, resume (minutes on 2 cores)
 	$(BIN)/raymat demo
 
 # Much of a test's time is waiting for processes that start: more files at a time than there are cores, the longest first.

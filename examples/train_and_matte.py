@@ -1,4 +1,4 @@
-"""From nothing to a picture that is cut out: train base, then refine, on made pictures, and matte one.
+"""From nothing to a picture that is cut out: train base, then refine, on synthetic pictures, and matte one.
 
     python examples/train_and_matte.py [FOLDER]
 

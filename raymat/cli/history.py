@@ -14,10 +14,9 @@ from raymat.config.hints import closest
 from raymat.config.options import Spelling, Url, at_least
 from raymat.config.values import Duration
 from raymat.console import count
-from raymat.errors import ConfigError, StorageError
+from raymat.errors import ConfigError
 from raymat.train.observability.event_kinds import KINDS
-from raymat.train.observability.events import read_events
-from raymat.train.run.run_url import open_run_url
+from raymat.train.run.run_url import open_run_url, read_run_events
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +43,7 @@ def main(argv: Sequence[str]) -> int:
     options = parse_options(Options, argv, "raymat events")
     kinds = _kinds(options.kind)
     store = open_run_url(options.url)
-    events = read_events(store)
-    if not events:
-        raise StorageError(f"there is no run with events at {store.url}")
+    events = read_run_events(store)
     shown = list(_chosen(events, kinds, options))
     for event in shown:
         print(json.dumps(event) if options.json else line_of(event))

@@ -128,8 +128,12 @@ def _later(target: str) -> Callable[[Sequence[str]], int]:
 
 
 COMMANDS: dict[str, Command] = {
-    "base": Command("train the base network", functools.partial(_train, "base")),
-    "refine": Command("train the refine network", functools.partial(_train, "refine")),
+    "base": Command(
+        "train the base network, or resume a run of it", functools.partial(_train, "base")
+    ),
+    "refine": Command(
+        "train the refine network, or resume a run of it", functools.partial(_train, "refine")
+    ),
     "check": Command(
         "look at a run's pictures, storage and weights before it begins",
         _later("raymat.cli.pictures.preflight:main"),
@@ -139,7 +143,7 @@ COMMANDS: dict[str, Command] = {
         _later("raymat.cli.pictures.prepare:main"),
     ),
     "demo": Command(
-        "train both stages on made pictures, with a kill and a resume",
+        "train both stages on synthetic pictures, with a kill and a resume",
         _later("raymat.cli.demo:main"),
     ),
     "diff": Command(
@@ -197,10 +201,12 @@ COMMANDS: dict[str, Command] = {
 
 
 def _dispatch(words: list[str]) -> int:
+    if words[:1] == ["help"] and words[1:]:  # `raymat help base`
+        words = [*words[1:], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
-    if words[0] == "--version":
+    if words[0] in ("-V", "--version", "version"):
         print(f"raymat {__version__}")
         return 0
     command = COMMANDS.get(words[0])

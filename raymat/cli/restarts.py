@@ -14,11 +14,9 @@ from raymat.config.command_line import parse_options
 from raymat.config.options import Url
 from raymat.config.prices import Prices
 from raymat.console import columns, count
-from raymat.errors import StorageError
 from raymat.train.observability.attempt_events import MachineLost
 from raymat.train.observability.event_kinds import parse_event
-from raymat.train.observability.events import read_events
-from raymat.train.run.run_url import open_run_url
+from raymat.train.run.run_url import open_run_url, read_run_events
 
 _PHASES = ("detect", "start", "restore", "batch", "step", "total")
 
@@ -46,9 +44,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `raymat restarts URL` and return the exit code. Raises RaymatError for what the user can mend."""
     options = parse_options(Options, argv, "raymat restarts")
     store = open_run_url(options.url)
-    events = read_events(store)
-    if not events:
-        raise StorageError(f"there is no run with events at {store.url}")
+    events = read_run_events(store)
     found = restarts(events)
     print(_json(found) if options.json else _text(found, events, options.price))
     return 0

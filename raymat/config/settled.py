@@ -13,7 +13,7 @@ EPOCHS: dict[Stage, float] = {"base": 8.0, "refine": 1.0}
 FEW = 4000
 """With fewer pairs a new run whose length is left open is as long as with this many.
 
-Not made pictures: they are for trials, and as many as they are told to be.
+Not synthetic pictures: they are for trials, and as many as they are told to be.
 """
 INTERVALS: dict[Stage, tuple[int, int]] = {"base": (5000, 2000), "refine": (2000, 1000)}
 """Steps between two validations and image grids, if the run is long enough."""

@@ -12,7 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
@@ -207,7 +207,10 @@ def open_each(
     try:
         names: Sequence[str] = access.run("list", lambda: backend.folders(access.path), retry)
     except backend_errors() as error:
-        raise classify(error, "list").error("list", redact(storage_url)) from error
+        fault = classify(error, "list")
+        if isinstance(error, FileNotFoundError) and fault.kind == "other":
+            fault = replace(fault, kind="missing")
+        raise fault.error("list", redact(storage_url)) from error
     places = [
         [f"{place.rstrip('/')}/{n}" for place in (access.path, storage_url)] for n in sorted(names)
     ]

@@ -229,7 +229,26 @@ def test_storage_that_is_not_there_is_said(
     with pytest.raises(StorageError, match="nowhere"):
         open_each(str(tmp_path / "nowhere"))
     code, _, errors = raymat("runs", str(tmp_path / "nowhere"))
-    assert (code, len(errors)) == (2, 1)
+    assert (code, errors) == (
+        2,
+        [f"raymat: error: cannot list {tmp_path}/nowhere: it does not exist"],
+    )
+
+
+def test_without_a_url_the_runs_of_the_default_storage_are_listed(
+    root: Path, monkeypatch: pytest.MonkeyPatch, raymat: Any
+) -> None:
+    monkeypatch.chdir(root.parent)
+    code, out, _ = raymat("runs")
+    assert (code, out[1].split()[0], out[-1]) == (0, "killed", "1 folder: 1 stopped")
+
+
+def test_a_run_is_no_storage_of_runs(root: Path, raymat: Any) -> None:
+    assert raymat("runs", f"{root}/killed") == (
+        2,
+        [],
+        [f"raymat: error: {root}/killed is a run, no storage of runs: raymat watch shows it"],
+    )
 
 
 def test_runs_in_a_bucket_are_listed_as_json(

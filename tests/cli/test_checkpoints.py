@@ -177,6 +177,24 @@ def test_what_is_no_run_is_one_line_and_exit_2(
     assert expected.format(url=url) in err[0]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("checkpoints", "events", "restarts", "plan", "watch", "report", "evaluate --synthetic 8"),
+        *("export -o x.pth", "select"),
+    ],
+)
+def test_a_run_named_without_its_storage_is_looked_for_in_the_default_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raymat: Any, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/try").mkdir(parents=True)
+    (tmp_path / "runs/try/run.json").write_bytes(b"{}")
+    code, out, err = raymat(*command.split(), "try")
+    assert (code, out, len(err)) == (2, [], 1)
+    assert err[0].endswith("; did you mean runs/try?")
+
+
 @pytest.mark.parametrize("command", ["checkpoints", "prune --keep 1"])
 def test_a_checkpoint_is_no_run(local: Any, raymat: Any, command: str) -> None:
     checkpoint = local.commit(10)

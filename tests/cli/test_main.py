@@ -336,6 +336,7 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) 
         (["dif"], "did you mean diff?"),
         (["train"], "did you mean base, refine or demo?"),
         (["trian"], "did you mean base, refine or demo?"),
+        (["resume"], "did you mean base, refine or demo?"),
         (["zzz"], "there are base, refine"),
     ],
 )
@@ -346,6 +347,20 @@ def test_an_unknown_command_is_one_line(
     assert words in capsys.readouterr().err
 
 
+def test_help_with_a_command_is_that_commands_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main.main(["help", "runs"])
+    assert capsys.readouterr().out.startswith("usage: raymat runs ")
+
+
+@pytest.mark.parametrize("argv", [["--version"], ["-V"], ["version"]])
+def test_the_version_is_told_in_each_usual_way(
+    argv: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(argv) == 0
+    assert capsys.readouterr().out == "raymat 0.1.0\n"
+
+
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
 def test_the_overview_names_every_command(
     argv: Sequence[str], capsys: pytest.CaptureFixture[str]
@@ -353,11 +368,6 @@ def test_the_overview_names_every_command(
     assert main.main(argv) == 0
     shown = capsys.readouterr().out
     assert all(re.search(rf"^  {name} ", shown, re.MULTILINE) for name in main.COMMANDS)
-
-
-def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["--version"]) == 0
-    assert capsys.readouterr().out == "raymat 0.1.0\n"
 
 
 @pytest.mark.parametrize("job", ["base", "refine"])

@@ -16,6 +16,7 @@ from raymat.analysis.runs.summary import MALFORMED, RunReader, RunSummary
 from raymat.config.prices import Prices
 from raymat.errors import NewerFormatError, StorageError
 from raymat.storage.store import Store
+from raymat.train.run.run_url import meant_run
 
 T = TypeVar("T")
 
@@ -49,7 +50,9 @@ def read_story(store: Store, prices: Prices | None = None) -> Story:
     reader, gaps = RunReader(store), list[str]()
     summary = reader.read_or_raise()
     if not summary.stage:
-        raise StorageError(f"there is no run to report on at {store.url}: {summary.reason}")
+        raise StorageError(
+            f"there is no run to report on at {store.url}: {summary.reason}{meant_run(store)}"
+        )
     events = reader.events.events
     if not reader.events.whole:
         gaps.append("The run has more events than a report reads: the oldest are missing.")

@@ -16,11 +16,10 @@ from raymat.config.options import MORE_THAN_0, NOT_NEGATIVE, Check, OptionGroup,
 from raymat.config.prices import Prices
 from raymat.config.values import Numbers
 from raymat.console import columns
-from raymat.errors import ConfigError, StorageError
+from raymat.errors import ConfigError
 from raymat.storage.output_files import check_output, write_output
-from raymat.train.observability.events import read_events
 from raymat.train.run.commit_interval import PRIOR_SECONDS
-from raymat.train.run.run_url import open_run_url
+from raymat.train.run.run_url import open_run_url, read_run_events
 
 _SHARE = Check(lambda value: 0 <= value <= 1, "must be in [0, 1]")
 _COUNTS = Check(
@@ -136,11 +135,7 @@ def _spread(found: Spread, form: str) -> str:
 def _events(options: Options) -> list[dict[str, Any]]:
     if not options.urls:
         return []
-    store = open_run_url(options.urls[0])
-    events = read_events(store)
-    if not events:
-        raise StorageError(f"there is no run with events at {store.url}")
-    return events
+    return read_run_events(open_run_url(options.urls[0]))
 
 
 def _costs(options: Options, events: Sequence[dict[str, Any]]) -> tuple[RunCosts, int, str]:

@@ -13,6 +13,9 @@ from raymat.analysis.runs.survey import survey_runs
 from raymat.config.command_line import parse_options
 from raymat.config.options import Url
 from raymat.console import Display, age, columns, count
+from raymat.errors import RaymatError, StorageError
+from raymat.train.run.run_file import RUN_FILE
+from raymat.train.run.run_url import open_run_url
 
 _HEAD = ("run", "state", "step", "goodput", "commit", "best")
 _LEAST = 12
@@ -29,7 +32,7 @@ class Options:
     the workers' time that was training which counts. Exit code: 0, or 2 if the storage cannot be read.
     """
 
-    url: Url
+    url: Url = "./runs"
     """The storage (--storage), any fsspec URL."""
     json: bool = False
     """Print JSON instead of a table; times in Unix seconds."""
@@ -39,11 +42,23 @@ def main(argv: Sequence[str]) -> int:
     """Run `raymat runs STORAGE` and return the exit code. Raises RaymatError for what the user can mend."""
     options = parse_options(Options, argv, "raymat runs")
     found = survey_runs(options.url)
+    if all(each.state == "no run" for each in found):
+        _refuse_run(options.url)
     if options.json:
         print(json.dumps([asdict(each) for each in found], indent=2))
     else:
         print(table(found, time.time(), Display(sys.stdout).width))
     return 0
+
+
+def _refuse_run(url: str) -> None:
+    """Raise a StorageError if `url` is itself a run."""
+    try:
+        store = open_run_url(url)
+    except RaymatError:  # no name of a run can be read from it
+        return
+    if store.try_read(RUN_FILE) is not None:
+        raise StorageError(f"{store.url} is a run, no storage of runs: raymat watch shows it")
 
 
 def table(found: Sequence[RunSummary], now: float, width: int | None = None) -> str:

@@ -19,7 +19,7 @@ from raymat.console import Display, Screen, age, bar, count
 from raymat.errors import NewerFormatError, StorageError
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.urls import redact_urls
-from raymat.train.run.run_url import open_run_url
+from raymat.train.run.run_url import meant_run, open_run_url
 
 POLL_SECONDS = 2.0
 _PATIENCE = RetryPolicy(total=4.0)
@@ -54,7 +54,9 @@ def main(argv: Sequence[str]) -> int:
     follower = RunFollower(store)
     outlook = follower.read()
     if not outlook.summary.stage:
-        raise StorageError(f"there is no run to watch at {store.url}: {outlook.summary.reason}")
+        raise StorageError(
+            f"there is no run to watch at {store.url}: {outlook.summary.reason}{meant_run(store)}"
+        )
     page: _Lines | _Page = _Page() if sys.stdout.isatty() else _Lines()
     with page.opened():
         while True:

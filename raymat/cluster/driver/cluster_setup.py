@@ -28,6 +28,7 @@ from raymat.cluster.ray_internals import (
 from raymat.config.run import RunConfig
 from raymat.config.settled import precision_on
 from raymat.config.shadows import find_shadow, module_of, refuse_shadows
+from raymat.console import count
 from raymat.errors import ClusterError, ConfigError, first_line
 
 
@@ -206,17 +207,36 @@ def check_room(config: RunConfig, can_grow: bool) -> None:
     Raises:
         ClusterError: a cluster that cannot grow has no room for the smallest number of workers.
     """
-    workers, total, free = (
-        config.workers.workers.low,
-        ray.cluster_resources(),
-        ray.available_resources(),
-    )
-    for name, each in worker_resources(config, total).items():
-        need, have, left = each * workers, total.get(name, 0), free.get(name, 0)
-        short = f"{workers} workers need {need:g} {name}, the cluster has {have:g}"
-        if have < need and not can_grow:
-            raise ClusterError(f"{short}: use fewer --workers or a larger machine")
+    total, free = ray.cluster_resources(), ray.available_resources()
+    if not can_grow:
+        require_room(config, total)
+    for name, need in _needs(config, total).items():
+        have, left = total.get(name, 0), free.get(name, 0)
         if have < need:
-            say(f"waiting for nodes: {short}")
+            say(f"waiting for nodes: {_short(config, name, need, have)}")
         elif left < need:
+            short = _short(config, name, need, have)
             say(f"waiting for others to finish: {short}, of which {left:g} is free")
+
+
+def require_room(config: RunConfig, resources: dict[str, float]) -> None:
+    """Raise a ClusterError if `resources`, which cannot grow, have no room for the smallest number of workers."""
+    for name, need in _needs(config, resources).items():
+        have = resources.get(name, 0)
+        if name == "GPU" and not have:
+            raise ClusterError("--device cuda: Ray finds no GPU on this machine, use --device cpu")
+        if have < need:
+            short = _short(config, name, need, have)
+            raise ClusterError(f"{short}: use fewer --workers or a larger machine")
+
+
+def _needs(config: RunConfig, resources: dict[str, float]) -> dict[str, float]:
+    """Return what the smallest number of workers takes of each resource."""
+    workers = config.workers.workers.low
+    return {name: each * workers for name, each in worker_resources(config, resources).items()}
+
+
+def _short(config: RunConfig, name: str, need: float, have: float) -> str:
+    workers = config.workers.workers.low
+    verb = "needs" if workers == 1 else "need"
+    return f"{count(workers, 'worker')} {verb} {need:g} {name}, the cluster has {have:g}"

@@ -18,7 +18,12 @@ from raymat.checkpoint.catalog import scan
 from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.controller.failure_policy import raymat_error
 from raymat.cluster.controller.prestart import start_ahead
-from raymat.cluster.driver.cluster_setup import check_room, resolve_auto, running_ray
+from raymat.cluster.driver.cluster_setup import (
+    check_room,
+    require_room,
+    resolve_auto,
+    running_ray,
+)
 from raymat.cluster.driver.goodput_meter import GoodputMeter
 from raymat.cluster.driver.machine_watch import MachineWatch
 from raymat.cluster.driver.object_store import check_store, own_store_bytes
@@ -96,6 +101,9 @@ def _fit(config: RunConfig, store: Store, notifier: Notifier) -> RunResult:
         with running_ray(own_store_bytes(config), config.monitoring.metrics_port) as watch:
             if watch.own and config.workers.spares:
                 start_ahead(config.workers.workers.low)
+            if watch.own and survey.stored is None:
+                # Before run.json fixes the precision of a device that is not here.
+                require_room(resolve(survey.config, None), ray.cluster_resources())
             run = open_run(config, store, resolve=resolve, tenure=lease, survey=survey)
             return _drive(run, lease, watch, notifier)
 

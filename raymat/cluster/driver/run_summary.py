@@ -54,8 +54,8 @@ def opening(run: OpenedRun, source: Source, metrics: str | None = None) -> str:
 
 def _saves(interval: int | None) -> str:
     if interval is None:
-        return "as often as loses least, and at each epoch's end"
-    return f"every {count(interval, 'step')} and epoch"
+        return "automatic intervals, and at each epoch's end"
+    return f"every {count(interval, 'step')}, and at each epoch's end"
 
 
 def first_progress(run: OpenedRun) -> Progress:
@@ -105,7 +105,7 @@ def closing(config: RunConfig, store: Store, validations: Sequence[Validation]) 
 def _data(config: RunConfig, source: Source) -> Rows:
     data, held = config.data, f"{source.valid_pairs} to validate on"
     if data.synthetic is not None:
-        return [("data", f"{source.pairs} made pairs and backgrounds, {held}")]
+        return [("data", f"{source.pairs} synthetic pairs and backgrounds, {held}")]
     pairs, backgrounds = (
         [redact(url) for url in (urls or "").splitlines()]
         for urls in (data.dataset, data.backgrounds)

@@ -10,6 +10,7 @@ from raymat.errors import WeightsError
 from raymat.storage.store import Store
 from raymat.storage.urls import redact
 from raymat.train.run.run_file import RUN_FILE
+from raymat.train.run.run_url import meant_run
 from raymat.train.run.weights_reference import WEIGHT_FILES, Request
 from raymat.train.validation.criteria import metric_of, ranked, validated
 
@@ -50,6 +51,7 @@ def _no_run(store: Store, request: Request) -> WeightsError:
         return WeightsError(f"{store.url} has no checkpoint yet")
     return WeightsError(
         f"{redact(request.url)} is neither a weights file ({', '.join(WEIGHT_FILES)}) nor a run with a checkpoint"
+        f"{meant_run(store)}"
     )
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from os.path import split
+from pathlib import Path
+from typing import Any
+
 from raymat.checkpoint.catalog import Status, scan
 from raymat.checkpoint.layout import split_run_url
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.errors import ConfigError, StorageError
 from raymat.storage.store import Store
+from raymat.train.observability.events import read_events
 from raymat.train.run.run_file import RUN_FILE
 
 
@@ -32,6 +37,22 @@ def open_run_url(url: str) -> Store:
     return store
 
 
+def read_run_events(store: Store) -> list[dict[str, Any]]:
+    """Read the events of the run in `store`. Raises StorageError if there are none."""
+    events = read_events(store)
+    if not events:
+        raise StorageError(f"there is no run with events at {store.url}{meant_run(store)}")
+    return events
+
+
+def meant_run(store: Store) -> str:
+    """Return the end of a message that there is no run in `store`: one of that name in ./runs, where runs are by default."""
+    folder, name = split(store.url)
+    below = Path("runs", name)
+    found = folder == "." and (below / RUN_FILE).is_file()
+    return f"; did you mean {below}?" if found else ""
+
+
 def list_checkpoints(
     store: Store, checkpoint: CheckpointId | None = None, *, manifests: int = 0
 ) -> list[Status]:
@@ -48,6 +69,6 @@ def list_checkpoints(
     if not found and store.try_read(RUN_FILE) is None:
         raise StorageError(
             f"there is no run at {store.url}: expected the URL of a run, --storage and --name "
-            "joined by a slash"
+            f"joined by a slash{meant_run(store)}"
         )
     return found

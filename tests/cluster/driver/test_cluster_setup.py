@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -12,11 +13,14 @@ import pytest
 import ray
 
 import raymat
+from raymat.cluster.driver import launch
 from raymat.cluster.driver.cluster_setup import (
     address_to_join,
     check_room,
     installed_packages_first,
+    require_room,
 )
+from raymat.cluster.driver.ray_watch import RayWatch
 from raymat.errors import ClusterError, ConfigError
 from tests.support.heads import free_port
 from tests.support.kit import tiny
@@ -217,3 +221,32 @@ def test_cores_that_others_have_are_said_to_be_waited_for(
     assert capsys.readouterr().err == (
         "waiting for others to finish: 2 workers need 2 CPU, the cluster has 4, of which 0 is free\n"
     )
+
+
+def test_a_machine_without_a_gpu_is_told_of_the_device_that_it_has(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError) as refused:
+        require_room(tiny("base", tmp_path, "run", device="cuda"), {"CPU": 2.0})
+    assert str(refused.value) == (
+        "--device cuda: Ray finds no GPU on this machine, use --device cpu"
+    )
+    with pytest.raises(ClusterError) as refused:
+        require_room(
+            tiny("base", tmp_path, "run", device="cuda", workers="4"), {"CPU": 8, "GPU": 2}
+        )
+    assert str(refused.value) == (
+        "4 workers need 4 GPU, the cluster has 2: use fewer --workers or a larger machine"
+    )
+
+
+def test_a_run_that_finds_no_room_has_not_begun(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run.json would refuse the corrected command: the precision of --device cuda is no CPU's."""
+    own = contextlib.nullcontext(RayWatch(own=True))
+    monkeypatch.setattr(launch, "running_ray", lambda *_: own)
+    wanted = tiny(
+        "base", tmp_path, "run", device="cuda", precision=None, workers="99", spares=False
+    )
+    with pytest.raises(ClusterError):
+        launch.fit(wanted)
+    assert not (tmp_path / "run/run.json").exists()

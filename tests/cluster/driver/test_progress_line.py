@@ -134,11 +134,11 @@ def test_a_run_opens_with_few_short_lines(tmp_path: Path) -> None:
     _, _, run = run_of(tmp_path)
     shown = opening(run, run.source.open()).replace(str(tmp_path), "/data")
     assert shown.splitlines() == [
-        "data        64 made pairs and backgrounds, 6 to validate on",
+        "data        64 synthetic pairs and backgrounds, 6 to validate on",
         "network     base, mobilenetv2, new weights",
         "workers     1 on cpu, fp32",
         "length      7 steps of 8 examples",
-        "saves       every 7 steps and epoch; kept: the newest 3, the best",
+        "saves       every 7 steps, and at each epoch's end; kept: the newest 3, the best",
         "validation  every 20 steps, 6 examples",
         "run         /data/run",
         "watch       tensorboard --logdir /data/run/tensorboard",
