@@ -57,7 +57,7 @@ def start_from_newest(
     step = TrainStep(
         network, ForwardPass.of(config, attempt.device), attempt.group.world, config.optim
     )
-    attempt.record_activity("reading a checkpoint")
+    attempt.record_activity("looking for a checkpoint")
     restored, damaged = _restore(attempt, step, cache, feed)
     if restored.checkpoint is None:
         _initialise(attempt, step)
@@ -83,6 +83,7 @@ def _restore(
         )
 
     def found(at: int) -> None:
+        attempt.record_activity("reading a checkpoint" if at else "taking the first weights")
         # Already now: the first batches are made while the checkpoint is read.
         feed.expect(attempt.schedule.stretches(at))
 
