@@ -10,7 +10,7 @@ from raymat.config.command_line import parse_options
 
 @dataclass(frozen=True)
 class Options:
-    """Train both stages on synthetic pictures in ./demo, which is made anew; kill a worker and resume.
+    """Train both stages on synthetic pictures in a new ./demo; kill a worker and resume.
 
     Exit code: 0, or 2 if a stage could not be trained.
     """
