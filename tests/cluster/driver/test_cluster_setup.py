@@ -245,7 +245,7 @@ def test_a_run_that_finds_no_room_has_not_begun(
     own = contextlib.nullcontext(RayWatch(own=True))
     monkeypatch.setattr(launch, "running_ray", lambda *_: own)
     wanted = tiny(
-        "base", tmp_path, "run", device="cuda", precision=None, workers="99", spares=False
+        "base", tmp_path, "run", device="cuda", precision=None, workers="8", spares=False
     )
     with pytest.raises(ClusterError):
         launch.fit(wanted)
