@@ -221,10 +221,10 @@ def check_room(config: RunConfig, can_grow: bool) -> None:
 
 def require_room(config: RunConfig, resources: dict[str, float]) -> None:
     """Raise a ClusterError if `resources`, which cannot grow, have no room for the smallest number of workers."""
+    if config.workers.device == "cuda" and not resources.get("GPU"):
+        raise ClusterError("--device cuda: Ray finds no GPU on this machine, use --device cpu")
     for name, need in _needs(config, resources).items():
         have = resources.get(name, 0)
-        if name == "GPU" and not have:
-            raise ClusterError("--device cuda: Ray finds no GPU on this machine, use --device cpu")
         if have < need:
             short = _short(config, name, need, have)
             raise ClusterError(f"{short}: use fewer --workers or a larger machine")

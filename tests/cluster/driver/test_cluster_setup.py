@@ -225,7 +225,7 @@ def test_cores_that_others_have_are_said_to_be_waited_for(
 
 def test_a_machine_without_a_gpu_is_told_of_the_device_that_it_has(tmp_path: Path) -> None:
     with pytest.raises(ClusterError) as refused:
-        require_room(tiny("base", tmp_path, "run", device="cuda"), {"CPU": 2.0})
+        require_room(tiny("base", tmp_path, "run", device="cuda", workers="4"), {"CPU": 2.0})
     assert str(refused.value) == (
         "--device cuda: Ray finds no GPU on this machine, use --device cpu"
     )
@@ -244,9 +244,7 @@ def test_a_run_that_finds_no_room_has_not_begun(
     """Its run.json would refuse the corrected command: the precision of --device cuda is no CPU's."""
     own = contextlib.nullcontext(RayWatch(own=True))
     monkeypatch.setattr(launch, "running_ray", lambda *_: own)
-    wanted = tiny(
-        "base", tmp_path, "run", device="cuda", precision=None, workers="8", spares=False
-    )
+    wanted = tiny("base", tmp_path, "run", device="cuda", precision=None, workers="8", spares=False)
     with pytest.raises(ClusterError):
         launch.fit(wanted)
     assert not (tmp_path / "run/run.json").exists()
