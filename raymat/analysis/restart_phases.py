@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,12 @@ Event = Mapping[str, Any]
 
 
 _NEEDED = {
+    "launch": ("time", "attempt"),
     "start": ("time", "attempt", "world"),
     "restore": ("time", "attempt", "step"),
     "first_step": ("time", "attempt", "seconds", "batch"),
-    "leave": ("time", "step", "reason"),
-    "failure": ("time", "ranks"),
+    "leave": ("time", "attempt", "step", "reason"),
+    "failure": ("time", "attempt", "ranks"),
 }
 """What is read of an event, by kind."""
 
@@ -37,7 +39,7 @@ class Restart:
     detect: float | None
     """From the last sign of life until the failure was noticed."""
     start: float | None
-    """Until the new workers ran."""
+    """Until the new workers ran; None also if their driver is another: nobody knows for how long there was none."""
     restore: float | None
     """Until the checkpoint was restored."""
     batch: float | None
@@ -53,27 +55,29 @@ class Restart:
 
 
 def restarts(events: Iterable[Event]) -> list[Restart]:
-    """Find the restarts in a run's events, oldest first."""
-    end: Event | None = None
-    attempts: dict[int, dict[str, Event]] = {}
+    """Find the restarts in a run's events, oldest first.
+
+    What belongs together has the same attempt: clocks of several machines may disagree on the order.
+    """
+    told = [event for event in events if tells(event, _NEEDED)]
+    attempts = {e["attempt"]: {"start": e} for e in told if e["kind"] == "start"}
+    launched = {e["attempt"] for e in told if e["kind"] == "launch"}
     ends: dict[int, Event] = {}
-    for event in events:
-        kind = event.get("kind")
-        if not tells(event, _NEEDED):
-            continue
+    for event in told:
+        kind, number = event["kind"], event["attempt"]
         if kind in ("failure", "leave"):
-            end = event
-        elif kind == "start":
-            attempts[event["attempt"]] = {"start": event}
-            if end is not None:
-                ends[event["attempt"]] = end
-            end = None
-        elif kind in ("restore", "first_step") and event["attempt"] in attempts:
-            attempts[event["attempt"]].setdefault(kind, event)
-    return [_restart(attempts[number], ends.get(number)) for number in sorted(attempts)[1:]]
+            ends.setdefault(number, event)  # later ones are of workers that died as they started
+        elif number in attempts:
+            attempts[number].setdefault(kind, event)
+    numbers = sorted(attempts)
+    return [
+        _restart(attempts[number], ends.get(before), driven=before not in launched)
+        for before, number in itertools.pairwise(numbers)
+    ]
 
 
-def _restart(attempt: Mapping[str, Event], end: Event | None) -> Restart:
+def _restart(attempt: Mapping[str, Event], end: Event | None, driven: bool) -> Restart:
+    """Return a restart after `end`. `driven`: by the same driver as the attempt before."""
     start, restore, first = attempt["start"], attempt.get("restore"), attempt.get("first_step")
     resumed = int(restore["step"]) if restore else 0 if first else None
     restored = restore["time"] if restore else start["time"]
@@ -88,10 +92,12 @@ def _restart(attempt: Mapping[str, Event], end: Event | None) -> Restart:
         resumed=resumed,
         lost=None if reached is None or resumed is None else max(0, reached - resumed),
         detect=None if end is None else silent,
-        start=None if end is None else start["time"] - end["time"],
-        restore=None if resumed is None else restored - start["time"],
+        start=max(0.0, start["time"] - end["time"]) if end is not None and driven else None,
+        restore=None if resumed is None else max(0.0, restored - start["time"]),
         batch=None if batch is None else max(0.0, batch - restored),
-        step=None if first is None or batch is None else first["time"] - max(batch, restored),
+        step=None
+        if first is None or batch is None
+        else max(0.0, first["time"] - max(batch, restored)),
     )
 
 

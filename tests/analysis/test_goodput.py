@@ -125,6 +125,65 @@ def test_a_driver_that_died_leaves_its_run_undriven_from_its_last_sign() -> None
     assert unheard == {"training": 20.0, "lost": 0.5, "undriven": 89.5, "start-up": 5.0}
 
 
+FIRST = [launch(0), started(0, 1), first_step(0, 1, 0), commit(10, 1, 10)]
+AGAIN = [started(1005, 2), event(1005, 2, "restore", step=10), first_step(1005, 2, 11), ended(1015, 2)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("last", "before"),
+    [
+        ([event(10, 1, "leave", step=10, reason="", committed=10), event(12, 1, "end", outcome="left")], {"start-up": 2.0}),
+        ([failed(12, 1, silent=2.0, step=10)], {"detection": 2.0}),
+        ([ended(10, 1), event(12, 1, "merged")], {"ending": 2.0}),
+    ],
+    ids=["stopped", "failed", "complete"],
+)  # fmt: skip
+def test_until_a_run_is_launched_again_nobody_drives_it_whatever_ended_the_driver_before(
+    last: Events, before: dict[str, float]
+) -> None:
+    longer = event(999, 1, "longer", step=10, examples=10)
+    found = make_ledger([*FIRST, *last, longer, launch(1000, attempt=1), *AGAIN])
+    expected = {"training": 20.0, "undriven": 988.0, "start-up": 5.0 + before.pop("start-up", 0.0)}
+    assert causes(found) == expected | before
+
+
+def test_what_workers_write_after_another_driver_took_the_run_changes_no_cause() -> None:
+    late = [commit(1006, 1, 900, stall=3.0), event(1010, 1, "leave", step=990, reason="", committed=10)]  # fmt: skip
+    events = [*FIRST, launch(1000, attempt=1, heard=12.0), *AGAIN, *late]
+    found = make_ledger(sorted(events, key=lambda e: e["time"]))
+    assert causes(found) == {"training": 20.0, "lost": 2.0, "undriven": 988.0, "start-up": 5.0}
+
+
+def test_workers_that_die_before_they_have_a_number_lengthen_no_training() -> None:
+    no_signs = event(40, 1, "failure", ranks={}, last={})
+    after = [started(50, 2), event(50, 2, "restore", step=10), first_step(50, 2, 11), ended(60, 2)]
+    found = make_ledger([*FIRST, failed(12, 1, silent=2.0, step=10), no_signs, *after])
+    assert causes(found) == {"training": 20.0, "detection": 2.0, "start-up": 38.0}
+
+
+def test_clocks_that_differ_do_not_let_an_attempt_start_before_its_launch_or_the_attempt_before() -> (
+    None
+):
+    behind = [{**e, "time": e["time"] - 8.0} for e in AGAIN]
+    events = [*FIRST, ended(10, 1), launch(1000, attempt=1), *behind]
+    found = make_ledger(sorted(events, key=lambda e: e["time"]))
+    assert causes(found) == {"training": 17.0, "ending": 0.5, "undriven": 989.5}
+    assert found.slot_seconds == 1007.0
+
+
+def test_a_clock_that_jumps_back_while_workers_start_leaves_no_time_without_training() -> None:
+    jumped = [started(60, 1), event(3, 1, "restore", step=4), first_step(5, 1, 5), ended(80, 1)]
+    found = make_ledger(sorted([launch(0), *jumped], key=lambda e: e["time"]))
+    assert causes(found) == {"start-up": 60.0, "training": 20.0}
+
+
+def test_a_driver_with_fewer_workers_than_the_one_before_has_as_many_slots_as_it_asks_for() -> None:
+    before = [launch(0, "4"), started(0, 1, world=4), first_step(0, 1, 0), ended(10, 1)]
+    after = [launch(20, "2", attempt=1), started(25, 2, world=2), first_step(25, 2, 1), ended(30, 2)]  # fmt: skip
+    found = make_ledger([*before, *after])
+    assert causes(found) == {"lost": 4 * 10.0, "undriven": 4 * 10.0, "start-up": 2 * 5.0, "training": 2 * 5.0}  # fmt: skip
+
+
 def test_waits_for_data_stand_before_the_event_that_tells_of_them_and_are_no_stall_or_validation() -> (
     None
 ):

@@ -49,6 +49,23 @@ def test_the_phases_of_a_restart_add_up_to_the_time_from_the_last_sign_to_the_fi
     assert (third.resumed, third.restore) == (None, None)  # its workers are about to read
 
 
+def test_a_restart_by_another_driver_has_no_time_to_start_since_nobody_drove_meanwhile() -> None:
+    launch = {"time": 9000.0, "attempt": 1, "kind": "launch"}
+    later = [event | {"time": event["time"] + 9000.0} for event in EVENTS[3:6]]
+    (found,) = restarts([*EVENTS[:3], launch, *later])
+    assert (found.detect, found.start, found.restore, found.total) == (1.5, None, 1.0, None)
+    assert found.why == "rank 0: gloo; rank 1: ActorDiedError: died"
+
+
+def test_a_restart_is_told_by_its_attempts_where_clocks_disagree_on_the_order() -> None:
+    ahead = [
+        event | {"time": event["time"] + 7.0 * (event["kind"] == "failure")} for event in EVENTS
+    ]
+    first, second, _ = restarts(sorted(ahead, key=lambda event: event["time"]))
+    assert (first.attempt, first.why[:12], first.start) == (2, "rank 0: gloo", 0.0)
+    assert (second.attempt, second.why) == (3, "node 1f is drained")
+
+
 def test_machines_that_were_lost_are_listed_even_if_nothing_was_restarted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

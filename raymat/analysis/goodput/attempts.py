@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,8 +31,6 @@ class AttemptRecord:
     over: float | None = None
     """When that was noticed."""
     complete: bool = False
-    last: float = 0.0
-    """Time of its newest event."""
     steps: list[tuple[float, int]] = field(default_factory=list)
     """What is known of its progress: (time, completed steps)."""
     saved: dict[int, float] = field(default_factory=dict)
@@ -52,8 +50,10 @@ class Launch:
     at: float
     slots: int
     """Workers that it may have at most."""
-    heard: float | None
-    """When the driver before it was last heard of, if that had not released the run."""
+    left: float
+    """When anything was last heard of the drivers and workers before it; `at` if there were none."""
+    before: int
+    """The newest attempt before it; 0 if there was none."""
 
 
 @dataclass(frozen=True)
@@ -75,31 +75,63 @@ class Room:
 def records(events: Iterable[Event]) -> tuple[list[Launch], list[AttemptRecord], list[Room]]:
     """Sort a run's events, oldest first, into launches, attempts, and changes of the cluster's room.
 
-    Events of other kinds, of kinds that this version does not know, or without a time are passed over.
+    Events of other kinds, of kinds that this version does not know, or without a time are passed over. Machines' clocks may
+    differ: an attempt starts no earlier than its launch and the attempt before it, and what it does keeps its order.
     """
+    heard: dict[int, float] = {}  # by attempt
     launches: list[Launch] = []
     rooms: list[Room] = []
-    attempts: dict[int, AttemptRecord] = {}
+    events = list(events)
+    # First: by another clock, or one that was set back, other events of an attempt may come before its start.
+    starts = [e for e in events if e.get("kind") == "start" and tells(e, _NEEDED)]
+    attempts = {
+        e["attempt"]: AttemptRecord(e["attempt"], int(e["world"]), e["time"]) for e in starts
+    }
     for event in events:
         kind, at, number = event.get("kind"), event.get("time"), event.get("attempt")
         if at is None:
             continue
         if kind == "launch":
-            launches.append(Launch(at, _slots(event), event.get("heard")))
+            launches.append(_launch(event, heard, attempts))
             rooms.append(Room(at))  # the new driver has yet to count
         elif kind == "room" and tells(event, _NEEDED):
             rooms.append(Room(at, int(event["workers"]), int(event["least"])))
-        elif kind == "start" and number is not None and tells(event, _NEEDED):
-            attempts[number] = AttemptRecord(number, int(event["world"]), at, last=at)
         elif number in attempts:
             record = attempts[number]
-            if event.get("writer") != "driver":
-                record.last = max(record.last, at)
             if event.get("data_wait") is not None:
                 record.waits.append((at, float(event["data_wait"])))
             if kind in _NOTES and tells(event, _NEEDED):
                 _NOTES[kind](record, event)
-    return launches, [attempts[number] for number in sorted(attempts)], rooms
+        if kind not in _BEFORE_A_LAUNCH:
+            heard[number or 0] = at
+    found = [attempts[number] for number in sorted(attempts)]
+    _put_in_order(launches, found)
+    return launches, found, rooms
+
+
+def _launch(
+    event: Event, heard: Mapping[int, float], attempts: Mapping[int, AttemptRecord]
+) -> Launch:
+    """Return a launch. `heard`: by attempt, when it was last heard of; `attempts`: all of the run."""
+    at, before = event["time"], event.get("attempt")
+    if before is None:
+        before = max((number for number, each in attempts.items() if each.started < at), default=0)
+    told = [time for number, time in heard.items() if number <= before]
+    left = max([*told, event.get("heard") or 0.0]) if told else at
+    return Launch(at, _slots(event), min(at, left), before)
+
+
+def _put_in_order(launches: Sequence[Launch], attempts: Iterable[AttemptRecord]) -> None:
+    """Move times of attempts that lie before what they must have followed."""
+    floor = 0.0
+    for record in attempts:
+        launched = (launch.at for launch in launches if launch.before < record.number)
+        record.started = floor = max(record.started, floor, *launched)
+        at = record.started
+        for name in ("restored", "trained", "silent", "over"):
+            if getattr(record, name) is not None:
+                at = max(at, getattr(record, name))
+                setattr(record, name, at)
 
 
 def _slots(event: Event) -> int:
@@ -145,6 +177,8 @@ def _end(record: AttemptRecord, event: Event) -> None:
 
 
 def _failure(record: AttemptRecord, event: Event) -> None:
+    if record.over is not None:
+        return  # of workers that died before they had a number of their own
     signs = event["last"].values()
     silent = max((sign.get("silent", 0.0) for sign in signs), default=0.0)
     record.over = event["time"]
@@ -153,6 +187,9 @@ def _failure(record: AttemptRecord, event: Event) -> None:
     if step is not None:
         record.steps.append((record.silent, int(step)))
 
+
+_BEFORE_A_LAUNCH = ("longer", "grow", "move", "no_delete")
+"""Kinds of events that a driver writes just before its launch."""
 
 _NOTES = {
     "restore": _restore,
@@ -166,7 +203,7 @@ _NOTES = {
 
 _NEEDED = {
     "room": ("workers", "least"),
-    "start": ("world",),
+    "start": ("time", "attempt", "world"),
     "restore": ("step",),
     "first_step": ("step", "seconds", "batch"),
     "commit": ("step", "seconds", "stall"),

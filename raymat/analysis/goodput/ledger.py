@@ -6,7 +6,7 @@ room for one worker; a run has as many as it may have workers. Time passes throu
     launch ── start-up ── start ── restore ── start-up ── first step ── training ... ── last sign ── detection ─┐
        ^                    ^                                                                                   │
        │                    └──────────── start-up ───────────── failure noticed, or workers left ──────────────┘
-       └── undriven ── a driver died
+       └── undriven ── a driver died, stopped, failed, or completed the run
 
 Of the training time, waits for data, stalls of saves and validations are told apart. Events tell of waits now and then, and
 how long they were in all: they are put at the end of the time of which each event tells. What was trained after the state
@@ -16,6 +16,7 @@ that a later attempt went on from is lost: it was done again.
 from __future__ import annotations
 
 import bisect
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -102,9 +103,10 @@ def make_ledger(events: Iterable[Event], until: float | None = None) -> Ledger:
     end = max(times) if until is None else until
     marks = sorted(_marks(launches, attempts), key=lambda mark: (mark.at, mark.attempt))
     world = {attempt.number: attempt.world for attempt in attempts}
+    most = _Slots(launches, attempts)
     spans: list[Span] = []
     for mark, span in _spans(marks, end):
-        slots = _slots_at(launches, attempts, span.begin)
+        slots = most.at(span.begin)
         for part, room in _by_room(span, rooms):
             workers = min(slots, world.get(span.attempt, slots))
             spans += _fill_slots(part, workers, slots, room, mark.starting)
@@ -123,50 +125,49 @@ class _Mark:
 
 
 def _marks(launches: Sequence[Launch], attempts: Sequence[AttemptRecord]) -> Iterator[_Mark]:
-    """Yield where the cause changes, attempt by attempt. `kept`: the lowest step that a later attempt went on from."""
+    """Yield where the cause changes, attempt by attempt.
+
+    An attempt is over at the latest when the next one starts, or nobody drives: what its workers write later, or with a clock
+    that is ahead, changes no cause.
+    """
     for launch in launches:
-        before = max((a.number for a in attempts if a.started < launch.at), default=0)
-        yield _Mark(launch.at, "start-up", before, starting=True)
-    kept: int | None = None
-    following = [*(attempt.started for attempt in attempts), None][1:]  # none while workers start
+        if launch.left < launch.at:
+            yield _Mark(launch.left, "undriven", launch.before)
+        yield _Mark(launch.at, "start-up", launch.before, starting=True)
+    kept: int | None = None  # the lowest step that a later attempt went on from
+    following = [*(attempt.started for attempt in attempts), math.inf][1:]
     for attempt, next_start in zip(reversed(attempts), reversed(following), strict=True):
-        successor = next((launch for launch in launches if launch.at > attempt.started), None)
-        if successor is not None and next_start is not None and successor.at > next_start:
-            successor = None
-        yield from _marks_of(attempt, kept, successor)
+        left = (launch.left for launch in launches if launch.before >= attempt.number)
+        until = min(next_start, *left, math.inf)
+        yield from (mark for mark in _marks_of(attempt, kept, until) if mark.at < until)
         if attempt.resumed is not None:
             kept = attempt.resumed if kept is None else min(kept, attempt.resumed)
 
 
-def _marks_of(
-    attempt: AttemptRecord, kept: int | None, successor: Launch | None
-) -> Iterator[_Mark]:
-    """Yield the marks of one attempt; `successor`: the launch that followed before another attempt did, if one did."""
-    number = attempt.number
+def _marks_of(attempt: AttemptRecord, kept: int | None, until: float) -> Iterator[_Mark]:
+    """Yield the marks of one attempt, which is over by `until`."""
+    number, silent, over = attempt.number, attempt.silent, attempt.over
     yield _Mark(attempt.started, "restore", number)
     if attempt.restored is not None:
         yield _Mark(attempt.restored, "start-up", number)
-    silent, over = attempt.silent, attempt.over
-    if silent is None and successor is not None:  # its driver died, and nobody wrote an end
-        silent = min(max(attempt.last, successor.heard or 0.0), successor.at)
-        yield _Mark(silent, "undriven", number)
     if attempt.trained is not None:
+        end = until if silent is None else silent
         lost_from = _lost_from(attempt, kept)
-        for at, cause in _training(attempt, silent):
+        for at, cause in _training(attempt, end):
             yield _Mark(at, cause if lost_from is None or at < lost_from else "lost", number)
-        if lost_from is not None and (silent is None or lost_from < silent):
+        if lost_from is not None and lost_from < end:
             yield _Mark(max(lost_from, attempt.trained), "lost", number)
-    if attempt.silent is not None and over is not None:
-        yield _Mark(attempt.silent, "detection", number)
+    if silent is not None and over is not None:
+        yield _Mark(silent, "detection", number)
         if attempt.complete:
             yield _Mark(over, "ending", number)
         else:
             yield _Mark(over, "start-up", number, starting=True)
 
 
-def _training(attempt: AttemptRecord, silent: float | None) -> Iterator[tuple[float, Cause]]:
+def _training(attempt: AttemptRecord, end: float) -> Iterator[tuple[float, Cause]]:
     """Yield the changes between training, waits, stalls and validations, from the first step until training is over."""
-    for begin, _, cause in _with_waits(_stretches(attempt, silent), attempt.waits):
+    for begin, _, cause in _with_waits(_stretches(attempt, end), attempt.waits):
         yield begin, cause
 
 
@@ -174,10 +175,10 @@ _Stretch = tuple[float, float, Cause]
 """From when to when there was one cause."""
 
 
-def _stretches(attempt: AttemptRecord, silent: float | None) -> Iterator[_Stretch]:
+def _stretches(attempt: AttemptRecord, end: float) -> Iterator[_Stretch]:
     """Yield when the attempt trained, was stalled, and validated; they follow each other without a gap."""
     assert attempt.trained is not None
-    begin, end = attempt.trained, float("inf") if silent is None else silent
+    begin = attempt.trained
     stood: list[tuple[float, float, Cause]] = [
         *((at, at + seconds, "save stall") for at, seconds in attempt.stalls),
         *((at - seconds, at, "validation") for at, seconds in attempt.validations),
@@ -282,8 +283,20 @@ def _fill_slots(span: Span, workers: int, slots: int, room: Room, starting: bool
     yield from (replace(span, cause=cause, slots=n) for cause, n in counts.items() if n)
 
 
-def _slots_at(launches: Sequence[Launch], attempts: Sequence[AttemptRecord], at: float) -> int:
-    """Return how many slots the run had: as many as its newest launch asked for, and at least its workers."""
-    asked = [launch.slots for launch in launches if launch.at <= at][-1:]
-    worlds = [attempt.world for attempt in attempts if attempt.started <= at][-1:]
-    return max([*asked, *worlds, 1])
+class _Slots:
+    """How many slots a run had: as many as its newest launch asked for, and at least its workers since."""
+
+    def __init__(self, launches: Sequence[Launch], attempts: Sequence[AttemptRecord]) -> None:
+        changes = [
+            *((launch.at, launch.before, launch.slots, 0) for launch in launches),
+            *((attempt.started, attempt.number, 0, attempt.world) for attempt in attempts),
+        ]
+        asked, self._times, self._slots = 1, list[float](), list[int]()
+        for at, _, slots, workers in sorted(changes):
+            asked = slots or asked
+            self._times.append(at)
+            self._slots.append(max(asked, workers))
+
+    def at(self, when: float) -> int:
+        """Return how many there were."""
+        return self._slots[max(0, bisect.bisect_right(self._times, when) - 1)]

@@ -61,8 +61,8 @@ def measure(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     _note(found, "save", (e["seconds"] for e in commits))
     launches = [e["time"] for e in _of_kind(events, "launch")]
     firsts = [e["time"] for e in _of_kind(events, "first_step")]
-    if launches and firsts and firsts[0] > launches[0]:
-        found["start"] = firsts[0] - launches[0]
+    if firsts and (before := [at for at in launches if at < firsts[0]]):
+        found["start"] = firsts[0] - before[-1]
     return found | _restarts(events) | _step(events)
 
 
