@@ -12,7 +12,7 @@ from fsspec.asyn import AsyncFileSystem
 
 from raymat.errors import StorageError
 from raymat.storage.faults import backend_errors, classify, reason
-from raymat.storage.urls import redact, refuse_secrets, schemes
+from raymat.storage.urls import literal_path, redact, refuse_secrets, schemes
 
 _S3_OPTIONS: dict[str, Any] = {
     # One request for a read instead of two: with more, s3fs first asks for the size.
@@ -57,6 +57,9 @@ def open_filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple
         if protocol in _OPTIONS:
             chosen |= _s3_objects(options)
         chosen = _patience(protocol) | chosen | _behind(url)
+        if (literal := literal_path(url)) is not None:  # url_to_fs would read up to the :: alone
+            local = fsspec.filesystem("file", **chosen)
+            return local, str(local._strip_protocol(literal))
         filesystem, path = fsspec.core.url_to_fs(url, **chosen)
     except ImportError as error:
         extra = _EXTRAS.get(protocol)

@@ -36,6 +36,11 @@ _USER_ALONE = {"sftp", "ssh", "ftp", "ftps", "smb", "hdfs", "webhdfs"}
 """Schemes whose URLs name a user without a secret."""
 _KNOWN = {*_OBJECT_STORES, *_AZURE, *_WEB, *_USER_ALONE, *_PATHS, "memory", "github"}
 """Schemes that are recognised without their two slashes."""
+_CHAINING = {
+    *("zip", "tar", "libarchive", "reference", "dir", "cached", "async_wrapper"),
+    *("simplecache", "filecache", "blockcache"),
+}
+"""Schemes that may stand before another link of a chain."""
 _HARMLESS = {
     *("versionid", "generation", "snapshot"),
     *("download", "dl", "raw", "ref", "rev", "revision", "format", "alt"),
@@ -113,6 +118,13 @@ def here(url: str) -> str:
     return os.path.expanduser(link.path) if is_path else url
 
 
+def literal_path(url: str) -> str | None:
+    """Return the path that `url` is, if it is one of this machine with :: in it, which would be taken for a chain; else None."""
+    link = _parse(url)
+    is_path = link.scheme in _PATHS and url.split("::")[0] not in _CHAINING
+    return link.path if is_path and "::" in url else None
+
+
 def schemes(url: str) -> list[str]:
     """Return the scheme of each link of a chain, in lower case; "file" for a path."""
     return [_scheme_and_rest(link)[0] for link in _CHAIN.split(url) if link != "::"]
@@ -145,6 +157,18 @@ def url_problem(url: str) -> str | None:
             return f"{redact(url)} is no URL: write {link.scheme}://{root}{link.path.lstrip('/')}"
         if link.scheme in _OBJECT_STORES and not link.path.split("/")[0]:
             return f"{redact(url)} names no bucket: write {link.scheme}://BUCKET/FOLDER"
+        if link.scheme in _PATHS and _is_url(link) and link.path.startswith("localhost/"):
+            return f"{redact(url)} would be a folder localhost: write file://{link.path.removeprefix('localhost')}"
+    return _cut_off(url)
+
+
+def _cut_off(url: str) -> str | None:
+    """Return what is wrong with a URL of which only the part before a :: would be read; None if it is a chain, or has none."""
+    first, *others = _CHAIN.split(url)
+    link = _parse(first)
+    stands_alone = link.scheme in _KNOWN - _PATHS and not re.match(r"arn:|\[", link.path)
+    if stands_alone and (others or "::" in link.path):
+        return f"{redact(url)}: what is behind :: would not be read: give each URL by itself, or rename it"
     return None
 
 
@@ -170,9 +194,18 @@ def root_problem(url: str) -> str | None:
     if "\\" in url or re.match(r"[A-Za-z]:", url):
         return f"{shown} is a path of Windows: write /FOLDER or s3://BUCKET/FOLDER"
     if link.scheme in _PATHS:
-        relative = _is_url(link) and not link.path.startswith("/")
-        return f"{shown} is relative: write file:///FOLDER" if relative else None
+        return _local_problem(link, shown)
     return _folder_problem(link, url)
+
+
+def _local_problem(link: Link, shown: str) -> str | None:
+    """Return why a path of this machine cannot hold runs; `shown`: as it was written."""
+    if _is_url(link) and not link.path.startswith("/"):
+        return f"{shown} is relative: write file:///FOLDER"
+    if _is_url(link) and unquote(link.path) != link.path:
+        path = unquote(link.path)
+        return f"{shown} has a % that programs read in different ways: write the path, {path} or {link.path}"
+    return None
 
 
 def _folder_problem(link: Link, url: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -97,6 +98,42 @@ def test_a_missing_folder_is_said_with_what_is_there(
     for before, after in moves.items():
         move(root, before, after)
     assert refusal(root) == line
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        (
+            "file://{}/my%20data",
+            "a path is read as it is written, and there is /my data: give that",
+        ),
+        ("{}/data ", "a path is read as it is written, and there is /data: give that"),
+        ("{}/data::{}/more", "it is read as one path: give the flag once for each folder"),
+        ("{}/data,{}/more", "it is read as one path: give the flag once for each folder"),
+        ("{}/list.txt", "it is a file, and a folder of pictures is read: give the folder"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_said_with_the_one_that_is_meant(
+    root: Path, url: str, hint: str
+) -> None:
+    for name in ("more", "my data"):
+        shutil.copytree(root / "data", root / name)
+    write(f"{root}/list.txt", b"data/train/fgr/0.jpg")
+    with pytest.raises(DataError) as refused:
+        build_listing(url.replace("{}", str(root)), f"{root}/walls")
+    line = refused.value.line.replace(str(root), "")
+    shown = url.replace("{}", "").removeprefix("file://")
+    assert line == f"no such folder: {shown}/train/fgr: {hint}"
+
+
+def test_a_folder_with_two_colons_is_itself_and_not_another_one(root: Path) -> None:
+    shutil.copytree(root / "data", root / "data::2")
+    os.remove(root / "data::2/train/fgr/clip0/0000.jpg")
+    os.remove(root / "data::2/train/pha/clip0/0000.png")
+    assert [listing(root, name).counts["pairs"] for name in ("data", "data::2")] == [5, 4]
+    assert FolderSource(listing(root, "data::2")).open_pair(0)[0].path == (
+        f"{root}/data::2/train/fgr/clip0/0002.jpg"
+    )
 
 
 def test_a_half_of_the_dataset_is_told_from_the_whole(root: Path) -> None:

@@ -394,6 +394,32 @@ def test_a_file_that_changed_or_went_is_unreadable(root: str) -> None:
         source.open_background(1)
 
 
+def test_pictures_of_a_disk_that_is_not_mounted_any_more_are_waited_for_and_never_replaced(
+    tmp_path: Path,
+) -> None:
+    data, walls = write_dataset(str(tmp_path))
+    listing = build_listing(data, walls)
+    source = FolderSource(listing, AT_ONCE)
+    os.rename(f"{data}/train", f"{data}/unmounted")
+    os.makedirs(f"{walls}/empty")
+    os.rename(f"{walls}/train", f"{walls}/unmounted")
+    os.rename(f"{walls}/empty", f"{walls}/train")
+    for read, top in (
+        (source.open_pair, f"{data}/train"),
+        (source.open_background, f"{walls}/train"),
+    ):
+        with pytest.raises(
+            DataError, match=rf"^cannot read .*: {top} is gone, empty or closed .*mounted\?$"
+        ) as caught:
+            read(0)
+        assert not isinstance(caught.value, UnreadableImage)
+    os.rmdir(f"{walls}/train")
+    back = threading.Timer(0.05, os.rename, (f"{walls}/unmounted", f"{walls}/train"))
+    back.start()
+    patient = FolderSource(listing, RetryPolicy(total=60.0, first=0.01, longest=0.05))
+    assert patient.open_background(0).size == (80, 80)
+
+
 def test_a_file_that_became_a_folder_is_unreadable_at_once(tmp_path: Path) -> None:
     data, walls = write_dataset(str(tmp_path))
     source = FolderSource(build_listing(data, walls))

@@ -6,7 +6,15 @@ import pytest
 
 from raymat.errors import StorageError
 from raymat.storage.faults import classify, reason
-from raymat.storage.urls import here, redact, redact_text, refuse_secrets, url_problem
+from raymat.storage.urls import (
+    here,
+    literal_path,
+    redact,
+    redact_text,
+    refuse_secrets,
+    root_problem,
+    url_problem,
+)
 
 CANARY = "cAn4ry"
 
@@ -108,6 +116,46 @@ def test_texts_show_no_secret_outside_of_urls_either() -> None:
     plain = "at 10:30 a@b, s3://bucket/a@ema: bad, [Errno 2] no file: /a@b"
     assert redact_text(plain) == plain
     assert redact_text("a  b\n" + 300 * "c", 20) == "a b " + 13 * "c" + "..."
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://bucket/set::1", "s3://bucket/a::s3://bucket/b", "abfs://a@b/c::/d", "memory://a::b"],
+)
+def test_what_is_behind_two_colons_is_not_left_unread(url: str) -> None:
+    assert url_problem(url) == (
+        f"{url}: what is behind :: would not be read: give each URL by itself, or rename it"
+    )
+
+
+def test_a_path_with_two_colons_is_a_path_unless_it_is_a_chain() -> None:
+    paths = ["/data/set::1", "set::1", "file:///data/a::b", "/a::/b"]
+    assert [literal_path(url) for url in paths] == [
+        "/data/set::1",
+        "set::1",
+        "/data/a::b",
+        "/a::/b",
+    ]
+    chains = [
+        "zip::/data/a.zip",
+        "zip://x::/data/a.zip",
+        "simplecache::s3://b/x",
+        "/data/a:b",
+        "s3://b/a::b",
+    ]
+    assert [literal_path(url) for url in chains] == [None] * 5
+
+
+def test_file_urls_that_programs_read_in_different_ways_are_refused() -> None:
+    assert url_problem("file://localhost/data") == (
+        "file://localhost/data would be a folder localhost: write file:///data"
+    )
+    assert root_problem("file:///my%20runs") == (
+        "file:///my%20runs has a % that programs read in different ways: write the path, /my runs or /my%20runs"
+    )
+    assert [root_problem(url) for url in ("/my%20runs", "file:///100%", "file:///my runs")] == [
+        None
+    ] * 3
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///folder", "gs://", "simplecache::s3://"])

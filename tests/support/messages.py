@@ -29,7 +29,14 @@ COMPOSED = {
     "inference/video_footage.py": ("_too_short",),
     "model/pretrained.py": ("*",),
     "storage/faults.py": ("_ADVICE",),
-    "storage/urls.py": ("url_problem", "_advice", "root_problem", "_folder_problem"),
+    "storage/urls.py": (
+        "url_problem",
+        "_advice",
+        "_cut_off",
+        "root_problem",
+        "_local_problem",
+        "_folder_problem",
+    ),
 }
 """Functions and tables whose texts are made into errors elsewhere, by file; `*` are all functions of a file."""
 

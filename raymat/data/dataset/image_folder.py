@@ -5,8 +5,8 @@ A read has three outcomes:
 - the bytes;
 - `UnreadableImage`: this file will never be readable (not found, forbidden while others are not, another size than
   listed). The batch replaces it and says so;
-- `DataError`: the storage did not answer in spite of retries. Replacing examples would change what the run trains on,
-  so the attempt ends and the run resumes later.
+- `DataError`: the storage did not answer in spite of retries, or a disk is not mounted any more. Replacing examples would
+  change what the run trains on, so the attempt ends and the run resumes later.
 """
 
 from __future__ import annotations
@@ -165,26 +165,29 @@ class Folder:
 
         def may_pass(error: BaseException) -> bool:
             nonlocal permanent
-            permanent = self._is_permanent(error, used)
+            permanent = self._is_permanent(error, used, path)
             return not permanent
 
         try:
             data = self._access.run("read", fetch, self._retry, may_pass=may_pass)
-        except FileNotFoundError as error:
-            raise UnreadableImage(self.shown(path), "not found") from error
         except backend_errors() as error:
             if permanent:
-                raise UnreadableImage(self.shown(path), reason(error)) from error
+                raise UnreadableImage(self.shown(path), _refusal(error)) from error
             after = f" after {tries} attempts" if tries > 1 else ""
-            raise _unreachable(f"cannot read {self.shown(path)}{after}", error) from error
+            what = f"cannot read {self.shown(path)}{after}"
+            if _is_unmounted(self._fs, self._root, path):
+                raise _unmounted(what, self.shown(_top(path))) from error
+            raise _unreachable(what, error) from error
         self._last_read = path
         return data
 
-    def _is_permanent(self, error: BaseException, used: fsspec.AbstractFileSystem) -> bool:
+    def _is_permanent(
+        self, error: BaseException, used: fsspec.AbstractFileSystem, path: str
+    ) -> bool:
         """Return whether a retry is pointless after this error of the file system that was `used`."""
-        if self._refuses_keys(error, used):
+        if self._refuses_keys(error, used) or _is_unmounted(used, self._root, path):
             return False
-        return isinstance(error, _PERMANENT) or _is_client_fault(error) or self._is_bad_disk(error)
+        return isinstance(error, _PERMANENT) or _is_client_fault(error) or _is_bad_disk(error, used)
 
     def _refuses_keys(self, error: BaseException, used: fsspec.AbstractFileSystem) -> bool:
         """Return whether a refusal is of this account's keys, rather than of this one image."""
@@ -203,9 +206,37 @@ class Folder:
             return False
         return True
 
-    def _is_bad_disk(self, error: BaseException) -> bool:
-        """Return whether it is a local disk's input/output error, which stays; a bucket's EIO is a passing fault."""
-        return not self.remote and isinstance(error, OSError) and error.errno == errno.EIO
+
+def _refusal(error: BaseException) -> str:
+    return "not found" if isinstance(error, FileNotFoundError) else reason(error)
+
+
+def _is_bad_disk(error: BaseException, used: fsspec.AbstractFileSystem) -> bool:
+    """Return whether it is a local disk's input/output error, which stays; a bucket's EIO is a passing fault."""
+    is_local = isinstance(used, (LocalFileSystem, MemoryFileSystem))
+    return is_local and isinstance(error, OSError) and error.errno == errno.EIO
+
+
+def _is_unmounted(filesystem: fsspec.AbstractFileSystem, root: str, path: str) -> bool:
+    """Return whether a local file cannot be read as no other can: a disk or a share is not mounted any more."""
+    if not isinstance(filesystem, LocalFileSystem) or not _top(path):
+        return False
+    try:
+        with os.scandir(f"{root}/{_top(path)}") as entries:
+            return next(entries, None) is None
+    except OSError:
+        return True
+
+
+def _unmounted(what: str, top: str) -> DataError:
+    return DataError(
+        f"{what}: {top} is gone, empty or closed to this account: is its disk or share still mounted?"
+    )
+
+
+def _top(path: str) -> str:
+    """Return the first folder of a path, "" if it has none."""
+    return path.rpartition("/")[0].partition("/")[0]
 
 
 def _unreachable(what: str, error: BaseException) -> UnreachableError:

@@ -10,6 +10,8 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from os.path import isdir
+from urllib.parse import unquote
 
 from raymat.data.dataset.file_names import ARCHIVES, SUFFIXES, VIDEOS, composed
 from raymat.data.dataset.image_folder import Folder
@@ -207,10 +209,23 @@ def _renamings(part: str, folders: Sequence[str]) -> list[tuple[str, str]]:
 
 def _no_folder(folder: Folder) -> str:
     """Return what is at the dataset's own URL, where there is no folder."""
-    kind = os.path.splitext(folder.shown())[1].lower()
+    shown = folder.shown()
+    kind = os.path.splitext(shown)[1].lower()
     if kind in ARCHIVES:
-        return f": {_unpack_archive(folder.shown())}"
-    return f": {_unpack(os.path.dirname(folder.shown()), kind)}" if kind in VIDEOS else ""
+        return f": {_unpack_archive(shown)}"
+    if kind in VIDEOS:
+        return f": {_unpack(os.path.dirname(shown), kind)}"
+    if folder.remote:
+        return ""
+    meant = next((p for p in (unquote(shown), shown.strip()) if p != shown and isdir(p)), None)
+    if meant is not None:
+        return f": a path is read as it is written, and there is {meant}: give that"
+    if os.path.isfile(shown):
+        return ": it is a file, and a folder of pictures is read: give the folder"
+    several = [part for part in re.split("::|[:,;]", shown) if part]
+    if len(several) > 1 and all(map(isdir, several)):
+        return ": it is read as one path: give the flag once for each folder"
+    return ""
 
 
 def _unpack(where: str, kind: str) -> str:
