@@ -4,8 +4,8 @@ A file's format is told from its first bytes, not from its name. JPEGs go throug
 (simplejpeg), which shrinks while it decodes, PNG and WebP through OpenCV, and the rest through Pillow:
 TIFF, BMP, GIF, AVIF, CMYK JPEGs, and mattes that are not plain grey. Pictures are turned upright by their
 orientation tag (EXIF), except in runs that were begun before they were, and their colours become sRGB.
-16 bits become 8, palettes become colours. The alpha channel of a foreground or background is dropped; where
-a matte is found is said in decoding/matte.py.
+16 bits become 8, palettes become colours. The alpha channel of a foreground or background is dropped (of a
+foreground, decoding/cut_out.py); where a matte is found is said in decoding/matte.py.
 
 A picture shrunk by k has ceil(width / k) x ceil(height / k) pixels, and pixel (i, j) of it covers
 the pixels k*i..k*i+k-1, k*j..k*j+k-1 of the full one, whatever the format: foreground and alpha
@@ -97,7 +97,8 @@ class OpenImage(Protocol):
 class EncodedImage:
     """Encoded `OpenImage` over a file's bytes; `grey` asks for one channel instead of RGB, `look` for its statistics.
 
-    `decoding`: the version of how pictures are read, as in `DECODING`.
+    `decoding`: the version of how pictures are read, as in `DECODING`. `cut_out`: whether it is a foreground, whose
+    transparent pixels take their colours from its edges (decoding/cut_out.py).
 
     Raises:
         UnreadableImage: the bytes are not the beginning of a picture that is read, or it is too large.
@@ -110,13 +111,15 @@ class EncodedImage:
         grey: bool = False,
         decoding: int = DECODING,
         look: bool = False,
+        cut_out: bool = False,
     ) -> None:
         self._data, self._path, self._grey, self._look = data, path, grey, look
         self.statistics: MatteStatistics | None = None
         try:
-            self._header = read_header(data, grey, decoding)
+            header = read_header(data, grey, decoding)
         except BadPicture as error:
             raise UnreadableImage(path, str(error)) from error
+        self._header = header.as_cut_out if cut_out else header
 
     @property
     def size(self) -> tuple[int, int]:

@@ -21,7 +21,7 @@ FULL = np.where(MATTE > 127, 255, 0).astype(np.uint8)
 PHOTO = photo(6)
 
 
-def read(data: bytes, decoding: int = 6) -> Pixels:
+def read(data: bytes, decoding: int = 7) -> Pixels:
     return EncodedImage(data, "pha/a.png", grey=True, decoding=decoding).decode()
 
 
@@ -69,11 +69,20 @@ def tiff(values: Any, meaning: int, *extra: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 8 + len(body)) + body + table + bytes(4) + more
 
 
+def bmp(values: Pixels) -> bytes:
+    """A BMP of 32 bits (h, w, 4) whose header names no alpha channel, as Windows writes it."""
+    height, width = values.shape[:2]
+    body = np.ascontiguousarray(values[::-1, :, [2, 1, 0, 3]]).tobytes()
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 32, 0, len(body), 2835, 2835, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54 + len(body), 0, 0, 54) + head + body
+
+
 SMALL = np.zeros_like(MATTE)
 SMALL[:9, :9] = 1
 SMALL[1:8, 1:8] = 2
 GREYS = np.where(FULL, PHOTO[..., 0], 0).astype(np.uint8)
 ZERO, ONES = np.zeros_like(MATTE), np.full_like(MATTE, 255)
+NOISE = np.where(np.arange(MATTE.size).reshape(MATTE.shape) % 7, 255, 240).astype(np.uint8)
 FOUND: dict[str, tuple[bytes, Pixels, int]] = {
     "rgba png": (encode(channels(*PHOTO.transpose(2, 0, 1), MATTE), "PNG"), MATTE, 0),
     "la png": (encode(channels(PHOTO[..., 0], MATTE), "PNG"), MATTE, 0),
@@ -128,6 +137,10 @@ FOUND: dict[str, tuple[bytes, Pixels, int]] = {
         encode(channels(GREYS, GREYS, GREYS, FULL), "PNG"), FULL, 0,
     ),
     "a silhouette of white, cut out": (encode(FULL, "PNG", transparency=0), FULL, 0),
+    "bmp, its fourth channel": (bmp(channels(*PHOTO.transpose(2, 0, 1), MATTE)), MATTE, 0),
+    "bmp, black with a fourth channel": (bmp(channels(ZERO, ZERO, ZERO, MATTE)), MATTE, 0),
+    "bmp, an empty fourth channel": (bmp(channels(MATTE, MATTE, MATTE, ZERO)), MATTE, 0),
+    "grey beside an opaque channel with noise": (encode(channels(MATTE, NOISE), "PNG"), MATTE, 0),
     "empty": (encode(ZERO, "PNG"), ZERO, 0),
     "full": (encode(ONES, "PNG"), ONES, 0),
     "empty rgba": (encode(channels(ZERO, ZERO, ZERO, ZERO), "PNG"), ZERO, 0),
@@ -180,6 +193,10 @@ def test_a_run_that_began_before_reads_mattes_as_it_began() -> None:
     assert read(FOUND["one object of DAVIS"][0], decoding=4).max() == 128
     named = "grey, its black named transparent"
     assert np.array_equal(read(FOUND[named][0], decoding=5), (MATTE > 0) * np.uint8(255))
+    with pytest.raises(UnreadableImage):
+        read(FOUND["bmp, its fourth channel"][0], decoding=6)
+    noisy = FOUND["grey beside an opaque channel with noise"][0]
+    assert np.array_equal(read(noisy, decoding=6), NOISE)
     white = "tiff from white, 16 bits"
     assert np.abs(255 - read(FOUND[white][0], decoding=4).astype(int) - MATTE).max() == 0
 

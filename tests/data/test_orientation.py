@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from raymat.config.run import RunConfig
 from raymat.data.dataset.discovery import build_listing
@@ -153,6 +154,42 @@ def test_the_tag_is_read_as_a_short_and_as_a_long_number(order: str, kind: str) 
     assert EncodedImage(data, "a", decoding=5).size == ((96, 64) if kind == "H" else (64, 96))
 
 
+XMP = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="%d"/>'
+
+
+def with_xmp(stored: Pixels, form: str, tag: int, exif: Image.Exif | None = None) -> bytes:
+    """A file in which XMP has the tag, and EXIF what is given."""
+    more: dict[str, Any] = {"exif": exif} if exif else {}
+    if form == "PNG":
+        more["pnginfo"] = PngInfo()
+        more["pnginfo"].add_itxt("XML:com.adobe.xmp", (XMP % tag).decode(), zip=tag % 2 == 0)
+    elif form == "TIFF":
+        more["tiffinfo"] = {700: XMP % tag}
+    else:
+        more["xmp"] = XMP % tag
+    return encode(stored, form, **OPTIONS.get(form, {}), **more)
+
+
+@pytest.mark.parametrize("form", [*OPTIONS, "TIFF", "AVIF"])
+@pytest.mark.parametrize("tag", TAGS)
+def test_a_tag_in_xmp_alone_counts_whatever_the_format(form: str, tag: int) -> None:
+    """Adobe's programs write it, and what Pillow's users mask is turned by it."""
+    image = Image.fromarray(photo(1))
+    stored = np.asarray(image.transpose(STORED_BY[tag]) if tag in STORED_BY else image)
+    found = EncodedImage(with_xmp(stored, form, tag), "a")
+    assert found.size == (96, 64)
+    assert np.abs(found.decode().astype(int) - photo(1)).mean() < 4
+
+
+def test_a_tag_in_exif_counts_more_and_runs_that_began_before_read_no_xmp() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    for form in OPTIONS:
+        assert EncodedImage(with_xmp(photo(1), form, 6, exif), "a").size == (96, 64)
+        assert EncodedImage(with_xmp(photo(1), form, 6), "a").size == (64, 96)
+        assert EncodedImage(with_xmp(photo(1), form, 6), "a", decoding=6).size == (96, 64)
+
+
 @pytest.mark.parametrize("form", list(OPTIONS))
 def test_damaged_tags_are_no_tags_and_nothing_else(form: str) -> None:
     data, draws = taken(photo(1), form, 6), random.Random(form)
@@ -180,18 +217,18 @@ def test_a_run_goes_on_reading_pictures_as_it_began(tmp_path: Path) -> None:
     turned = taken(photo(1), "JPEG", 6)
     write(f"{tmp_path}/walls/train/00.jpg", turned)
     now = list_dataset(config, store)
-    assert now["decoding"] == 6
+    assert now["decoding"] == 7
     before = {name: value for name, value in now.items() if name != "decoding"}  # as it was stored
     sizes = {
         version: source_of(config, store, listing).open().open_background(0).size
-        for version, listing in ((1, before), (6, now))
+        for version, listing in ((1, before), (7, now))
     }
-    assert sizes == {1: (64, 96), 6: (96, 64)}
+    assert sizes == {1: (64, 96), 7: (96, 64)}
     write(f"{tmp_path}/walls/train/9999.jpg", turned)
     assert grow_dataset(config, store, before).listing["decoding"] == 1
-    assert grow_dataset(config, store, now).listing["decoding"] == 6
-    with pytest.raises(NewerFormatError, match="read as of version 7, this raymat knows 6"):
-        source_of(config, store, now | {"decoding": 7})
+    assert grow_dataset(config, store, now).listing["decoding"] == 7
+    with pytest.raises(NewerFormatError, match="read as of version 8, this raymat knows 7"):
+        source_of(config, store, now | {"decoding": 8})
 
 
 def test_a_run_that_began_before_still_refuses_a_turned_photograph_beside_its_upright_mask(

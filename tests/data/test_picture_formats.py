@@ -235,6 +235,10 @@ def test_a_colour_jpeg_is_no_matte_at_any_scale() -> None:
         (b"<!DOCTYPE html>", "is HTML, XML or SVG, not"),
         (b"version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer"),
         (b"", "is empty"),
+        (b"II*\0\x10\0\0\0CR", "is a TIFF that is not read: truncated, a camera's raw picture, or"),
+        (b"\xef\xbb\xbf\n<svg>", "is HTML, XML or SVG, not"),
+        (b"gimp xcf v011", "is a GIMP document, not"),
+        (b"\0\5\x16\7\0\2", "is what a Mac leaves beside a file (AppleDouble), not"),
         (b"what is this", "is not an image (JPEG, PNG, WebP, TIFF, BMP, GIF and AVIF)"),
     ],
 )

@@ -86,7 +86,7 @@ class FolderSource:
 
     def open_pair(self, index: int, valid: bool = False) -> tuple[OpenImage, OpenImage]:
         row = self._split(valid).pair(index)
-        fgr = self._open(self._dataset, FileRow(row.fgr, row.fgr_size))
+        fgr = self._open(self._dataset, FileRow(row.fgr, row.fgr_size), cut_out=True)
         look = not valid and self._looks()
         pha = self._open(self._dataset, FileRow(row.pha, row.pha_size), grey=True, look=look)
         if fgr.size != pha.size:
@@ -109,10 +109,15 @@ class FolderSource:
         return self._mattes <= LOOKED_AT or self._mattes % LOOKED_AT_LATER == 0
 
     def _open(
-        self, folder: Roots, row: FileRow, grey: bool = False, look: bool = False
+        self,
+        folder: Roots,
+        row: FileRow,
+        grey: bool = False,
+        look: bool = False,
+        cut_out: bool = False,
     ) -> EncodedImage:
         data = folder.read(row.path, row.size)
-        return EncodedImage(data, folder.shown(row.path), grey, self._decoding, look)
+        return EncodedImage(data, folder.shown(row.path), grey, self._decoding, look, cut_out)
 
 
 class SyntheticSource:

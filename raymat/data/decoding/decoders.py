@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raymat.data.decoding.blocks import png_fault, with_end, with_filling, without_padding
+from raymat.data.decoding.cut_out import continued
 from raymat.data.decoding.header import PILLOW_ERRORS, BadPicture, Header, by, open_pillow
 from raymat.data.decoding.matte import (
     NoMatteError,
@@ -99,10 +100,13 @@ def decode_opencv(header: Header, grey: bool) -> Pixels:
     found = decode_png(header)
     if found is None:
         found = _decode_opencv(header.data, flags)
+        found = _continued(found, header) if header.cut_out else found
     elif not grey and found.ndim == 2:
         found = np.asarray(cv2.cvtColor(found, cv2.COLOR_GRAY2RGB), np.uint8)
     elif not grey and found.shape[2] == 4:
+        alpha = found[..., 3]
         found = np.asarray(cv2.cvtColor(found, cv2.COLOR_RGBA2RGB), np.uint8)
+        found = continued(found, alpha) if header.cut_out else found
     return _checked(stretched(found) if grey and header.decoding >= 2 else found, header, 1)
 
 
@@ -114,6 +118,12 @@ def _decode_opencv(data: bytes, flags: int) -> Pixels:
     if pixels is None:
         raise BadPicture("is truncated or corrupt")
     return np.asarray(pixels, np.uint8)
+
+
+def _continued(pixels: Pixels, header: Header) -> Pixels:
+    """Return the colours (h, w, 3) of a cut-out, as `continued` does."""
+    with open_pillow(header.data, header.decoding) as image:
+        return continued(pixels, np.asarray(image.convert("RGBA").getchannel("A")))
 
 
 def decode_pillow(header: Header, grey: bool) -> Pixels:
@@ -136,7 +146,8 @@ def _decode_pillow(header: Header, data: bytes, grey: bool) -> Pixels:
                 if header.decoding >= 6:
                     refuse_colours(np.asarray(image.convert("RGB")), header.decoding)
                 return _checked(np.asarray(image.convert("L")), header, 1)
-            return _checked(rgb_of(image, header.decoding, header.profile), header, 1)
+            pixels = rgb_of(image, header.decoding, header.profile)
+            return _checked(_continued(pixels, header) if header.cut_out else pixels, header, 1)
     except NoMatteError as error:
         raise BadPicture(str(error)) from error
     except PILLOW_ERRORS as error:

@@ -41,13 +41,15 @@ from raymat.data.decoding.stated_colours import (
 )
 from raymat.errors import first_line
 
-DECODING = 6
+DECODING = 7
 """The newest version. 1: no orientation tags, no colour profiles, a matte is its file's brightness, and files without an end
 or with long texts are refused. 2: JPEG, PNG and WebP alone, JPEGs with 1x4 chroma sampling are refused, and a colour JPEG is
 a matte by its brightness. 3: PNGs whose second checksum, within their compressed pixels, is wrong are refused. 4: colour
 spaces count only as RGB profiles, small coloured regions of a matte by their brightness, deep TIFFs that begin with white
 are inverted, and an alpha channel that a TIFF does not name is none. 5: an orientation tag counts only as a short number, a
-matte of soft greys whose black is named transparent is a mask, and colour JPEGs of inks or rare sampling are mattes."""
+matte of soft greys whose black is named transparent is a mask, and colour JPEGs of inks or rare sampling are mattes. 6: XMP
+turns AVIFs alone, an alpha channel that is opaque but for noise is the matte, one that a BMP does not name is none, and the
+edges of cut-outs mix with the one colour that their transparent pixels have."""
 MEMORY = 7 * 2**28
 """Maximum bytes that decoding a picture takes, beside its file: 256 million pixels of a PNG."""
 MAX_SIDE = 32_766  # what OpenCV's warp can address
@@ -124,6 +126,8 @@ class Header:
     orientation: Orientation = UPRIGHT
     profile: bytes = b""
     """The colour profile, empty for none."""
+    cut_out: bool = False
+    """Whether the colours of its transparent pixels are made up, so that none mix into its edges."""
     mended: bool = False
     """Whether it had no end marker, so that its pixels may be cut off too."""
 
@@ -141,6 +145,12 @@ class Header:
     def in_colour(self) -> bool:
         """Whether it is a JPEG of three components, which may all the same be grey."""
         return self.frame is not None and len(self.frame.sampling) == 3
+
+    @property
+    def as_cut_out(self) -> Header:
+        """The header, to decode it as a cut-out if it has transparent pixels and there is room for that."""
+        fits = self.decoding >= 7 and self.memory(4, 1, pillow=True) <= MEMORY
+        return replace(self, cut_out=fits and not self.plain)
 
     def memory(self, channels: int, scale: int, pillow: bool) -> int:
         """Return about how many bytes decoding takes, `scale` times smaller, of which Pillow does it or not."""
@@ -170,7 +180,8 @@ def _with_tags(header: Header, data: bytes, grey: bool) -> Header:
     if header.form not in _OWN_TAGS:  # Pillow has read their tags
         return replace(header, profile=profile)
     kinds = WHOLE if header.decoding >= 6 else (SHORT,)
-    return replace(header, orientation=orientation_of(data, kinds), profile=profile)
+    orientation = orientation_of(data, kinds, with_xmp=header.decoding >= 7)
+    return replace(header, orientation=orientation, profile=profile)
 
 
 def _colour_space(header: Header, data: bytes) -> bytes:
@@ -211,7 +222,7 @@ def _other(data: bytes, decoding: int) -> Header:
                 orientation = Orientation.of_tag(image.getexif().get(ORIENTATION_TAG))
             return Header(
                 data,
-                image.size,
+                _turned_size(image) if decoding >= 7 else image.size,
                 decoding,
                 form=image.format or "",
                 mode=image.mode,
@@ -223,6 +234,13 @@ def _other(data: bytes, decoding: int) -> Header:
         raise BadPicture(kind_of(data)) from error
     except PILLOW_ERRORS as error:
         raise BadPicture(f"is not an image: {first_line(error)}") from error
+
+
+def _turned_size(image: Image.Image) -> tuple[int, int]:
+    """Return a picture's size as Pillow will decode it: it turns a TIFF also by XMP, but says so of its own tag alone."""
+    is_turned = isinstance(image, TiffImageFile) and ORIENTATION_TAG not in image.tag_v2
+    tag = image.getexif().get(ORIENTATION_TAG) if is_turned else None
+    return Orientation.of_tag(tag).size(image.size)
 
 
 def _opened(data: bytes, decoding: int) -> tuple[bytes, Image.Image]:

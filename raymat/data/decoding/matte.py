@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from raymat.data.decoding.colour_profile import from_inks
@@ -24,6 +25,8 @@ _DEPTHS_BEFORE = (8, 10, 12)
 """Before DECODING 5."""
 _LEAST_WHITE = 1 / 3
 """Share of white in what is not black of a matte; a small soft disc has 0.38, a grey photograph next to none."""
+_LEAST_CLEAR = 230
+"""Value from which on a pixel of an alpha channel counts as opaque: one of such pixels alone is no matte beside soft greys."""
 _PHOTOMETRIC = 262
 """TIFF's tag for what its numbers mean; 0: the lowest one is white."""
 
@@ -54,10 +57,12 @@ def matte_of(image: Image.Image, decoding: int) -> NDArray[np.uint8]:
 
 
 def _alpha_of(image: Image.Image, decoding: int) -> NDArray[np.uint8] | None:
-    """Return the alpha channel, if there is one; in a TIFF also a fourth channel that it does not name."""
+    """Return the alpha channel, if there is one; in a TIFF or a BMP also a fourth channel that it does not name."""
     if image.has_transparency_data:
         return np.asarray(image.convert("RGBA").getchannel("A"))
     if decoding >= 5 and isinstance(image, TiffImageFile):
+        return _unnamed_channel(image)
+    if decoding >= 7 and isinstance(image, BmpImageFile):
         return _unnamed_channel(image)
     return None
 
@@ -68,9 +73,9 @@ def _repeated(
     """Return the greys of a picture that are a matte of their own; None if its alpha is the one that counts.
 
     They are where alpha only says which of them are black, as when a matte's black is named transparent, and where much of
-    what is left is white, as it is in no cut-out photograph.
+    what is left is white, as it is in no cut-out photograph; also where alpha is opaque everywhere, but for noise.
     """
-    opaque = alpha == 255
+    opaque = alpha >= (_LEAST_CLEAR if decoding >= 7 else 255)
     if not (opaque | (alpha == 0)).all():
         return None
     if image.mode.startswith("I"):
@@ -80,14 +85,16 @@ def _repeated(
         greys = np.ascontiguousarray(colours[..., 0])
         if any(not np.array_equal(greys, colours[..., i]) for i in (1, 2)):
             return None
+    if opaque.all():
+        return greys if greys.min() < _LEAST_CLEAR else None
     is_black = not greys[~opaque].any()
     return greys if is_black and np.mean(greys[opaque] == 255) >= _LEAST_WHITE else None
 
 
-def _unnamed_channel(image: TiffImageFile) -> NDArray[np.uint8] | None:
-    """Return the channel behind the colours of a TIFF, which Pillow leaves out if the file does not say that it is alpha."""
+def _unnamed_channel(image: TiffImageFile | BmpImageFile) -> NDArray[np.uint8] | None:
+    """Return the channel behind the colours, which Pillow leaves out if the file does not say that it is alpha."""
     # Pillow's name of how the file's numbers lie, and the one that keeps them all.
-    kept = {"RGBX": "RGBA", "LX": "LA"}
+    kept = {"RGBX": "RGBA", "LX": "LA", "BGRX": "BGRA"}
     args = [tile.args if isinstance(tile.args, tuple) else ("",) for tile in image.tile]
     form = kept.get(args[0][0]) if args else None
     if form is None:
@@ -95,7 +102,7 @@ def _unnamed_channel(image: TiffImageFile) -> NDArray[np.uint8] | None:
     image.tile = [
         tile._replace(args=(form, *rest[1:])) for tile, rest in zip(image.tile, args, strict=True)
     ]
-    image._mode = form
+    image._mode = {"BGRA": "RGBA"}.get(form, form)
     return np.asarray(image.getchannel("A"))
 
 

@@ -2,12 +2,14 @@
 
 Phones store all pictures as their sensor lies and say in a tag how to turn them; every viewer and every mask tool does so.
 The tag is looked for where the formats put it (a JPEG's APP1 segment, a PNG's eXIf chunk, WebP's EXIF chunk), without
-decoding anything.
+decoding anything. Where EXIF has none, XMP beside it may have one, which Adobe's programs write.
 """
 
 from __future__ import annotations
 
+import re
 import struct
+import zlib
 from collections.abc import Collection
 from typing import NamedTuple, TypeVar
 
@@ -22,6 +24,15 @@ SHORT = 3
 WHOLE = {SHORT: "H", 4: "I"}
 """That type and the long one that some programs write, by their codes in EXIF, with their letters in `struct`."""
 _HEAD = b"Exif\0\0"
+_XMP_HEADS = {
+    b"\xe1": b"http://ns.adobe.com/xap/1.0/\0",
+    b"iTXt": b"XML:com.adobe.xmp\0",
+    b"XMP ": b"",
+}
+"""What XMP begins with in the blocks that may hold it: a JPEG's APP1, PNG's and WebP's."""
+_XMP_TAG = re.compile(rb"tiff:Orientation(?:\s*=\s*[\"']|\s*>\s*)([1-8])")
+_MOST_BYTES = 4 * 2**20
+"""Of compressed XMP."""
 
 T = TypeVar("T", bound=np.generic)
 
@@ -66,19 +77,44 @@ _BY_TAG = {
 """By the tag's value: https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf, 4.6.4 A. All others are upright."""
 
 
-def orientation_of(data: bytes, kinds: Collection[int] = WHOLE) -> Orientation:
+def orientation_of(
+    data: bytes, kinds: Collection[int] = WHOLE, with_xmp: bool = True
+) -> Orientation:
     """Return the orientation of an encoded JPEG, PNG or WebP; upright where none is stated, or not legibly.
 
-    `kinds`: types in which the tag is read.
+    `kinds`: types in which EXIF's tag is read. `with_xmp`: whether XMP counts where EXIF has none.
     """
+    stated = 0
     for name, content in blocks_of(data):
         # A JPEG's APP1 may hold something else.
         if name in EXIF_NAMES and (name != b"\xe1" or content[:6] == _HEAD):
             try:
-                return Orientation.of_tag(_tag(bytes(content).removeprefix(_HEAD), kinds))
+                found = _tag(bytes(content).removeprefix(_HEAD), kinds)
             except struct.error:
-                return UPRIGHT
-    return UPRIGHT
+                found = 0
+            if found or not with_xmp:
+                return Orientation.of_tag(found)
+        elif with_xmp and not stated:
+            stated = _stated_by_xmp(name, content)
+    return Orientation.of_tag(stated)
+
+
+def _stated_by_xmp(name: bytes, content: memoryview) -> int:
+    """Return what the XMP in a block says; 0 without any."""
+    head = _XMP_HEADS.get(name)
+    if head is None or content[: len(head)] != head:
+        return 0
+    text = bytes(content[len(head) :])
+    if (
+        name == b"iTXt" and text[:1] == b"\1"
+    ):  # compressed: method, language, a zero, keyword, a zero
+        packed = text[2:].split(b"\0", 2)
+        try:
+            text = zlib.decompressobj().decompress(packed[-1], _MOST_BYTES)
+        except zlib.error:
+            return 0
+    found = _XMP_TAG.search(text)
+    return int(found[1]) if found else 0
 
 
 def _tag(tiff: bytes, kinds: Collection[int]) -> int:
