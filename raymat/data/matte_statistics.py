@@ -40,6 +40,8 @@ class MatteStatistics:
     """Bits of a pixel in the file."""
     flat: float = 0.0
     """Share of the soft pixels whose values are within 2 of the most frequent one."""
+    ends: float = 1.0
+    """Share of pixels that are next to 0 or to 255."""
     above: float | None = None
     """Share of soft pixels where the foreground is brighter than its alpha, which no premultiplied one is; None: not known."""
 
@@ -71,6 +73,7 @@ class MatteStatistics:
             edge=soft / steps if steps else None,
             depth=depth,
             flat=most / soft if soft else 0.0,
+            ends=float(counts[:_END].sum() + counts[-_END:].sum()) / sample.size,
         )
         return found if foreground is None else found.beside(foreground, matte)
 
@@ -89,17 +92,23 @@ class MatteStatistics:
 _VALUES = np.arange(256, dtype=np.float32)
 _LEAST_FLAT = 0.01
 """Share of soft pixels from which on their values are judged."""
+_END = 8
+"""Values from 0, and up to 255, that no limited range has."""
+_FEWEST_ENDS = 0.05
+"""Share of pixels with such values below which a matte is of limited range; ringing of lossy formats makes some."""
 _FEWEST = 12
 """Soft pixels from which on a foreground is judged by them."""
 
 LIKELY = {
     "inverted": "look inverted: opaque along the sides, transparent in the middle",
     "empty": "are transparent everywhere",
+    "void": "are transparent everywhere, or have 8 bits or fewer in a 16-bit file",
     "full": "are opaque everywhere",
     "faint": "are opaque nowhere",
     "shallow": "look like 12 bits or fewer in a 16-bit file: nearly black, as they are read",
     "hard": "have hardly any soft edge: masks rather than mattes",
     "flat": "have one value wherever they are soft: trimaps, or masks that are not of full strength",
+    "limited": "reach neither 0 nor 255, as video of limited range (16 to 235): all of the picture shows through, or is kept",
     "photograph": "are half transparent nearly everywhere, as a photograph is",
     "premultiplied": "seem to have foregrounds already multiplied by their alpha: their edges will be too dark",
 }
@@ -109,7 +118,7 @@ LIKELY = {
 def judge(matte: MatteStatistics) -> tuple[str, ...]:
     """Return what a matte is likely to be, as keys of `LIKELY`; empty if it looks as mattes do."""
     if matte.high == 0:
-        return ("empty",)
+        return ("void" if matte.depth == 16 else "empty",)
     if matte.low == 255:
         return ("full",)
     if matte.high < 128:
@@ -117,6 +126,7 @@ def judge(matte: MatteStatistics) -> tuple[str, ...]:
     found = {
         "photograph": matte.soft > 0.5,
         "inverted": matte.rim > 128 and matte.mean < matte.rim - 8 and matte.soft <= 0.5,
+        "limited": matte.ends < _FEWEST_ENDS and matte.soft <= 0.5,
         "flat": matte.soft > _LEAST_FLAT and matte.flat > 0.95,
         "hard": matte.edge is not None and matte.edge < 0.5,
         "premultiplied": matte.above is not None and matte.above < 0.03,

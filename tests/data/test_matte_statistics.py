@@ -73,6 +73,8 @@ def test_a_premultiplied_foreground_is_told_when_both_are_shrunk() -> None:
     ("matte", "depth", "kind"),
     [
         (np.zeros((240, 320)), 8, "empty"),
+        (np.zeros((240, 320)), 16, "void"),
+        (16 + disc(1, 320, 240) * (219 / 255), 8, "limited"),
         (np.full((240, 320), 255), 8, "full"),
         (disc(1, 320, 240) // 4, 8, "faint"),
         (disc(1, 320, 240) // 17, 8, "faint"),
@@ -82,6 +84,17 @@ def test_a_premultiplied_foreground_is_told_when_both_are_shrunk() -> None:
 def test_values_that_are_no_whole_range_are_named(matte: Pixels, depth: int, kind: str) -> None:
     assert judged(matte.astype(np.uint8), depth=depth) == (kind,)
     assert kind in LIKELY
+
+
+def test_a_matte_of_limited_range_is_told_through_a_jpeg_and_an_ordinary_one_is_not() -> None:
+    for _, matte in PAIRS:
+        for quality in (60, 95):
+            limited = (16 + matte * (219 / 255)).astype(np.uint8)
+            through = [
+                cv2.imdecode(cv2.imencode(".jpg", m, [1, quality])[1], 0) for m in (limited, matte)
+            ]
+            assert "limited" in judged(np.asarray(through[0], np.uint8))
+            assert "limited" not in judged(np.asarray(through[1], np.uint8))
 
 
 def test_one_soft_pixel_between_the_rows_that_are_looked_at_is_not_missed() -> None:
@@ -103,5 +116,5 @@ def test_the_figures_are_those_of_the_matte() -> None:
     matte[:, 3:5] = (100, 200)
     assert MatteStatistics.of(matte) == MatteStatistics(
         low=0, high=255, mean=(100 + 200 + 5 * 255) / 10, rim=pytest.approx(144.17, abs=0.01),
-        soft=0.2, edge=2.0, flat=0.5,
+        soft=0.2, edge=2.0, flat=0.5, ends=0.8,
     )  # fmt: skip

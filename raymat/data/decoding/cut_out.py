@@ -24,7 +24,7 @@ def continued(colours: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[n
 
     What has many colours may be a photograph under its mask, and stays. `alpha`: (h, w), 0 transparent.
     """
-    if not _have_one_colour(colours, alpha == 0):
+    if not have_one_colour(colours, alpha == 0):
         return colours
     found = colours.copy()
     for begin in range(0, len(colours), _ROWS):
@@ -34,8 +34,8 @@ def continued(colours: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[n
     return found
 
 
-def _have_one_colour(colours: NDArray[np.uint8], hidden: NDArray[np.bool_]) -> bool:
-    """Return whether there are hidden pixels, and all of one colour."""
+def have_one_colour(colours: NDArray[np.uint8], hidden: NDArray[np.bool_]) -> bool:
+    """Return whether there are hidden pixels (h, w), and all are of one colour."""
     mask = hidden.astype(np.uint8)
     if not mask.any():
         return False

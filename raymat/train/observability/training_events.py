@@ -83,7 +83,8 @@ class MattesDoubted(Event):
     kind = "mattes"
     level = "warning"
     likely: Annotated[
-        str, "inverted, empty, full, faint, shallow, hard, photograph or premultiplied"
+        str,
+        "inverted, empty, void, full, faint, shallow, hard, flat, limited, photograph or premultiplied",
     ]
     count: Annotated[int, "how many of those that were looked at"]
     looked: Annotated[int, "how many were looked at so far"]
