@@ -210,6 +210,23 @@ def test_a_killed_copy_goes_on_and_ends_as_one_that_nobody_killed(
     assert files_of(out) == files_of(tmp_path / "undisturbed")
 
 
+def test_pictures_that_the_copy_did_not_make_are_named_and_stay(
+    command: Command, dataset: Path, out: Path
+) -> None:
+    command("prepare", dataset, out, "--longest", "48")
+    write(f"{out}/train/fgr/old.jpg", encode(photo(1), "JPEG"))
+    write(f"{out}/train/notes.txt", b"mine")
+    code, _, err = command("prepare", dataset, out, "--longest", "48")
+    assert code == 1
+    assert (
+        f"note: 1 picture in {out} that a run would take and that the copy did not make: train/fgr/old.jpg: remove what is "
+        "not meant"
+    ) in err
+    assert (out / "train/fgr/old.jpg").exists()
+    (out / "train/fgr/old.jpg").unlink()
+    assert command("prepare", dataset, out, "--longest", "48")[0] == 0
+
+
 def test_a_file_that_was_damaged_is_made_again(command: Command, dataset: Path, out: Path) -> None:
     assert command("prepare", dataset, out, "--longest", "48")[0] == 0
     before = files_of(out)
@@ -262,6 +279,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(
         (dataset, out, "--longest", "8"): "--longest must be at least 16",
         (dataset, out, "--longest", "48", "--quality", "0"): "--quality must be from 1 to 100",
         (dataset, "nfs9://b/out", "--longest", "48"): "nfs9",
+        (dataset, f"file://{tmp_path}/my%20copy", "--longest", "48"): "write the path",
     }
     before = files_of(tmp_path)
     for words, expected in refusals.items():

@@ -24,7 +24,7 @@ from raymat.data.preparation.picture_copy import Alpha, CopySettings
 from raymat.errors import ConfigError
 from raymat.storage.access import Access
 from raymat.storage.store import Store
-from raymat.storage.urls import redact
+from raymat.storage.urls import redact, root_problem
 from raymat.version import __version__
 
 _NAMED = 10
@@ -43,7 +43,7 @@ class Options(OptionGroup):
 
     The copy has the same folders and names, upright pictures in sRGB, and is recorded in its prepared.jsonl with digests. The same
     command goes on with a copy that was interrupted. Exit code: 0 if all was copied, 1 if pictures that cannot be read were left
-    out, 2 if the copy could not be made.
+    out or others lie in the copy, 2 if the copy could not be made.
     """
 
     source: Annotated[str, Spelling("IN", positional=True)]
@@ -78,13 +78,15 @@ def main(argv: Sequence[str]) -> int:
     with ProgressBar("prepare", noun="pictures") as bar:
         _copy_missing(job, record, _copier(options), bar)
     removed = record.finish()
-    return _tell(job, record.outcomes(), removed)
+    return max(_tell(job, record.outcomes(), removed), _tell_strangers(job, record.strangers()))
 
 
 def _open_target(options: Options) -> Store:
     source, target = map(_whole, (options.source, options.target))
     if f"{target}/".startswith(f"{source}/"):
         raise ConfigError(f"OUT {redact(target)} lies in IN: name a folder beside it")
+    if (problem := root_problem(options.target)) is not None:
+        raise ConfigError(problem)
     folder, name = posixpath.split(target)
     if not name or folder.endswith(":"):
         shown = redact(target)
@@ -141,6 +143,19 @@ def _copier(options: Options) -> CopyAll:
 
 def _copy_here(job: CopyJob, places: Sequence[CopyPlace]) -> Iterator[CopyOutcome]:
     return in_order(job.copy, places, threads())
+
+
+def _tell_strangers(job: CopyJob, names: Sequence[str]) -> int:
+    """Name pictures that are in the copy's folder but not of it, and return the exit code."""
+    if not names:
+        return FINE
+    more = ", ..." if len(names) > _NAMED else ""
+    print(
+        f"note: {count(len(names), 'picture')} in {job.store.url} that a run would take and that the copy did not make: "
+        f"{', '.join(names[:_NAMED])}{more}: remove what is not meant",
+        file=sys.stderr,
+    )
+    return FOUND
 
 
 def _tell(job: CopyJob, outcomes: Sequence[CopyOutcome], removed: int) -> int:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
+from raymat.data.dataset.file_names import ANY_NAMES
 from raymat.data.dataset.image_folder import Folder
 from raymat.data.dataset.listing import FileRow
 from raymat.data.dataset.prepared import HEAD, PARTS, RECORD
@@ -147,6 +148,13 @@ class CopyRecord:
         self._store.delete(sorted(stale))
         self._store.delete([info.path for info in self._store.list(PARTS)])
         return len(stale)
+
+    def strangers(self) -> list[str]:
+        """Return the pictures that lie in the copy and are not of it: a run would train on them. Raises StorageError."""
+        kept = {file.path for outcome in self.outcomes() for file in outcome.files}
+        there = (info.path for info in self._store.list() if info.path not in kept)
+        inside = (path for path in there if path.startswith(("train/", "valid/")))
+        return sorted(path for path in inside if ANY_NAMES.split(path, False)[1])
 
     def outcomes(self) -> list[CopyOutcome]:
         """Return what became of everything, in its order; all is copied."""
