@@ -24,6 +24,7 @@ MADE_OF_OTHERS = {
     "checkpoint/local_cache.py": 1,
     "checkpoint/manifest.py": 1,
     "checkpoint/reader.py": 1,
+    "cli/pictures/prepare.py": 1,
     "cluster/driver/ray_watch.py": 2,
     "cluster/spot/drain.py": 3,
     "cluster/spot/metadata.py": 1,

@@ -381,6 +381,24 @@ def test_a_pair_of_different_sizes_is_unreadable_and_both_are_named(root: str) -
     )
 
 
+def test_a_matte_that_lies_on_its_side_is_said(root: str) -> None:
+    data, walls = write_dataset(root)
+    write(f"{data}/train/pha/clip0/0002.png", encode(disc(2, 64, 96), "PNG"))
+    with pytest.raises(UnreadableImage) as caught:
+        FolderSource(build_listing(data, walls)).open_pair(1)
+    assert caught.value.reason == (
+        "is 96 x 64 pixels, but its alpha train/pha/clip0/0002.png is 64 x 96: one of them lies on its side, turn it, or "
+        "make the matte of the upright picture"
+    )
+
+
+def test_a_name_breaks_no_line_and_moves_no_cursor(tmp_path: Path) -> None:
+    assert (
+        Folder(str(tmp_path)).shown("a\nb\x1b[2J\x7f é.png")
+        == f"{tmp_path}/a\\nb\\x1b[2J\\x7f é.png"
+    )
+
+
 def test_a_file_that_changed_or_went_is_unreadable(root: str) -> None:
     data, walls = write_dataset(root)
     source = FolderSource(build_listing(data, walls), AT_ONCE)

@@ -32,6 +32,10 @@ UNKNOWN_SIZE = -1
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
+_WRITTEN = {code: repr(chr(code))[1:-1] for code in (*range(32), 127)}
+"""How messages write characters that would break their line, or move a terminal's cursor."""
+
+
 class UnreadableImage(DataError):
     """Error for one image that cannot be read: its `path` (with the URL) and the `reason`."""
 
@@ -89,7 +93,7 @@ class Folder:
 
     def shown(self, path: str = "") -> str:
         """Return the URL of a path in this folder as messages may show it."""
-        return redact(f"{self.url}/{path}" if path else self.url)
+        return redact(f"{self.url}/{path}" if path else self.url).translate(_WRITTEN)
 
     def entries(self, path: str = "") -> dict[str, bool] | None:
         """Return what is directly in `path`: each name, and whether it is a folder; None if there is no such folder.

@@ -22,6 +22,7 @@ from raymat.storage.urls import redact
 
 LOOKED_AT, LOOKED_AT_LATER = 256, 16
 """Mattes that each process looks at first; afterwards it looks at one of so many."""
+_SIDEWAYS = ": one of them lies on its side, turn it, or make the matte of the upright picture"
 FIRST_VALID_SYNTHETIC = 2**40  # validation pictures differ from all training pictures
 
 
@@ -93,7 +94,7 @@ class FolderSource:
             raise UnreadableImage(
                 fgr.path,
                 f"is {fgr.size[0]} x {fgr.size[1]} pixels, but its alpha {row.pha} is "
-                f"{pha.size[0]} x {pha.size[1]}",
+                f"{pha.size[0]} x {pha.size[1]}{_SIDEWAYS if fgr.size == pha.size[::-1] else ''}",
             )
         return fgr, pha
 
