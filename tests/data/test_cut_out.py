@@ -13,6 +13,7 @@ from PIL import Image
 from raymat.data.dataset.discovery import build_listing
 from raymat.data.dataset.source import FolderSource
 from raymat.data.decode import SCALES, EncodedImage, Pixels, shrink
+from raymat.data.decoding import cut_out
 from raymat.data.decoding.cut_out import REACH, continued
 from tests.support.datakit import disc, encode, photo, write
 
@@ -68,7 +69,11 @@ def test_a_photograph_under_its_mask_stays_and_so_do_backgrounds() -> None:
     assert np.array_equal(EncodedImage(encode(cut(0), "PNG"), "a").decode(), cut(0)[..., :3])
 
 
-def test_colours_are_continued_as_far_as_an_edge_can_reach_across_all_rows() -> None:
+@pytest.mark.parametrize("pixels", [1, 9 * 512, 2**22])
+def test_colours_are_continued_as_far_as_an_edge_can_reach_whatever_the_strips(
+    pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cut_out, "_PIXELS", pixels)
     alpha = np.zeros((1400, 9), np.uint8)
     alpha[[500, 1300]] = 255
     alpha[501] = 3  # too faint to be believed

@@ -15,8 +15,8 @@ _SEEN = 26
 """Alpha from which on a pixel's colour is believed: below it, rounding makes much of it."""
 REACH = 64
 """Pixels by which colours are continued at most: more than any interpolation takes in."""
-_ROWS = 512
-"""Rows that are worked on at once, beside `REACH` on both sides."""
+_PIXELS = 2**22
+"""Pixels that are worked on at once, in strips, beside `REACH` rows on both sides: they take five times a picture's memory."""
 
 
 def continued(colours: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -27,10 +27,11 @@ def continued(colours: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[n
     if not have_one_colour(colours, alpha == 0):
         return colours
     found = colours.copy()
-    for begin in range(0, len(colours), _ROWS):
-        first, last = max(0, begin - REACH), begin + _ROWS + REACH
-        rows = slice(begin - first, begin - first + _ROWS)
-        _continue(found[begin : begin + _ROWS], colours[first:last], alpha[first:last], rows)
+    count = max(REACH, _PIXELS // colours.shape[1])
+    for begin in range(0, len(colours), count):
+        first, last = max(0, begin - REACH), begin + count + REACH
+        rows = slice(begin - first, begin - first + count)
+        _continue(found[begin : begin + count], colours[first:last], alpha[first:last], rows)
     return found
 
 
