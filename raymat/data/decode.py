@@ -3,7 +3,7 @@
 A file's format is told from its first bytes, not from its name. JPEGs go through libjpeg-turbo
 (simplejpeg), which shrinks while it decodes, PNG and WebP through OpenCV, and the rest through Pillow:
 TIFF, BMP, GIF, AVIF, CMYK JPEGs, and mattes that are not plain grey. Pictures are turned upright by their
-orientation tag (EXIF), except in runs that were begun before they were, and their colours become sRGB.
+orientation tag (EXIF, else XMP), except in runs that were begun before they were, and their colours become sRGB.
 16 bits become 8, palettes become colours. The alpha channel of a foreground or background is dropped (of a
 foreground, decoding/cut_out.py); where a matte is found is said in decoding/matte.py.
 

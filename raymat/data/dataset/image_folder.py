@@ -31,7 +31,6 @@ UNKNOWN_SIZE = -1
 
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
-
 _WRITTEN = {code: repr(chr(code))[1:-1] for code in (*range(32), 127)}
 """How messages write characters that would break their line, or move a terminal's cursor."""
 
