@@ -85,7 +85,7 @@ def run_demo() -> int:
         lines = [_stage(base, kill=True), _stage(refine, kill=False)]
     table = _picture([_begun(base), _begun(refine)])
     print("\n".join(["", *lines, "", table, f"picture: {FOLDER}/matting.png"]))
-    print(f"in all {time.monotonic() - started:.0f} s")
+    print(f"took {time.monotonic() - started:.0f} s")
     return 0
 
 

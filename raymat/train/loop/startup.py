@@ -24,7 +24,7 @@ from raymat.train.observability.training_events import AverageStarted, WeightsIn
 from raymat.train.optim.forward import ForwardPass
 from raymat.train.optim.lr_schedule import fix_cosine_end
 from raymat.train.run.first_weights import FirstWeights
-from raymat.train.run.selected_weights import Selected, read_weights
+from raymat.train.run.selected_weights import Selected, named_source, read_weights
 from raymat.train.run.weights_reference import parse_reference, pin
 
 
@@ -160,7 +160,7 @@ def initialise_from(
 
     def load() -> InitReport:
         selected = mine[0] if mine else read_weights(pin(url, checkpoint))
-        source = "; ".join([f"{redact(url)} ({selected.checkpoint})", *notes])
+        source = "; ".join([named_source(redact(url), selected.checkpoint), *notes])
         return put(selected, source)
 
     return group.on_all(load)

@@ -145,8 +145,13 @@ def whole_network(selected: Selected) -> Selected:
     return replace(selected, weights={name: selected.weights[name] for name in report.matched})
 
 
+def named_source(what: str, checkpoint: CheckpointId | None) -> str:
+    """Return what weights were asked for as, and the checkpoint that this meant if it does not say so."""
+    return what if checkpoint is None or str(checkpoint) in what else f"{what} ({checkpoint})"
+
+
 def _source(selected: Selected) -> str:
-    return f"{selected.what} ({selected.checkpoint})" if selected.checkpoint else selected.what
+    return named_source(selected.what, selected.checkpoint)
 
 
 def _require_whole(selected: Selected, report: InitReport) -> None:

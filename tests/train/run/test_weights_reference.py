@@ -21,7 +21,7 @@ from raymat.errors import WeightsError
 from raymat.model.matting import MattingRefine, build
 from raymat.storage.store import Store
 from raymat.train.loop.startup import initialise_from
-from raymat.train.run.selected_weights import build_network, read_weights
+from raymat.train.run.selected_weights import build_network, named_source, read_weights
 from raymat.train.run.weights_reference import parse_reference, pin
 from tests.support import runs
 from tests.support.workers import in_workers
@@ -268,6 +268,14 @@ def start_from(world: World, urls: list[str]) -> list[tuple[Tensor, str] | str]:
         else:
             found.append((network.state_dict()["aspp.project.0.weight"].clone(), source))
     return found
+
+
+def test_a_checkpoint_is_named_once_in_the_source_of_weights() -> None:
+    chosen = CheckpointId(160, 2)
+    assert named_source("runs/a@best", chosen) == "runs/a@best (step-000000160-a002)"
+    pinned = "/data/runs/a/checkpoints/step-000000160-a002"
+    assert named_source(pinned, chosen) == pinned
+    assert named_source("base.pth", None) == "base.pth"
 
 
 @pytest.mark.slow
