@@ -73,7 +73,7 @@ def _started(e: Mapping[str, Any]) -> str:
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "launch": lambda e: (
         f"process {e['pid']} on {e['host']} drives the run"
-        + ("; the driver before it died" if e.get("heard") else "")
+        + ("; the previous driver died" if e.get("heard") else "")
     ),
     "grow": lambda e: (
         "the dataset has grown: "
@@ -87,7 +87,7 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "end": _ended,
     "room": lambda e: (
-        f"there is room for {count(e['workers'], 'worker')}, of which {e['least']} are needed at least"
+        f"there is room for {count(e['workers'], 'worker')}; the run needs at least {e['least']}"
     ),
     "notice_withdrawn": lambda e: f"notice withdrawn after step {e['step']}: {e['reason']}",
     "failure": _failed,
@@ -98,7 +98,7 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"{e['checkpoint']} is committed after {e['seconds']:.1f} s, {size(e['bytes'])} a worker; "
         f"training stood still for {e['stall'] * 1000:.0f} ms"
     ),
-    "delete": lambda e: f"removed {', '.join(e['checkpoints'])}: not kept any more",
+    "delete": lambda e: f"removed {', '.join(e['checkpoints'])}: no longer kept",
     "save_skipped": lambda e: (
         f"no save after step {e['step']}: earlier ones are still on their way"
     ),

@@ -141,7 +141,7 @@ def test_a_driver_that_died_is_bad_news_and_what_it_lost_is_not_known(
     page = make(run.write(0, 2).url)
     assert "0 or more steps done again" in " ".join(page.text)
     (bad,) = [mark for mark in page.data["runs"][0]["time"]["marks"] if mark[1] == "bad"]
-    assert bad[2] == "process 8 on b drives the run; the driver before it died"
+    assert bad[2] == "process 8 on b drives the run; the previous driver died"
 
 
 def test_the_timeline_covers_all_time_of_all_workers(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_a_screen_of_80_columns_tells_where_a_run_stands_and_what_happened_last(
         "best loss 0.9062 at 8",
         "training 71.2%  restore 23.6%  validation 3.8%  save stall 1.4%",
     ]
-    assert lines[-1] == "11-28 18:21:47  removed step-000000003-a001: not kept any more"
+    assert lines[-1] == "11-28 18:21:47  removed step-000000003-a001: no longer kept"
     assert len(lines) == 10
     assert max(map(len, lines)) <= 79
     assert status_line(outlook, now) == (
