@@ -195,6 +195,20 @@ def test_a_run_named_without_its_storage_is_looked_for_in_the_default_one(
     assert err[0].endswith("; did you mean runs/try?")
 
 
+@pytest.mark.parametrize("command", ["checkpoints", "events", "watch", "report"])
+@pytest.mark.parametrize("name", ["{tmp}/runs/try@best", "try@20"])
+def test_weights_of_a_run_in_its_place_are_answered_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raymat: Any, command: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/try").mkdir(parents=True)
+    (tmp_path / "runs/try/run.json").write_bytes(b"{}")
+    code, _, err = raymat(command, name.format(tmp=tmp_path))
+    meant = name.format(tmp=tmp_path).partition("@")[0] if "/" in name else "runs/try"
+    assert (code, len(err)) == (2, 1)
+    assert err[0].endswith(f"; did you mean {meant}?")
+
+
 @pytest.mark.parametrize("command", ["checkpoints", "prune --keep 1"])
 def test_a_checkpoint_is_no_run(local: Any, raymat: Any, command: str) -> None:
     checkpoint = local.commit(10)

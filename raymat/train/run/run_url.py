@@ -46,11 +46,16 @@ def read_run_events(store: Store) -> list[dict[str, Any]]:
 
 
 def meant_run(store: Store) -> str:
-    """Return the end of a message that there is no run in `store`: one of that name in ./runs, where runs are by default."""
+    """Return the end of a message that there is no run in `store`: the run that may have been meant.
+
+    It is the one before an `@` (which names weights, not runs), or one of that name in ./runs, where runs are by default.
+    """
     folder, name = split(store.url)
-    below = Path("runs", name)
-    found = folder == "." and (below / RUN_FILE).is_file()
-    return f"; did you mean {below}?" if found else ""
+    name, at, _ = name.partition("@")
+    places = [Path(folder, name)] if at else []
+    places += [Path("runs", name)] if folder == "." else []
+    found = next((place for place in places if (place / RUN_FILE).is_file()), None)
+    return f"; did you mean {found}?" if found else ""
 
 
 def list_checkpoints(
