@@ -47,6 +47,15 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def test_until_the_driver_is_known_to_live_a_line_says_what_is_waited_for(store: Store) -> None:
+    outlook = RunFollower(store).read()
+    unclear = dataclasses.replace(
+        outlook, summary=dataclasses.replace(outlook.summary, state="unclear")
+    )
+    line = status_line(unclear, time.time())
+    assert line.startswith("base (does its driver live? up to 20 s)  9/16  ")
+
+
 def test_a_screen_of_80_columns_tells_where_a_run_stands_and_what_happened_last(
     store: Store,
 ) -> None:

@@ -141,7 +141,12 @@ class _Lines:
 def status_line(outlook: Outlook, now: float) -> str:
     """Return how a run goes in one line, as in `base training  ~1240/5000  loss 0.0431  goodput 97.1%  commit 1200, 12 s ago`."""
     s = outlook.summary
-    parts = [f"{s.stage} {s.state}", _steps(outlook), *_pace(outlook), *_standing(outlook, now)]
+    parts = [
+        f"{s.stage} {_state(outlook)}",
+        _steps(outlook),
+        *_pace(outlook),
+        *_standing(outlook, now),
+    ]
     parts.append(_best(outlook))
     return "  ".join(part for part in parts if part)
 
@@ -154,7 +159,7 @@ def screen_lines(
     part = outlook.step / s.steps if s.steps else 0.0
     left = outlook.seconds_left
     ahead = f"about {age(left)} left" if left and s.state == "training" else ""
-    stands = f"{s.name}  {s.stage}  {s.state}" + (f": {s.reason}" if s.reason else "")
+    stands = f"{s.name}  {s.stage}  {_state(outlook)}" + (f": {s.reason}" if s.reason else "")
     shares = [f"{cause} {share:.1%}" for cause, share in outlook.shares.items() if share >= 0.0005]
     head = [
         f"{stands[: columns - 10]:<{columns - 8}}{time.strftime('%H:%M:%S', time.gmtime(now))}",
@@ -173,6 +178,12 @@ def screen_lines(
 def _news(event: Mapping[str, Any]) -> str:
     clock = time.strftime("%m-%d %H:%M:%S", time.gmtime(event.get("time", 0.0)))
     return f"{clock}  {words_of(event)}"
+
+
+def _state(outlook: Outlook) -> str:
+    """Return the run's state; until its lease was seen renewed or not, nobody knows it."""
+    state = outlook.summary.state
+    return "(does its driver live? up to 20 s)" if state == "unclear" else state
 
 
 def _steps(outlook: Outlook) -> str:
