@@ -263,7 +263,9 @@ def test_a_bucket_that_does_not_answer_is_one_clear_line(unreachable_bucket: str
     with pytest.raises(DataError, match=r"^cannot list s3://bucket/data: the storage") as caught:
         build_listing(url, url)
     assert "127.0.0.1:9" in caught.value.line
-    with pytest.raises(DataError, match=r"^cannot read s3://bucket/a\.jpg(?: after [23] attempts)?: "):
+    with pytest.raises(
+        DataError, match=r"^cannot read s3://bucket/a\.jpg(?: after [23] attempts)?: "
+    ):
         Folder(unreachable_bucket, AT_ONCE).read("a.jpg")
 
 
