@@ -108,7 +108,7 @@ def _last_known(end: Event | None) -> tuple[float, int | None]:
     if end["kind"] == "leave":
         return 0.0, int(end["step"])
     signs = end.get("last", {}).values()
-    silent = max((sign.get("silent", 0.0) for sign in signs), default=0.0)
+    silent = max([0.0, *(sign.get("silent", 0.0) for sign in signs)])  # by two machines' clocks
     return silent, max((sign["step"] for sign in signs if "step" in sign), default=None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
@@ -273,3 +274,39 @@ def test_a_file_that_is_no_recording_is_refused_by_its_name(tmp_path: Path, cont
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"trace\.json: expected"):
         Trace.read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("[" * 100_000, "it is nested too deeply"),
+        ('{"metadata": {"gap_seconds": 300}, "data": [1e400, 3]}', "data[0]: Expected int, got float"),
+        ('{"metadata": {"gap_seconds": 300}, "data": [3.7, 2]}', "data[0]: Expected int, got float"),
+        ('{"metadata": {"gap_seconds": 300}, "data": "443"}', "data: Expected array, got str"),
+        ('{"metadata": {"gap_seconds": Infinity}, "data": [4, 3]}', "metadata.gap_seconds: Expected float"),
+        ('{"metadata": {"gap_seconds": 300}, "data": [4, 3', "it is not JSON"),
+        ('{"metadata": {"gap_seconds": 1e-9}, "data": [4, 3]}', "expected a gap of 1 s or more"),
+        ('{"metadata": {"gap_seconds": 300}, "data": []}', "counts of which one is above 0"),
+    ],
+)  # fmt: skip
+def test_a_recording_that_is_none_is_refused_with_what_is_wrong(
+    tmp_path: Path, content: str, why: str
+) -> None:
+    (tmp_path / "trace.json").write_text(content)
+    with pytest.raises(ConfigError, match=re.escape(why)):
+        Trace.read(str(tmp_path / "trace.json"))
+
+
+def test_losses_that_few_workers_of_a_large_recording_do_not_see_are_none() -> None:
+    recording = Trace(3600.0, (16, 15, 16, 15, 16))
+    assert (recording.unnoticed_per_hour(16), recording.unnoticed_per_hour(2)) == (0.4, 0.0)
+
+
+def test_a_market_that_changes_without_end_is_refused_instead_of_replayed() -> None:
+    with pytest.raises(ConfigError, match="machines come and go 100,000 times before the run can"):
+        replay(RunCosts(step=1e300), 10, Setting(1, 4, 0, 1), Rates(losses=1.0), seed=0)
+
+
+def test_of_a_plan_that_comes_to_no_end_few_draws_are_replayed() -> None:
+    plan = make_plan(COSTS, 40, 2, Fixed((Change(0.0, 0),)), None, draws=10**9)
+    assert plan.ends == 0.0

@@ -57,6 +57,11 @@ def test_a_restart_by_another_driver_has_no_time_to_start_since_nobody_drove_mea
     assert found.why == "rank 0: gloo; rank 1: ActorDiedError: died"
 
 
+def test_a_sign_of_life_from_a_clock_that_is_ahead_is_of_now() -> None:
+    ahead = EVENTS[2] | {"last": {"0": {"silent": -3.0, "step": 40}}}
+    assert restarts([*EVENTS[:2], ahead, *EVENTS[3:6]])[0].detect == 0.0
+
+
 def test_a_restart_is_told_by_its_attempts_where_clocks_disagree_on_the_order() -> None:
     ahead = [
         event | {"time": event["time"] + 7.0 * (event["kind"] == "failure")} for event in EVENTS

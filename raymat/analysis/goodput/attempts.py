@@ -180,7 +180,7 @@ def _failure(record: AttemptRecord, event: Event) -> None:
     if record.over is not None:
         return  # of workers that died before they had a number of their own
     signs = event["last"].values()
-    silent = max((sign.get("silent", 0.0) for sign in signs), default=0.0)
+    silent = max([0.0, *(sign.get("silent", 0.0) for sign in signs)])  # by two machines' clocks
     record.over = event["time"]
     record.silent = event["time"] - silent
     step = max((sign["step"] for sign in signs if "step" in sign), default=None)

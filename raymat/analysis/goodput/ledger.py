@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import bisect
 import math
+import operator
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 from raymat.analysis.goodput.attempts import AttemptRecord, Event, Launch, Room, records
 
@@ -45,8 +46,7 @@ machine. ending: from the last step until the driver let go."""
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A stretch of time in which `slots` worker slots had one cause. Times in Unix seconds."""
 
     begin: float
@@ -113,8 +113,7 @@ def make_ledger(events: Iterable[Event], until: float | None = None) -> Ledger:
     return Ledger(tuple(spans))
 
 
-@dataclass(frozen=True)
-class _Mark:
+class _Mark(NamedTuple):
     """From `at` on the run's time has this cause."""
 
     at: float
@@ -249,15 +248,21 @@ def _spans(marks: Sequence[_Mark], end: float) -> Iterator[tuple[_Mark, Span]]:
             yield mark, Span(mark.at, until, mark.cause, 1, mark.attempt)
 
 
+_when = operator.attrgetter("at")
+
+
 def _by_room(span: Span, rooms: Sequence[Room]) -> Iterator[tuple[Span, Room]]:
     """Part a span where the cluster's room for workers changes; yield each part with the room that there is."""
-    first = bisect.bisect_right(rooms, span.begin, key=lambda room: room.at)
-    last = bisect.bisect_left(rooms, span.end, key=lambda room: room.at)
+    first = bisect.bisect_right(rooms, span.begin, key=_when)
+    last = bisect.bisect_left(rooms, span.end, first, key=_when)
+    if first == last and first:
+        yield span, rooms[first - 1]
+        return
     known = [rooms[first - 1] if first else Room(span.begin), *rooms[first:last]]
     begins = [span.begin, *(room.at for room in known[1:])]
     for begin, end, room in zip(begins, [*begins[1:], span.end], known, strict=True):
         if begin < end:
-            yield replace(span, begin=begin, end=end), room
+            yield span._replace(begin=begin, end=end), room
 
 
 def _fill_slots(span: Span, workers: int, slots: int, room: Room, starting: bool) -> Iterator[Span]:
@@ -275,12 +280,12 @@ def _fill_slots(span: Span, workers: int, slots: int, room: Room, starting: bool
         if starting:
             workers = 0 if room.lacks else machines
     idle = max(0, machines - workers)
-    counts: dict[Cause, int] = {
-        span.cause: workers,
-        "idle": idle,
-        "capacity": slots - workers - idle,
-    }
-    yield from (replace(span, cause=cause, slots=n) for cause, n in counts.items() if n)
+    if workers:
+        yield span._replace(slots=workers)
+    if idle:
+        yield span._replace(cause="idle", slots=idle)
+    if slots > workers + idle:
+        yield span._replace(cause="capacity", slots=slots - workers - idle)
 
 
 class _Slots:

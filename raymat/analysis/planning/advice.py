@@ -16,6 +16,9 @@ from raymat.train.run.commit_interval import LEAST_COST, MOST_SAVING, best_secon
 FEW = 24
 """Draws by which settings are compared; the chosen one gets as many as were asked for."""
 
+ENOUGH = 3
+"""Draws of which none comes to its end: then the others are not replayed."""
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -57,7 +60,12 @@ def make_plan(
     """Find the setting that costs the least money, or time where there are no prices; say what to expect of it."""
 
     def judged(setting: Setting, count: int) -> list[Outcome]:
-        return [replay(costs, steps, setting, market, seed) for seed in range(count)]
+        found: list[Outcome] = []
+        for seed in range(count):
+            if seed == ENOUGH and not any(outcome.ends for outcome in found):
+                break  # the others would take as long
+            found.append(replay(costs, steps, setting, market, seed))
+        return found
 
     def rank(setting: Setting) -> tuple[float, float, float]:
         found = judged(setting, min(FEW, draws))

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from raymat.errors import ConfigError, StorageError
 from raymat.storage.faults import backend_errors, classify
+from raymat.storage.fields import Count, Finite, parse_fields, parse_object
 from raymat.storage.input_files import read_file
 from raymat.storage.urls import redact
+
+LEAST_GAP = 1.0
+"""Seconds between two counts of a recording."""
+MOST_CHANGES = 100_000
+"""Of the number of machines, in one draw: of more a plan would take minutes."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,17 @@ class Rates:
 
 
 @dataclass(frozen=True)
+class _Metadata:
+    gap_seconds: Finite
+
+
+@dataclass(frozen=True)
+class _Recording:
+    metadata: _Metadata
+    data: tuple[Count, ...]
+
+
+@dataclass(frozen=True)
 class Trace:
     """A recording of how many machines were to be had, every `gap` seconds."""
 
@@ -81,22 +97,20 @@ class Trace:
         """Read `{"metadata": {"gap_seconds": 300}, "data": [4, 4, 3, ...]}` from a path or URL; raises ConfigError."""
         where = f"--trace {redact(url)}"
         try:
-            content: Any = json.loads(read_file(url))
-            gap = float(content["metadata"]["gap_seconds"])
-            counts = tuple(int(count) for count in content["data"])
+            found = parse_fields(_Recording, parse_object(read_file(url)))
         except FileNotFoundError:
             raise ConfigError(f"{where}: no such file") from None
         except StorageError as error:
             raise ConfigError(f"{where} cannot be read: {error.line}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f'{where}: expected {{"metadata": {{"gap_seconds": 300}}, "data": [4, 3, ...]}}'
-            ) from error
+        except ValueError as error:
+            expected = '{"metadata": {"gap_seconds": 300}, "data": [4, 3, ...]}'
+            raise ConfigError(f"{where}: expected {expected}, but {error}") from error
         except backend_errors() as error:
             raise ConfigError(f"{where} cannot be read: {classify(error).advice}") from error
-        if not gap > 0 or min(counts, default=-1) < 0 or max(counts) == 0:
+        gap, counts = found.metadata.gap_seconds, found.data
+        if gap < LEAST_GAP or max(counts, default=0) == 0:
             raise ConfigError(
-                f"{where}: expected a gap above 0, and counts of which one is above 0"
+                f"{where}: expected a gap of {LEAST_GAP:g} s or more, and counts of which one is above 0"
             )
         return cls(gap, counts, noticed)
 
@@ -106,8 +120,7 @@ class Trace:
         A change lies somewhere in its gap.
         """
         rng = np.random.Generator(np.random.Philox(key=[seed, wanted]))
-        most = max(self.counts)
-        machines = [round(count / most * wanted) for count in self.counts]
+        machines = self._machines(wanted)
         begin = int(rng.integers(len(machines)))
         yield Change(0.0, machines[begin])
         if len(set(machines)) == 1:
@@ -120,11 +133,16 @@ class Trace:
                 yield Change(at, there, noticed)
 
     def unnoticed_per_hour(self, wanted: int) -> float:
-        """Return the losses of the recording by its hours with machines."""
-        pairs = list(zip(self.counts, self.counts[1:], strict=False))
-        losses = sum(later < before for before, later in pairs)
-        hours = sum(count > 0 for count in self.counts) * self.gap / 3600
+        """Return the losses of the recording, with so many machines at most, by its hours with machines."""
+        machines = self._machines(wanted)
+        losses = sum(later < before for before, later in itertools.pairwise(machines))
+        hours = sum(count > 0 for count in machines) * self.gap / 3600
         return losses * (1 - self.noticed) / hours
+
+    def _machines(self, wanted: int) -> list[int]:
+        """Return the counts, of which the most stands for `wanted`."""
+        most = max(self.counts)
+        return [round(count / most * wanted) for count in self.counts]
 
 
 class Timeline:
@@ -133,23 +151,30 @@ class Timeline:
     def __init__(self, changes: Iterator[Change]) -> None:
         self._changes = changes
         self._known: list[Change] = [next(changes)]
+        self._times = [self._known[0].at]
         self._more = True
 
     def at(self, when: float) -> Change:
-        """Return the newest change at or before `when`."""
+        """Return the newest change at or before `when`. Raises ConfigError for a market that changes too often."""
         self._draw_beyond(when)
-        return self._known[bisect.bisect_right(self._known, when, key=lambda c: c.at) - 1]
+        return self._known[bisect.bisect_right(self._times, when) - 1]
 
     def after(self, when: float) -> Change | None:
-        """Return the first change after `when`; None if there is none."""
+        """Return the first change after `when`; None if there is none. Raises ConfigError as `at` does."""
         self._draw_beyond(when)
-        place = bisect.bisect_right(self._known, when, key=lambda c: c.at)
+        place = bisect.bisect_right(self._times, when)
         return self._known[place] if place < len(self._known) else None
 
     def _draw_beyond(self, when: float) -> None:
-        while self._more and self._known[-1].at <= when:
+        while self._more and self._times[-1] <= when:
+            if len(self._known) > MOST_CHANGES:
+                raise ConfigError(
+                    f"machines come and go {MOST_CHANGES:,} times before the run can end: plan fewer steps or shorter ones, "
+                    "fewer --losses, or less time for what stands still"
+                )
             change = next(self._changes, None)
             if change is None:
                 self._more = False
             else:
                 self._known.append(change)
+                self._times.append(change.at)
