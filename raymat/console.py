@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TextIO
@@ -22,12 +23,24 @@ CLEAR = "\r\x1b[2K"
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Align rows as text, one per line."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
     lines = (
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        "  ".join(
+            cell + " " * (width - cells(cell)) for cell, width in zip(row, widths, strict=True)
+        )
         for row in rows
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def cells(text: str) -> int:
+    """Return how many columns of a terminal a text takes: letters of East Asia take two, accents of their own none."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF")
+        for letter in text
+    )
 
 
 def size(count: float) -> str:

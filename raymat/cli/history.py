@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _kinds(text: str | None) -> frozenset[str]:
     """Return the kinds that are asked for, none for all. Raises ConfigError for one that no event has."""
-    kinds = frozenset(filter(None, (text or "").split(",")))
+    kinds = frozenset(filter(None, map(str.strip, (text or "").split(","))))
     otherwise = "docs/events.md lists all kinds"
     for kind in kinds - KINDS.keys():
         raise ConfigError(f"--kind: no event is of kind {kind!r}{closest(kind, KINDS, otherwise)}")

@@ -14,6 +14,7 @@ from raymat.config.command_line import parse_options
 from raymat.config.options import Url
 from raymat.config.prices import Prices
 from raymat.console import columns, count
+from raymat.errors import ConfigError
 from raymat.train.observability.attempt_events import MachineLost
 from raymat.train.observability.event_kinds import parse_event
 from raymat.train.run.run_url import open_run_url, read_run_events
@@ -38,6 +39,10 @@ class Options:
     price: Prices | None = None
     """What a worker costs in an hour, in any currency, as spot=0.52,ondemand=1.62 or a .yaml file of both: the time is also
     told in money."""
+
+    def __post_init__(self) -> None:
+        if self.json and self.price is not None:
+            raise ConfigError("--price is told in the tables alone: leave it or --json out")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -71,6 +71,8 @@ def parse_options(kind: type[T], argv: Sequence[str], prog: str) -> T:
     ]
     if missing:
         raise ConfigError(f"Missing from {prog}: {' '.join(missing)} ({prog} --help)")
+    for name, value in named.items():
+        options[name].check(value)
     return kind(**named)
 
 

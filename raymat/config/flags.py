@@ -139,6 +139,8 @@ def _entries(source: str, text: str) -> Iterator[tuple[str, str, yaml.Node]]:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--config {source}: not valid YAML: {one_line(error)}") from None
+    except RecursionError:
+        raise ConfigError(f"--config {source}: not valid YAML: nested too deeply") from None
     if root is None:
         return
     if not isinstance(root, yaml.MappingNode):

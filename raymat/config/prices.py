@@ -66,13 +66,18 @@ def _price(text: str) -> float:
 
 def _entries(source: str) -> list[tuple[str, str]]:
     try:
-        content = yaml.load(read_file(source), Loader=yaml.BaseLoader)
+        # Not loaded: of a name that comes twice, that would keep the second.
+        root = yaml.compose(read_file(source), Loader=yaml.BaseLoader)
     except FileNotFoundError:
         raise ConfigError(f"{redact(source)}: no such file") from None
-    except (yaml.YAMLError, ValueError, StorageError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, StorageError) as error:
         raise ConfigError(f"{redact(source)} cannot be read as YAML") from error
     except backend_errors() as error:
         raise ConfigError(f"{redact(source)} cannot be read: {classify(error).advice}") from error
-    if not isinstance(content, dict):
+    if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{redact(source)}: {_EXPECTED}")
-    return [(str(name), str(price)) for name, price in content.items()]
+    return [(_text(name), _text(price)) for name, price in root.value]
+
+
+def _text(node: yaml.Node) -> str:
+    return str(node.value) if isinstance(node, yaml.ScalarNode) else "several values"

@@ -192,6 +192,18 @@ def test_a_table_of_ordinary_runs_fits_80_columns_and_a_long_name_is_cut() -> No
     assert max(map(len, lines)) <= 80
 
 
+def test_names_of_wide_letters_stand_in_columns_and_are_cut_to_the_terminal() -> None:
+    runs = [
+        RunSummary(name=name, url="", state="training", stage="base")
+        for name in ("跑" * 9, "größe")
+    ]
+    lines = table(runs, 0.0, 52).splitlines()
+    assert lines[1:3] == [
+        "跑跑跑跑跑跑…  training  0/?   -        -       -",
+        "größe          training  0/?   -        -       -",
+    ]
+
+
 def test_events_are_read_again_only_where_they_changed(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path), "run")
     read: list[str] = []

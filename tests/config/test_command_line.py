@@ -10,6 +10,7 @@ from typing import Annotated
 
 import pytest
 
+from raymat.cli.history import Options as EventOptions
 from raymat.cli.main import COMMANDS, main
 from raymat.cli.prune import Options
 from raymat.config import command_line
@@ -80,6 +81,11 @@ def test_a_mistaken_command_line_is_one_line(argv: list[str], line: str, encodin
     with contextlib.redirect_stdout(terminal), pytest.raises(ConfigError) as caught:
         parse_options(Options, argv, "raymat prune")
     assert caught.value.line == line
+
+
+def test_a_value_that_an_option_refuses_is_refused_by_every_command() -> None:
+    with pytest.raises(ConfigError, match=r"^--attempt must be at least 1, got 0$"):
+        parse_options(EventOptions, ["u", "--attempt", "0"], "raymat events")
 
 
 def test_tyro_has_the_errors_that_are_not_public() -> None:

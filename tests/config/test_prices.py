@@ -36,11 +36,18 @@ def test_a_file_of_prices_is_read(tmp_path: Path) -> None:
     assert Prices.parse(str(path)) == Prices(0.52, 1.62)
 
 
-@pytest.mark.parametrize("content", ["spot: [1", "- 1", "spot: {a: 1}", "\0"])
+@pytest.mark.parametrize("content", ["spot: [1", "- 1", "spot: {a: 1}", "\0", "[" * 10_000])
 def test_a_file_of_something_else_is_refused_by_its_name(tmp_path: Path, content: str) -> None:
     path = tmp_path / "prices.yaml"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"prices\.yaml|expected a price"):
+        Prices.parse(str(path))
+
+
+def test_a_file_in_which_a_price_comes_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "prices.yaml"
+    path.write_text("spot: 1\nspot: 2\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="expected spot=PRICE"):
         Prices.parse(str(path))
 
 

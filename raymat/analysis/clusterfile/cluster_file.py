@@ -53,7 +53,7 @@ class ClusterFile:
         place = Path(path)
         try:
             config = yaml.safe_load(place.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             raise ConfigError(f"{path} cannot be read: {one_line(error)}") from error
         if not _is_mapping_of_mappings(config):
             raise ConfigError(f"{path} describes no cluster: available_node_types is missing")

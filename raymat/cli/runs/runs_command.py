@@ -12,7 +12,7 @@ from raymat.analysis.runs.summary import RunSummary
 from raymat.analysis.runs.survey import survey_runs
 from raymat.config.command_line import parse_options
 from raymat.config.options import Url
-from raymat.console import Display, age, columns, count
+from raymat.console import Display, age, cells, columns, count
 from raymat.errors import RaymatError, StorageError
 from raymat.train.run.run_file import RUN_FILE
 from raymat.train.run.run_url import open_run_url
@@ -65,7 +65,7 @@ def table(found: Sequence[RunSummary], now: float, width: int | None = None) -> 
     """Format runs for a terminal of `width` columns; None: names are not cut. Below it, what is wrong with odd ones."""
     rows = [_cells(each, now) for each in found]
     others = columns([_HEAD[1:], *(row[1:] for row in rows)]).split("\n")
-    room = None if width is None else max(_LEAST, width - max(map(len, others)) - 2)
+    room = None if width is None else max(_LEAST, width - max(map(cells, others)) - 2)
     names = [_cut(name, room) for name in (_HEAD[0], *(row[0] for row in rows))]
     lines = [columns([*zip(names, others, strict=True)])]
     known = [each for each in found if each.state in ("training", "stopped", "died", "complete")]
@@ -87,7 +87,11 @@ def _cells(each: RunSummary, now: float) -> tuple[str, ...]:
 
 
 def _cut(text: str, room: int | None) -> str:
-    return text if room is None or len(text) <= room else f"{text[: room - 1]}…"
+    if room is None or cells(text) <= room:
+        return text
+    while cells(text) > room - 1:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def _totals(found: Sequence[RunSummary]) -> str:
