@@ -23,6 +23,7 @@ CLEAR = "\r\x1b[2K"
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Align rows as text, one per line."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(
@@ -41,6 +42,30 @@ def cells(text: str) -> int:
         0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF")
         for letter in text
     )
+
+
+def cut(text: str, room: int | None) -> str:
+    """Return as much of a text as fits into so many columns of a terminal; None: all of it."""
+    while room is not None and cells(text) > room:
+        text = text[: min(room, len(text) - 1)]
+    return text
+
+
+def printable(text: str) -> str:
+    """Return a text that came from elsewhere without what steers a terminal: control characters are escaped."""
+    if text.isprintable():
+        return text
+    steers = ("Cc", "Zl", "Zp")
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in steers or unicodedata.bidirectional(letter) in _TURNS
+        else letter
+        for letter in text
+    )
+
+
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Classes of letters that turn the direction of those after them."""
 
 
 def size(count: float) -> str:
@@ -105,7 +130,7 @@ class Display:
     def show(self, line: str, last: bool = False) -> None:
         """Show the line as it is now, cut to the width; `last` leaves it on a terminal. A log gets no line twice in a row."""
         if self.terminal:
-            self._write(CLEAR + line[: self.width] + ("\n" if last else ""))
+            self._write(CLEAR + cut(line, self.width) + ("\n" if last else ""))
         elif last or line != self._shown:
             self._write(f"{line}\n")
         else:
@@ -156,7 +181,7 @@ class Screen:
     def show(self, lines: Sequence[str]) -> None:
         """Show these lines instead of those before, cut to the size of the screen."""
         columns, most = self.size
-        shown = "".join(f"{line[:columns]}\x1b[K\n" for line in lines[:most])
+        shown = "".join(f"{cut(line, columns)}\x1b[K\n" for line in lines[:most])
         self._write(f"\x1b[H{shown}\x1b[J")
 
     def _write(self, text: str) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from raymat.console import count, size
+from raymat.console import count, printable, size
 from raymat.train.observability.event_kinds import parse_event
 
 _COMMON = ("time", "attempt", "writer", "kind")
@@ -17,8 +17,13 @@ _COMMON = ("time", "attempt", "writer", "kind")
 def words_of(event: Mapping[str, Any]) -> str:
     """Return what a stored event says: the line that a driver prints, if its kind has one, else a sentence with its fields.
 
-    An event of a kind or with fields that this version does not know is shown by its kind and its fields, as JSON.
+    An event of a kind or with fields that this version does not know is shown by its kind and its fields, as JSON. Characters
+    that steer a terminal are escaped.
     """
+    return printable(_words(event))
+
+
+def _words(event: Mapping[str, Any]) -> str:
     parsed = parse_event(event)
     sentence = _SENTENCES.get(str(event.get("kind")))
     try:
@@ -37,7 +42,7 @@ def line_of(event: Mapping[str, Any]) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event.get("time", 0.0)))
     attempt = event.get("attempt")
     place = "" if attempt is None else f"attempt {attempt}"
-    return f"{when}  {place:<11} {_writer(str(event.get('writer', ''))):<8} {words_of(event)}"
+    return f"{when}  {place:<11} {printable(_writer(str(event.get('writer', '')))):<8} {words_of(event)}"
 
 
 def _writer(name: str) -> str:

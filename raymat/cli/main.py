@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import io
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 CLOSED_PIPE = 141
 """As a shell has it for a program that ends by SIGPIPE."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the place raises that the output is redirected to. Storage's own errors are StorageErrors."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,12 @@ def _caught(action: Callable[[], int]) -> int:
     except BrokenPipeError:  # `raymat base --help | head`: nobody reads on
         _discard_output()
         return CLOSED_PIPE
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _discard_output()
+        tell(f"raymat: error: the output cannot be written: {error.strerror}", "warning")
+        return 2
     except KeyboardInterrupt:
         tell("raymat: interrupted", "error")
         return INTERRUPTED

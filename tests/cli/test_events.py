@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,21 @@ def test_every_kind_of_event_has_words_of_its_own(event: object) -> None:
     assert words.strip()
     assert "\n" not in words
     assert not words.startswith(f"{stored['kind']} {{")
+
+
+def test_text_from_storage_steers_no_terminal() -> None:
+    notice = {"time": 0.0, "kind": "notice", "step": 1, "deadline": None, "writer": "\x1b[2J"}
+    told = line_of(notice | {"reason": "größe 跑\x1b[31m\n\u202egone"})
+    assert told.endswith("\\x1b[2J  notice after step 1: größe 跑\\x1b[31m\\n\\u202egone")
+
+
+def test_output_that_finds_no_space_is_one_line(tmp_path: Path) -> None:
+    EventLog.for_rank(Store.open(str(tmp_path), "run"), 1, 0).emit(EXAMPLES[0])
+    command = [sys.executable, "-m", "raymat", "events", f"{tmp_path}/run"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "raymat: error: the output cannot be written: No space left on device\n"
 
 
 def test_no_sentence_is_kept_for_a_kind_that_does_not_exist() -> None:

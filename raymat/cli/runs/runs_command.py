@@ -12,7 +12,7 @@ from raymat.analysis.runs.summary import RunSummary
 from raymat.analysis.runs.survey import survey_runs
 from raymat.config.command_line import parse_options
 from raymat.config.options import Url
-from raymat.console import Display, age, cells, columns, count
+from raymat.console import Display, age, cells, columns, count, cut, printable
 from raymat.errors import RaymatError, StorageError
 from raymat.train.run.run_file import RUN_FILE
 from raymat.train.run.run_url import open_run_url
@@ -69,7 +69,11 @@ def table(found: Sequence[RunSummary], now: float, width: int | None = None) -> 
     names = [_cut(name, room) for name in (_HEAD[0], *(row[0] for row in rows))]
     lines = [columns([*zip(names, others, strict=True)])]
     known = [each for each in found if each.state in ("training", "stopped", "died", "complete")]
-    lines += [f"{each.name} is {each.state}: {each.reason}" for each in found if each not in known]
+    lines += [
+        printable(f"{each.name} is {each.state}: {each.reason}")
+        for each in found
+        if each not in known
+    ]
     return "\n".join([*lines, _totals(found)])
 
 
@@ -77,7 +81,7 @@ def _cells(each: RunSummary, now: float) -> tuple[str, ...]:
     steps = f"{each.step}/{each.steps or '?'}"
     best = "-" if each.best is None else f"{each.metric} {each.best:.4g} at {each.best_step}"
     return (
-        each.name,
+        printable(each.name),
         each.state,
         steps if each.stage else "-",
         "-" if each.goodput is None else f"{each.goodput:.1%}",
@@ -87,11 +91,7 @@ def _cells(each: RunSummary, now: float) -> tuple[str, ...]:
 
 
 def _cut(text: str, room: int | None) -> str:
-    if room is None or cells(text) <= room:
-        return text
-    while cells(text) > room - 1:
-        text = text[:-1]
-    return f"{text}…"
+    return text if room is None or cells(text) <= room else f"{cut(text, room - 1)}…"
 
 
 def _totals(found: Sequence[RunSummary]) -> str:

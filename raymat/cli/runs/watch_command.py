@@ -15,7 +15,7 @@ from raymat.analysis.event_words import line_of, words_of
 from raymat.analysis.runs.outlook import Outlook, RunFollower
 from raymat.config.command_line import parse_options
 from raymat.config.options import Url
-from raymat.console import Display, Screen, age, bar, count
+from raymat.console import Display, Screen, age, bar, cells, count, cut, printable
 from raymat.errors import NewerFormatError, StorageError
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.urls import redact_urls
@@ -162,7 +162,7 @@ def screen_lines(
     stands = f"{s.name}  {s.stage}  {_state(outlook)}" + (f": {s.reason}" if s.reason else "")
     shares = [f"{cause} {share:.1%}" for cause, share in outlook.shares.items() if share >= 0.0005]
     head = [
-        f"{stands[: columns - 10]:<{columns - 8}}{time.strftime('%H:%M:%S', time.gmtime(now))}",
+        f"{_filled(stands, columns - 10)}  {time.strftime('%H:%M:%S', time.gmtime(now))}",
         "  ".join(filter(None, (bar(part, _BAR), _steps(outlook), f"{part:.0%}", ahead))),
         "  ".join(_pace(outlook)),
         "  ".join(_standing(outlook, now)),
@@ -172,7 +172,12 @@ def screen_lines(
     ]
     room = max(0, lines - len(head))
     news = [_news(event) for event in outlook.events[-room:]] if room else []
-    return [line[:columns] for line in [*head, *news]]
+    return [cut(line, columns) for line in [*head, *news]]
+
+
+def _filled(text: str, columns: int) -> str:
+    text = cut(printable(text), columns)
+    return text + " " * (columns - cells(text))
 
 
 def _news(event: Mapping[str, Any]) -> str:
