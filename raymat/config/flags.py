@@ -137,10 +137,8 @@ def _entries(source: str, text: str) -> Iterator[tuple[str, str, yaml.Node]]:
     """Yield the (place, key, value node) of each top-level entry."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"--config {source}: not valid YAML: {one_line(error)}") from None
-    except RecursionError:
-        raise ConfigError(f"--config {source}: not valid YAML: nested too deeply") from None
     if root is None:
         return
     if not isinstance(root, yaml.MappingNode):

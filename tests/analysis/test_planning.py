@@ -182,6 +182,20 @@ def test_costs_are_measured_from_events() -> None:
     assert measure(events) == {"stall": 0.0, "save": 2.0, "start": 20.0, **step}
 
 
+def test_steps_that_took_no_time_by_a_clock_that_was_set_back_tell_no_pace() -> None:
+    start = {"time": 0.0, "attempt": 1, "kind": "start", "world": 2}
+    first = {
+        "time": 9.0,
+        "attempt": 1,
+        "kind": "first_step",
+        "step": 1,
+        "seconds": 9.0,
+        "batch": 8.0,
+    }
+    commit = {"time": 5.0, "attempt": 1, "kind": "commit", "step": 40, "seconds": 0.0, "stall": 0.0}
+    assert "step" not in measure([start, commit, first])
+
+
 def test_what_losses_and_growth_cost_is_measured_apart_and_without_the_wait_for_machines() -> None:
     def begun(at: float, attempt: int, world: int, first: float) -> list[dict[str, Any]]:
         return [

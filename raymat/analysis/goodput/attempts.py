@@ -85,7 +85,8 @@ def records(events: Iterable[Event]) -> tuple[list[Launch], list[AttemptRecord],
     # First: by another clock, or one that was set back, other events of an attempt may come before its start.
     starts = [e for e in events if e.get("kind") == "start" and tells(e, _NEEDED)]
     attempts = {
-        e["attempt"]: AttemptRecord(e["attempt"], int(e["world"]), e["time"]) for e in starts
+        e["attempt"]: AttemptRecord(e["attempt"], max(1, int(e["world"])), e["time"])
+        for e in starts
     }
     for event in events:
         kind, at, number = event.get("kind"), event.get("time"), event.get("attempt")
@@ -95,7 +96,7 @@ def records(events: Iterable[Event]) -> tuple[list[Launch], list[AttemptRecord],
             launches.append(_launch(event, heard, attempts))
             rooms.append(Room(at))  # the new driver has yet to count
         elif kind == "room" and tells(event, _NEEDED):
-            rooms.append(Room(at, int(event["workers"]), int(event["least"])))
+            rooms.append(Room(at, max(0, int(event["workers"])), int(event["least"])))
         elif number in attempts:
             record = attempts[number]
             if event.get("data_wait") is not None:

@@ -123,7 +123,8 @@ def _step(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for attempt in attempts:
         reached = [step for _, step in attempt.steps]
         steps[attempt.world] += max(reached, default=0) - min(reached, default=0)
-    paces = {world: seconds[world] / count for world, count in sorted(steps.items()) if count}
+    counts = {world: n for world, n in sorted(steps.items()) if n and seconds[world]}
+    paces = {world: seconds[world] / n for world, n in counts.items()}
     if not paces:
         return {}
     world = max(paces)

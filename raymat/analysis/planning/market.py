@@ -103,8 +103,9 @@ class Trace:
         except StorageError as error:
             raise ConfigError(f"{where} cannot be read: {error.line}") from error
         except ValueError as error:
-            expected = '{"metadata": {"gap_seconds": 300}, "data": [4, 3, ...]}'
-            raise ConfigError(f"{where}: expected {expected}, but {error}") from error
+            raise ConfigError(
+                f'{where}: expected {{"metadata": {{"gap_seconds": 300}}, "data": [4, 3, ...]}}, but {error}'
+            ) from error
         except backend_errors() as error:
             raise ConfigError(f"{where} cannot be read: {classify(error).advice}") from error
         gap, counts = found.metadata.gap_seconds, found.data
