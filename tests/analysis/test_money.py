@@ -35,6 +35,12 @@ def test_an_undisturbed_run_on_demand_pays_for_what_counts_alone() -> None:
     )
 
 
+def test_a_run_that_cost_more_than_on_demand_has_saved_nothing() -> None:
+    assert bill(LEDGER, Prices(spot=2.0, ondemand=1.0)).words.endswith(
+        "undisturbed on demand 18.00: 26.00 less (144%)"
+    )
+
+
 def test_the_table_has_a_column_of_costs_where_prices_are_known() -> None:
     table = goodput_table(LEDGER, Prices(spot=0.5)).splitlines()
     assert table[0].split() == ["time", "of", "all", "workers", "hours", "share", "cost"]

@@ -39,8 +39,9 @@ class Bill:
         if self.undisturbed is None:
             return told
         saved = self.undisturbed - self.total
-        share = f" ({saved / self.undisturbed:.0%})" if self.undisturbed else ""
-        return f"{told}; undisturbed on demand {self.undisturbed:.2f}: saved {saved:.2f}{share}"
+        share = f" ({abs(saved) / self.undisturbed:.0%})" if self.undisturbed else ""
+        words = f"saved {saved:.2f}" if saved >= 0 else f"{-saved:.2f} less"
+        return f"{told}; undisturbed on demand {self.undisturbed:.2f}: {words}{share}"
 
 
 def bill(ledger: Ledger, prices: Prices) -> Bill:
