@@ -146,13 +146,14 @@ def output_as_before() -> Iterator[None]:
     finally:
         if printed_text and json_context() is not None:
             # Not the streams of before: where Ray was lost, stderr is another since.
-            sys.stdout, sys.stderr = (_plain(stream) for stream in (sys.stdout, sys.stderr))
+            sys.stdout, sys.stderr = (plain(stream) for stream in (sys.stdout, sys.stderr))
             sys.excepthook = hook
             logging.captureWarnings(False)
             handlers[:] = kept
 
 
-def _plain(stream: TextIO) -> TextIO:
+def plain(stream: TextIO) -> TextIO:
+    """Return the stream that text is printed to, below that of JSON lines."""
     return stream.under if isinstance(stream, JsonLines) else stream
 
 

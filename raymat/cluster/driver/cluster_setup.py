@@ -17,6 +17,7 @@ import ray
 from raymat.cluster.driver.object_store import LEAST_BYTES
 from raymat.cluster.driver.ray_watch import RayWatch, quiet_terminal
 from raymat.cluster.driver.say import say
+from raymat.cluster.driver.stop_signals import starting_processes
 from raymat.cluster.ray_internals import (
     apply_settings,
     hush_cluster,
@@ -82,7 +83,8 @@ def running_ray(
         metrics_port: at which it serves its metrics; None: any free one.
     """
     apply_settings()
-    origin = _start_ray(store_bytes, metrics_port)
+    with starting_processes():
+        origin = _start_ray(store_bytes, metrics_port)
     watch = RayWatch(own=origin == "started")
     quiet = quiet_terminal(watch) if origin != "shared" else contextlib.nullcontext()
     try:

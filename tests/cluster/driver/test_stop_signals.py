@@ -42,7 +42,11 @@ def driver(storage: Path, steps: int, *more: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.chaos)],
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.chaos),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.chaos),
+    ],
 )
 def test_a_driver_that_is_told_to_stop_has_the_step_committed(
     tmp_path: Path, number: signal.Signals, code: int
@@ -51,7 +55,10 @@ def test_a_driver_that_is_told_to_stop_has_the_step_committed(
     process = driver(tmp_path, 100_000)
     try:
         wait_for(store, "first_step", lambda event: True)
-        process.send_signal(number)
+        if number == signal.SIGTERM:
+            process.send_signal(number)
+        else:  # as a terminal does, to all of its processes
+            os.killpg(process.pid, number)
         errors, _ = process.communicate(timeout=240)
     finally:
         process.kill()
@@ -68,6 +75,27 @@ def test_a_driver_that_is_told_to_stop_has_the_step_committed(
     assert end["outcome"] == "left"
     assert rows(store)[-1][0] == int(found[1])
     assert "Traceback" not in errors
+
+
+HOOKED = """
+import os, signal, subprocess, sys
+from raymat.cluster.driver.stop_signals import starting_processes
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
+shown = ["sh", "-c", "grep SigIgn /proc/self/status"]
+try:
+    with starting_processes():
+        subprocess.run(shown, preexec_fn=int)  # forks
+        print("forgotten", flush=True)
+except KeyboardInterrupt:
+    print("interrupted", signal.getsignal(signal.SIGHUP) is signal.SIG_DFL)
+"""
+
+
+def test_a_ctrl_c_in_a_hook_is_not_forgotten_and_processes_outlive_a_hang_up() -> None:
+    done = subprocess.run([sys.executable, "-c", HOOKED], cwd=ROOT, capture_output=True, text=True)
+    ignored, *rest = done.stdout.splitlines()
+    assert int(ignored.split()[1], 16) & 1 << signal.SIGHUP - 1
+    assert rest == ["forgotten", "interrupted True"]
 
 
 @pytest.mark.chaos
