@@ -85,10 +85,12 @@ def main() -> int:
     return status
 
 
+def hear_interrupts() -> None:
+    """Undo, in a new process, what a shell does to what it starts in the background, and nohup: they ignore interrupts and
+    hang-ups."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 if __name__ == "__main__":
     sys.exit(main())
-
-
-def hear_interrupts() -> None:
-    """Undo, in a new process, what a shell does to what it starts in the background: it ignores interrupts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)

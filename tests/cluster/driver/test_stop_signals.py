@@ -17,6 +17,7 @@ from raymat.storage.store import Store
 from raymat.train.observability.events import read_events
 from tests.support.kit import rows, starts, tiny, wait_for
 from tests.support.paths import ROOT
+from tests.support.terminal import hear_interrupts
 
 JOBS = ROOT / "jobs"
 FLAGS = [
@@ -37,6 +38,7 @@ def driver(storage: Path, steps: int, *more: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
 
 
@@ -92,7 +94,10 @@ except KeyboardInterrupt:
 
 
 def test_a_ctrl_c_in_a_hook_is_not_forgotten_and_processes_outlive_a_hang_up() -> None:
-    done = subprocess.run([sys.executable, "-c", HOOKED], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HOOKED], cwd=ROOT, capture_output=True, text=True,
+        preexec_fn=hear_interrupts,
+    )  # fmt: skip
     ignored, *rest = done.stdout.splitlines()
     assert int(ignored.split()[1], 16) & 1 << signal.SIGHUP - 1
     assert rest == ["forgotten", "interrupted True"]
