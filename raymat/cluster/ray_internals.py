@@ -88,8 +88,8 @@ RAY_TRAIN_SETTINGS = {
     # One more actor in every start, for what raymat.cluster.worker.notice_listener does itself.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-
-
+# Ray's server keeps what became of so many tasks, 2 kB each, for a dashboard (its default: 100,000).
+RAY_SETTINGS = {"RAY_task_events_max_num_task_in_gcs": "1000"}
 _PACKAGE = re.compile(r"/working_dir_files/_ray_pkg_[^/]+(/|$)")
 
 
@@ -114,8 +114,8 @@ def check_ray_version() -> None:
 
 
 def apply_settings() -> None:
-    """Set Ray Train's intervals in the driver's environment; a user's own values win. Call before Ray starts."""
-    for name, value in RAY_TRAIN_SETTINGS.items():
+    """Put Ray's settings into the driver's environment; a user's own values win. Call before Ray starts."""
+    for name, value in (RAY_TRAIN_SETTINGS | RAY_SETTINGS).items():
         os.environ.setdefault(name, value)
 
 

@@ -73,7 +73,12 @@ def test_ray_train_reads_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "7"})
     core.apply_settings()
     wanted = core.RAY_TRAIN_SETTINGS | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "7"}
-    assert os.environ == wanted
+    assert os.environ == wanted | core.RAY_SETTINGS
+
+
+def test_ray_s_server_reads_every_setting() -> None:
+    server = Path(ray.__file__).with_name("core") / "src/ray/gcs/gcs_server"
+    assert [name for name in core.RAY_SETTINGS if name.encode() not in server.read_bytes()] == []
 
 
 def test_a_raylet_and_a_head_respond_and_a_closed_port_does_not(cluster: None) -> None:
