@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -18,6 +18,7 @@ from raymat.errors import DataError
 from raymat.storage import access, filesystems
 from raymat.storage.retry import RetryPolicy
 from raymat.storage.store import Store
+from tests.support.web_server import serving
 
 DEAD = "http://127.0.0.1:9"
 AT_ONCE = RetryPolicy(attempts=3, first=0)
@@ -107,12 +108,8 @@ class Pages(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{httpd.server_port}"
-        httpd.shutdown()
-        thread.join()
+    with serving(Pages) as url:
+        yield url
 
 
 def test_the_pages_of_a_web_server_are_followed_without_their_other_links(pages: str) -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import fsspec
@@ -26,6 +26,7 @@ from raymat.data.dataset.source import FolderSource, SourceSpec, load_listing
 from raymat.errors import DataError, NewerFormatError
 from raymat.storage.retry import RetryPolicy
 from tests.support.datakit import disc, encode, photo, write, write_dataset
+from tests.support.web_server import serving
 
 AT_ONCE = RetryPolicy(attempts=3, first=0)
 
@@ -487,12 +488,8 @@ class Faulty(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[str]:
     Faulty.seen.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Faulty) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{httpd.server_port}"
-        httpd.shutdown()
-        thread.join()
+    with serving(Faulty) as url:
+        yield url
 
 
 @pytest.mark.parametrize("faults", ["503/503", "reset/500", "cut/reset", "429/408"])
