@@ -98,7 +98,8 @@ class Prepared:
 class Feed:
     """LocalFeed, which can kill this process when it is asked for a step.
 
-    A `patient` one holds each step back until the checkpoint that was due before it is committed: no save is left out.
+    A `patient` one holds each step back until the checkpoint that was due before it is committed, up to `patient_to`: no
+    save is left out.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Feed:
         self._feed = LocalFeed(source.open(), order_of(config), geometry, world)
         self._kill_at = kill.get(world.rank)
         self.interval = (config.checkpoint.checkpoint_interval.steps or 0) if patient else 0
+        self.patient_to = 10**9
         self._store = store_of(config)
 
     def expect(self, stretches: Iterable[Stretch]) -> None:
@@ -118,7 +120,8 @@ class Feed:
         for batch in self._feed.train(first_step, end_step):
             if batch.step == self._kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if self.interval and batch.step and batch.step % self.interval == 0:
+            due = self.interval and 0 < batch.step <= self.patient_to
+            if due and batch.step % self.interval == 0:
                 self._wait_for(batch.step)
             yield batch
 

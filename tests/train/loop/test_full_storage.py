@@ -30,6 +30,8 @@ from tests.support.small import build_small
 from tests.support.workers import in_workers
 
 STEPS, KEEP = 10, 3
+FIT = 4
+"""The step whose checkpoint is the second, which fits; the third does not."""
 REST = 200_000
 """Bytes for all that is no checkpoint, with the rest of each file's last page."""
 
@@ -39,7 +41,9 @@ Raymat = Callable[..., tuple[int, list[str], list[str]]]
 def _train(world: World, config: RunConfig, environment: Mapping[str, str]) -> Outcome:
     os.environ.update(environment)  # the server that forks workers has the one of its first use
     startup.build = build_small  # type: ignore[assignment]
-    return runs.train(world, config)
+    feed = runs.Feed(config, world, {}, patient=True)
+    feed.patient_to = FIT  # a slow storage would have the saves of so short a run joined, and never fill
+    return runs.train(world, config, feed=feed)
 
 
 def _config(storage: Any) -> RunConfig:
