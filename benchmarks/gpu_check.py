@@ -47,6 +47,7 @@ def machine(device: torch.device, side: int) -> dict[str, Any]:
 STAGES: dict[str, tuple[Callable[[torch.device, int], dict[str, Any]], float]] = {
     "machine": (machine, 60),
     "compositing": (correctness.compositing, 60),
+    "batch norm": (correctness.batch_norm, 60),
     "scaler": (correctness.scaler, 60),
     "saves": (correctness.saves, 60),
     "resume": (correctness.resume, 90),

@@ -4,11 +4,12 @@
 
 Counted are the operators that reach the device in one step after the first: a kernel launch each or, if fused over many
 tensors, a few. Views and allocations are none. With two workers, rank 0 of a group that sends nothing is counted: what the
-other would send is taken to be the same. Bytes are those of all operands, as if no cache held any; of the fused compositing
-kernels, what each reads and writes of a picture by its plan, once. Where Triton is installed its interpreter computes a small
-batch by them, which must be the other ways'. Beside it stands the way in which the reference trains: Sobel by a convolution,
-patches by `unfold`, torch's batch norm and torch's Adam (foreach, as on a GPU), without its scaler and augmentation, on the same
-pictures. Times are medians of steps taken in turns, on one thread.
+other would send is taken to be the same; "as on a GPU" its batch norm calls CUDA's kernels, for which others stand.
+Bytes are those of all operands, as if no cache held any; of the fused compositing kernels, what each reads and writes of a
+picture by its plan, once. Where Triton is installed its interpreter computes a small batch by them, which must be the other
+ways'. Beside it stands the way in which the reference trains: Sobel by a convolution, patches by `unfold`, torch's batch norm
+and torch's Adam (foreach, as on a GPU), without its scaler and augmentation, on the same pictures. Times are medians of steps
+taken in turns, on one thread.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,7 @@ from raymat.data.compositing.fused_plan import FusedPlan
 from raymat.data.compositing.noise_field import quantiles
 from raymat.data.compositing.photometric_draws import draw_photometric
 from raymat.data.sample_order import Example
+from raymat.distributed.batchnorm_kernels import FUSED_ON
 from raymat.distributed.world import World
 from raymat.model import refiner
 from raymat.model.matting import build, set_dropout_seeds
@@ -103,13 +105,8 @@ class Counts(TorchDispatchMode):  # type: ignore[misc]
 @contextmanager
 def _hidden(func: Any) -> Iterator[None]:
     """Let the group that sends nothing copy unseen."""
-    with torch._C._DisableTorchDispatch() if func.namespace == "c10d" else _nothing():
+    with torch._C._DisableTorchDispatch() if func.namespace == "c10d" else nullcontext():
         yield
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @contextmanager
@@ -220,17 +217,45 @@ def counted(work: Callable[[MicroBatch], None], batch: MicroBatch) -> Counts:
     return counts
 
 
-def step_counts(stage: Stage, backbone: str, side: int, workers: int) -> tuple[Counts, Counts]:
-    """Return the counts of a whole step, and of its compositing alone."""
-    with fake_group(workers):
+def step_counts(
+    stage: Stage, backbone: str, side: int, workers: int, gpu: bool = False
+) -> tuple[Counts, Counts]:
+    """Return the counts of a whole step, and of its compositing alone. `gpu`: with batch norm as on one."""
+    with fake_group(workers), batchnorm_of_cuda() if gpu else nullcontext():
         ours = Ours(stage, backbone, side, workers)
         batch = made_batch(1, side)
         ours(made_batch(0, side))
         return counted(ours, batch), counted(ours.compose, batch)
 
 
+@contextmanager
+def batchnorm_of_cuda() -> Iterator[None]:
+    """Have the CPU's batch norm call CUDA's kernels, for which others stand that give the right shapes, and no values."""
+    library = torch.library.Library("aten", "IMPL")
+    stand_ins: dict[str, Callable[..., Any]] = {
+        "batch_norm_stats": lambda x, eps: (x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])),
+        "batch_norm_gather_stats_with_counts": lambda like, means, inverses, *rest: (
+            means[0].clone(),
+            inverses[0].clone(),
+        ),
+        "batch_norm_elemt": lambda x, *rest: x.clone(),
+        "batch_norm_backward_reduce": lambda grad, x, mean, *rest: (
+            *(torch.zeros_like(mean) for _ in range(4)),
+        ),
+        "batch_norm_backward_elemt": lambda grad, x, *rest: torch.empty_like(x).copy_(grad),
+    }
+    for name, stand_in in stand_ins.items():
+        library.impl(name, stand_in, "CPU")
+    FUSED_ON.add("cpu")
+    try:
+        yield
+    finally:
+        FUSED_ON.discard("cpu")
+        library._destroy()
+
+
 def print_counts(side: int) -> None:
-    print(f"{'a step':22} {'workers':>7} {'launches':>8} {'ratio':>5}  collectives, waits")
+    print(f"{'a step':22} {'workers':19} {'launches':>8} {'ratio':>5}  collectives, waits")
     for stage in ("refine", "base"):
         for backbone in ("resnet50", "mobilenetv2"):
             print_cell(stage, backbone, side)  # type: ignore[arg-type]
@@ -238,20 +263,20 @@ def print_counts(side: int) -> None:
 
 def print_cell(stage: Stage, backbone: str, side: int) -> None:
     one = 0
-    for workers in (1, 2):
-        whole, composing = step_counts(stage, backbone, side, workers)
+    for workers, gpu in ((1, False), (2, False), (2, True)):
+        whole, composing = step_counts(stage, backbone, side, workers, gpu)
         launches = whole.total - composing.total
         one = one or launches
         moved = (whole.operand_bytes - composing.operand_bytes) / EXAMPLES / side**2
         print(
-            f"{stage + ' ' + backbone:22} {workers:7} {launches:8} {launches / one:5.2f}  "
+            f"{stage + ' ' + backbone:22} {f'{workers}, as on a GPU' if gpu else workers:<19} {launches:8} {launches / one:5.2f}  "
             f"{dict(whole.collectives)} {dict(+whole.waits)} {moved:,.0f} bytes a pixel"
         )
     reference = Reference(stage, backbone, side)
     reference(made_batch(0, side))
     whole = counted(reference, made_batch(1, side))
     print(
-        f"{'  the reference':22} {1:7} {whole.total - composing.total:8}  {'nonzero'}: {whole.waits['nonzero']}"
+        f"{'  the reference':22} {1:<19} {whole.total - composing.total:8}  {'nonzero'}: {whole.waits['nonzero']}"
     )
 
 

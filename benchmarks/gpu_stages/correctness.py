@@ -14,6 +14,8 @@ from gpu_stages.kit import BACKBONES, RATES, made_batch, made_step, seconds_of, 
 from raymat.checkpoint.snapshot import Snapshot, SnapshotBuffer
 from raymat.config.run import build
 from raymat.data.compositing.fused_batch import fused_obstacle
+from raymat.distributed.batchnorm_kernels import PLAIN, kernels_on
+from raymat.distributed.kernel_trial import LARGEST_DIFFERENCE, largest_difference, require_right
 from raymat.train.loop.state import ResumeContract, RunState, capture, install
 from raymat.train.optim.mixed_precision import LossScale
 
@@ -71,6 +73,20 @@ def compositing(device: torch.device, side: int) -> dict[str, Any]:
             "sha256": digest.hexdigest()[:16],
         } | seconds_of(lambda n, w=way: here.compose(made_batch(n, side), w), device, 2, 10)  # type: ignore[misc]
     return found
+
+
+def batch_norm(device: torch.device, side: int) -> dict[str, Any]:
+    """The device's own kernels for batch norm over workers, beside torch's operations on the CPU in float64."""
+    kernels = kernels_on(device.type)
+    found = {
+        str(dtype): float(f"{largest_difference(kernels, device, dtype):.2g}")
+        for dtype in LARGEST_DIFFERENCE
+        if kernels is not PLAIN or dtype in (torch.float32, torch.float64)
+    }
+    for dtype in LARGEST_DIFFERENCE:
+        if str(dtype) in found:
+            require_right(kernels, device, dtype)
+    return {"kernels": "fused" if kernels is not PLAIN else "plain", "largest_difference": found}
 
 
 def scaler(device: torch.device, side: int) -> dict[str, Any]:

@@ -37,7 +37,9 @@ def count(stage: Stage) -> Network:
     weights = sum(p.numel() for p in network.parameters())
     buffers = sum(b.numel() * b.element_size() for b in network.buffers())
     norms = [m.num_features for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    (one, composing), (many, _) = (step_counts(stage, "resnet50", SIDE, n) for n in (1, 2))
+    (one, composing), (many, _) = (
+        step_counts(stage, "resnet50", SIDE, workers, gpu=workers > 1) for workers in (1, 2)
+    )
     return Network(
         stage,
         gradient_bytes=4 * weights,

@@ -217,7 +217,8 @@ def from_dict(flat: dict[str, Any]) -> RunConfig:
     Raises:
         NewerFormatError: its recipe is not known yet. ConfigError: it is no configuration.
     """
-    options = {"recipe": RECIPES[0]} | flat  # a run from before there were recipes has the first
+    # A run from before there were recipes has the first; one from before there were kernels has none.
+    options = {"recipe": RECIPES[0], "batch_norm": "plain"} | flat
     if isinstance(options["recipe"], str) and options["recipe"] not in RECIPES:
         raise NewerFormatError(
             f"the run's pictures are augmented by recipe {options['recipe']}, this raymat knows {', '.join(RECIPES)}: "

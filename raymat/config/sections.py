@@ -33,6 +33,7 @@ Device = Literal["auto", "cpu", "cuda"]
 RefineMode = Literal["full", "sampling", "thresholding"]
 Mode = Literal["min", "max"]
 SameBits = Literal["say", "strict"]
+BatchNorm = Literal["fused", "plain"]
 ValidationPlace = Literal["loop", "beside", "auto"]
 ScheduleKind = Literal["constant", "cosine", "step", "plateau"]
 
@@ -173,6 +174,8 @@ class OptimConfig(OptionGroup):
     """Plateau: factor for the learning rates."""
     precision: Annotated[Precision | None, FIXED] = None
     """fp16 (autocast with a gradient scaler), bf16, fp32, or fp64 to prove equality. Default: fp16 on cuda, fp32 on cpu."""
+    batch_norm: Annotated[BatchNorm | None, FIXED] = None
+    """Batch norm of several workers on GPUs: CUDA's own kernels, or torch's operations. Default: fused, or as the run began."""
     max_bad_steps: Annotated[int, FREE, at_least(1)] = 10
     """Consecutive steps with a non-finite loss or gradient to skip before training stops."""
     ema_decay: Annotated[float | None, ADDABLE, FACTOR] = None
@@ -310,8 +313,7 @@ class WorkersConfig(OptionGroup):
     threads: Annotated[int, FIXED, THREADS] = 1
     """CPU threads for each worker's arithmetic. Fixed for a run: another number rounds differently."""
     same_bits: Annotated[SameBits, FREE] = "say"
-    """What to do where a checkpoint is resumed on another processor or card, or with other versions, than made it: say so, or
-    (strict) refuse to go on."""
+    """If a checkpoint was made on another processor or card, or with other versions: say so, or (strict) refuse to go on."""
     max_failures: Annotated[int, FREE, NOT_NEGATIVE] = 100
     """Restarts after worker failures (not preempted nodes) before the run gives up."""
     stuck_after: Annotated[Duration, FREE] = Duration(300.0)
@@ -320,5 +322,4 @@ class WorkersConfig(OptionGroup):
     decode_tasks: Annotated[int | None, FREE, at_least(1)] = None
     """Concurrent read tasks of all workers together, at least 1 each. Default: the cluster's CPUs minus the workers'."""
     spares: Annotated[bool, FREE] = True
-    """Keep processes ready for the next start of the workers: it saves seconds after a loss and costs
-    about 0.4 GB of memory per worker."""
+    """Keep processes ready for the workers' next start: seconds saved after a loss, for some 0.4 GB of memory per worker."""

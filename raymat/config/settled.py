@@ -24,7 +24,7 @@ LEAST = 100
 
 
 def as_begun(config: RunConfig, begun: RunConfig) -> RunConfig:
-    """Settle what `config` leaves open as the run was `begun`: recipe, precision, length and intervals."""
+    """Settle what `config` leaves open as the run was `begun`: recipe, batch norm, precision, length and intervals."""
     optim = replace(config.optim, precision=config.optim.precision or begun.optim.precision)
     return with_pace_of(begun, with_recipe(replace(config, optim=optim), begun))
 
@@ -35,9 +35,13 @@ def precision_on(device_type: str, precision: Precision | None = None) -> Precis
 
 
 def with_recipe(config: RunConfig, begun: RunConfig | None) -> RunConfig:
-    """Settle the recipe where `config` leaves it open: that of the configuration a run was `begun` with, or the newest."""
-    recipe = config.data.recipe or (RECIPES[-1] if begun is None else begun.data.recipe)
-    return replace(config, data=replace(config.data, recipe=recipe))
+    """Settle recipe and batch norm where `config` leaves them open: as a run was `begun`, or the newest of each."""
+    data, optim = config.data, config.optim
+    recipe = data.recipe or (RECIPES[-1] if begun is None else begun.data.recipe)
+    batch_norm = optim.batch_norm or ("fused" if begun is None else begun.optim.batch_norm)
+    return replace(
+        config, data=replace(data, recipe=recipe), optim=replace(optim, batch_norm=batch_norm)
+    )
 
 
 def with_pace_of(begun: RunConfig, config: RunConfig) -> RunConfig:

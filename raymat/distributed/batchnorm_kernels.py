@@ -6,6 +6,7 @@ workers into gradients. A worker with no examples sends a message as well.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple, Protocol
 
 import torch
@@ -129,10 +130,10 @@ class FusedKernels:
             moments = torch.batch_norm_stats(x, eps)
         else:
             moments = (torch.ones(channels, dtype=dtype, device=x.device),) * 2
-        return torch.cat([*moments, torch.full((1,), count, dtype=dtype, device=x.device)])
+        return torch.cat([*moments, _constant(count, dtype, x.device)])
 
     def combine(self, gathered: Tensor, x: Tensor, eps: float) -> tuple[Moments, list[Tensor]]:
-        (means, inverses), counts = gathered[:, :-1].chunk(2, 1), gathered[:, -1].contiguous()
+        (means, inverses), counts = gathered[:, :-1].chunk(2, 1), gathered[:, -1]
         # The kernel reads the type of the counts off its first argument, which may be narrower in x.
         mean, inverse = torch.batch_norm_gather_stats_with_counts(
             means, means, inverses, None, None, 0.0, eps, counts
@@ -181,16 +182,22 @@ class FusedKernels:
         return biased * count / (count - 1).clamp(min=1)
 
 
-KERNELS: dict[str, Kernels] = {}
-"""By the type of device; others have the plain ones. The fused ones are CUDA's once they have run on a card: so far they were
-tried by their formulas alone."""
-
 PLAIN: Kernels = PlainKernels()
+FUSED: Kernels = FusedKernels()
+
+FUSED_ON = {"cuda"}
+"""Types of devices that have the fused ones."""
 
 
-def kernels_of(x: Tensor) -> Kernels:
-    """Return what the device of `x` has."""
-    return KERNELS.get(x.device.type, PLAIN)
+def kernels_on(device_type: str, fused: bool = True) -> Kernels:
+    """Return the kernels of a type of device: the fused ones where it has them and they are wanted."""
+    return FUSED if fused and device_type in FUSED_ON else PLAIN
+
+
+@functools.lru_cache(maxsize=64)
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return `value` as (1,), made once for the layers of a step that see pictures of one size."""
+    return torch.full((1,), value, dtype=dtype, device=device)
 
 
 def _channels(values: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raymat.distributed.batchnorm_kernels import Moments, kernels_of
+from raymat.distributed.batchnorm_kernels import PLAIN, Kernels, Moments
 from raymat.distributed.world import World
 from raymat.errors import TrainingError
 
@@ -50,6 +50,8 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     """
 
     workers: int = 1
+    kernels: Kernels = PLAIN
+    """What computes where there are more workers than one."""
     group: StatisticsGroup | None = None
     """What sends the statistics; None: the default group."""
     seen: _SeenList | None = None
@@ -61,9 +63,8 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         if self.workers == 1:
             return self._alone(input)
         self._check_input_dim(input)
-        output, *moments = _Normalise.apply(
-            input, self.weight, self.bias, self.eps, self.workers, self.group and self.group.handle
-        )
+        over = _Over(self.workers, self.kernels, self.group and self.group.handle)
+        output, *moments = _Normalise.apply(input, self.weight, self.bias, self.eps, over)
         seen = _Seen(self, Moments(*moments))
         if self.running_mean is None:
             pass
@@ -82,6 +83,14 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         statistics = self.running_mean, self.running_var
         momentum = _one_momentum([self])
         return F.batch_norm(input, *statistics, self.weight, self.bias, True, momentum, self.eps)
+
+
+class _Over(NamedTuple):
+    """What a batch is spread over, and how its parts are computed and exchanged."""
+
+    workers: int
+    kernels: Kernels
+    group: Any
 
 
 class _Seen(NamedTuple):
@@ -114,7 +123,7 @@ def _update_running(seen: Sequence[_Seen]) -> None:
     sizes = [len(m.mean) for m in moments]
     count = torch.cat([c.expand(n) for c, n in zip(counts.double(), sizes, strict=True)])
     deviation = torch.cat([m.deviation for m in moments])
-    variance = kernels_of(count).variance(deviation, count, layers[0].eps)
+    variance = layers[0].kernels.variance(deviation, count, layers[0].eps)
     values = torch.stack((torch.cat([m.mean for m in moments]).double(), variance))
     statistics = _buffers(layers, "running_mean") + _buffers(layers, "running_var")
     running = torch.cat(statistics).view(2, -1)
@@ -142,17 +151,17 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, workers: int, group: Any
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, over: _Over
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the output, like `x`, and the three tensors of the global batch's Moments."""
-        kernels = kernels_of(x)
+        workers, kernels, group = over
         message = kernels.message(x, eps)
         # Gathered, not summed: every worker combines the same numbers in rank order, and gets the same bits.
         gathered = message.new_empty(workers * len(message))
         _gather_into(gathered, message, group=group)
         moments, kept = kernels.combine(gathered.view(workers, -1), x, eps)
         ctx.save_for_backward(x, weight, *kept)
-        ctx.eps, ctx.group = eps, group
+        ctx.eps, ctx.over = eps, over
         ctx.mark_non_differentiable(*moments)
         # Else autograd fills a tensor of zeros for each of the moments in every backward pass.
         ctx.set_materialize_grads(False)
@@ -162,19 +171,22 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients: that of `x` needs two sums over all workers; those of weight and bias are this worker's."""
         x, weight, *kept = ctx.saved_tensors
-        kernels = kernels_of(x)
+        kernels = ctx.over.kernels
         sums, of_weight, of_bias, more = kernels.reduce(gradients[0], x, weight, kept, ctx.eps)
-        dist.all_reduce(sums, group=ctx.group)
+        dist.all_reduce(sums, group=ctx.over.group)
         of_x = kernels.spread(sums, x, weight, [*kept, *more], ctx.eps)
-        return (of_x, of_weight.to(weight.dtype), of_bias.to(weight.dtype), None, None, None)
+        return of_x, of_weight.to(weight.dtype), of_bias.to(weight.dtype), None, None
 
 
 def globalise(
-    model: nn.Module, world: World | None = None, group: StatisticsGroup | None = None
+    model: nn.Module,
+    world: World | None = None,
+    group: StatisticsGroup | None = None,
+    kernels: Kernels = PLAIN,
 ) -> nn.Module:
     """Turn each `nn.BatchNorm2d` of `model` into a GlobalBatchNorm2d over `world`, in place; return `model`.
 
-    `group` sends the statistics; None: the default group does.
+    `group` sends the statistics; None: the default group does. `kernels`: what the device will have.
 
     Modules keep their identity, so that parameters, buffers, state-dict keys and memory formats stay as they are.
     """
@@ -183,7 +195,7 @@ def globalise(
         if type(module) is nn.BatchNorm2d:
             module.__class__ = GlobalBatchNorm2d
         if isinstance(module, GlobalBatchNorm2d):
-            module.workers, module.group = size, group
+            module.workers, module.group, module.kernels = size, group, kernels
     return model
 
 

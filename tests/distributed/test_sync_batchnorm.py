@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raymat.distributed.batchnorm_kernels import kernels_on
 from raymat.distributed.sync_batchnorm import (
     GlobalBatchNorm2d,
     RunningStatistics,
@@ -64,7 +65,8 @@ def pass_share(world: World, shares: list[int], side: int, dtype: torch.dtype, l
     x, weights = batch(n, side, dtype)[mine], loss_weights(n, side, dtype)[mine]
     if last:
         x, weights = (t.contiguous(memory_format=torch.channels_last) for t in (x, weights))
-    return passed(globalise(nn.Sequential(norm(dtype)), world), x, weights)
+    module = globalise(nn.Sequential(norm(dtype)), world, kernels=kernels_on("cpu"))
+    return passed(module, x, weights)
 
 
 def whole(shares: list[int], side: int, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from raymat.distributed.batchnorm_kernels import KERNELS, FusedKernels
+from raymat.distributed.batchnorm_kernels import FUSED_ON
 
 
 def install(device: Literal["cpu", "meta"] = "cpu") -> Any:
@@ -24,7 +24,7 @@ def install(device: Literal["cpu", "meta"] = "cpu") -> Any:
         batch_norm_backward_elemt,
     ):
         library.impl(function.__name__, function, "CPU" if device == "cpu" else "Meta")
-    KERNELS[device] = FusedKernels()
+    FUSED_ON.add(device)
     return library
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from raymat.checkpoint.local_cache import LocalCache
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.data.feed import Feed
+from raymat.distributed.batchnorm_kernels import PLAIN
 from raymat.distributed.collectives import Group
+from raymat.distributed.kernel_trial import require_right
 from raymat.model.matting import MattingBase, build
 from raymat.model.pretrained import InitReport, load_matching
 from raymat.storage.urls import redact
@@ -23,6 +25,7 @@ from raymat.train.observability.checkpoint_events import CheckpointRestored, Che
 from raymat.train.observability.training_events import AverageStarted, WeightsInitialized
 from raymat.train.optim.forward import ForwardPass
 from raymat.train.optim.lr_schedule import fix_cosine_end
+from raymat.train.optim.mixed_precision import activation_dtype
 from raymat.train.run.first_weights import FirstWeights
 from raymat.train.run.selected_weights import Selected, named_source, read_weights
 from raymat.train.run.weights_reference import parse_reference, pin
@@ -54,9 +57,10 @@ def start_from_newest(
     config = attempt.config
     attempt.record_activity("building the network")
     network = build(config.stage, config.model, config.data.seed)
-    step = TrainStep(
-        network, ForwardPass.of(config, attempt.device), attempt.group.world, config.optim
-    )
+    forward = ForwardPass.of(config, attempt.device)
+    if forward.kernels is not PLAIN and attempt.group.world.size > 1:
+        require_right(forward.kernels, attempt.device, activation_dtype(forward.precision))
+    step = TrainStep(network, forward, attempt.group.world, config.optim)
     attempt.record_activity("looking for a checkpoint")
     restored, damaged = _restore(attempt, step, cache, feed)
     if restored.checkpoint is None:

@@ -75,7 +75,7 @@ class TrainStep:
         optim = optim or OptimConfig()
         self.forward, self._world = forward, world
         self._frozen = freeze(network, optim.frozen)
-        globalise(network, world, StatisticsGroup() if world.size > 1 else None)
+        globalise(network, world, StatisticsGroup() if world.size > 1 else None, forward.kernels)
         self.network = forward.place(network)
         self._statistics = RunningStatistics(network, self._frozen)
         decay = optim.ema_decay

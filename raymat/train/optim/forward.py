@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raymat.config.run import RunConfig
-from raymat.config.sections import RECIPES, Precision, Recipe, Stage
+from raymat.config.sections import RECIPES, BatchNorm, Precision, Recipe, Stage
 from raymat.data.batch import MicroBatch
 from raymat.data.composite import Augmentation, Composed, Way, composite, usual_way
+from raymat.distributed.batchnorm_kernels import Kernels, kernels_on
 from raymat.train.optim.losses import base_loss, refine_loss
 from raymat.train.optim.mixed_precision import autocast, parameter_dtype
 
@@ -39,14 +40,17 @@ class ForwardPass:
     """Whether weights and pictures lie in memory with the channels last."""
     recipe: Recipe = RECIPES[-1]
     """The run's, by which examples are augmented."""
+    batch_norm: BatchNorm = "fused"
+    """The run's: how several workers on GPUs compute it."""
 
     @classmethod
     def of(
         cls, config: RunConfig, device: torch.device, channels_last: bool | None = None
     ) -> ForwardPass:
-        """Return that of a run whose precision and recipe are settled. `channels_last`: default: on cuda."""
+        """Return that of a run whose precision, recipe and batch norm are settled. `channels_last`: default: on cuda."""
         assert config.optim.precision is not None
         assert config.data.recipe is not None
+        assert config.optim.batch_norm is not None
         return cls(
             stage=config.stage,
             precision=config.optim.precision,
@@ -55,11 +59,17 @@ class ForwardPass:
             device=device,
             channels_last=device.type == "cuda" if channels_last is None else channels_last,
             recipe=config.data.recipe,
+            batch_norm=config.optim.batch_norm,
         )
 
     def place(self, network: Network) -> Network:
         """Move `network` to the device, its precision and memory format; returns it."""
         return place(network, self.device, self.precision, self.channels_last)
+
+    @property
+    def kernels(self) -> Kernels:
+        """What computes batch norm where there are several workers."""
+        return kernels_on(self.device.type, self.batch_norm == "fused")
 
     @property
     def way(self) -> Way:

@@ -19,6 +19,11 @@ def parameter_dtype(precision: Precision) -> torch.dtype:
     return torch.float64 if precision == "fp64" else torch.float32
 
 
+def activation_dtype(precision: Precision) -> torch.dtype:
+    """Return the dtype of what convolutions give."""
+    return _AUTOCAST.get(precision, parameter_dtype(precision))
+
+
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
     """Return the context for a network's forward pass."""
     dtype = _AUTOCAST.get(precision)

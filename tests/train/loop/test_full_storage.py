@@ -42,7 +42,9 @@ def _train(world: World, config: RunConfig, environment: Mapping[str, str]) -> O
     os.environ.update(environment)  # the server that forks workers has the one of its first use
     startup.build = build_small  # type: ignore[assignment]
     feed = runs.Feed(config, world, {}, patient=True)
-    feed.patient_to = FIT  # a slow storage would have the saves of so short a run joined, and never fill
+    feed.patient_to = (
+        FIT  # a slow storage would have the saves of so short a run joined, and never fill
+    )
     return runs.train(world, config, feed=feed)
 
 

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from raymat.config.sections import ModelConfig, OptimConfig, Stage
 from raymat.data.batch import MicroBatch
 from raymat.data.sample_order import Example
-from raymat.distributed.batchnorm_kernels import KERNELS
+from raymat.distributed.batchnorm_kernels import FUSED_ON
 from raymat.distributed.world import World
 from raymat.model.matting import build
 from raymat.train.loop.train_step import TrainStep
@@ -171,7 +171,8 @@ def test_a_worker_among_others_waits_for_nothing_more() -> None:
         found = waits_of(lambda: step(batch(), 2 * EXAMPLES, RATES))
     finally:
         dist.destroy_process_group()
-        del KERNELS["meta"], kernels
+        FUSED_ON.discard("meta")
+        del kernels
     assert found == KNOWN["refine"]
 
 

@@ -11,6 +11,7 @@ import torch
 from raymat.analysis.run_pictures import RunPictures
 from raymat.config.flags import parse_run
 from raymat.config.run import build, from_dict, to_dict
+from raymat.distributed.batchnorm_kernels import FUSED, PLAIN
 from raymat.errors import ConfigError, NewerFormatError
 from raymat.storage.store import Store
 from raymat.train.optim.forward import ForwardPass
@@ -33,7 +34,7 @@ def as_before_recipes(folder: Path) -> None:
     store = Store.open(str(folder), "run")
     stored = read_run(store)
     assert stored is not None
-    del stored["config"]["recipe"]
+    del stored["config"]["recipe"], stored["config"]["batch_norm"]
     write_run(store, stored, Undisputed(name_after(store, ())))
 
 
@@ -55,6 +56,23 @@ def test_a_run_from_before_there_were_recipes_goes_on_with_the_first(
     run = opened(tmp_path, **asked)
     assert (run.resumed, run.config.data.recipe) == (True, "1")
     assert ForwardPass.of(run.config, CPU).recipe == "1"
+
+
+def test_a_run_keeps_its_batch_norm_which_is_plain_from_before_there_was_another(
+    tmp_path: Path,
+) -> None:
+    first = opened(tmp_path / "new").config
+    assert (first.optim.batch_norm, opened(tmp_path / "new").config.optim.batch_norm) == (
+        ("fused", "fused")
+    )
+    opened(tmp_path / "old")
+    as_before_recipes(tmp_path / "old")
+    old = opened(tmp_path / "old").config
+    ways = [ForwardPass.of(config, torch.device("cuda")).kernels for config in (first, old)]
+    assert ways == [FUSED, PLAIN]
+    assert ForwardPass.of(first, CPU).kernels is PLAIN
+    with pytest.raises(ConfigError, match="--batch-norm was plain, is fused; use the old one"):
+        opened(tmp_path / "old", batch_norm="fused")
 
 
 def test_a_run_that_is_made_longer_or_grows_keeps_its_recipe(tmp_path: Path) -> None:
