@@ -25,6 +25,7 @@ from raymat.train.loop import startup
 from raymat.train.loop.interfaces import Host, Worker
 from raymat.train.loop.trainer import run
 from raymat.train.observability.metrics_log import read_metrics
+from raymat.train.optim.step_trial import step_trial
 from raymat.train.run.open_run import open_run
 from raymat.train.run.run_status import read_committed_step
 from tests.support.small import build_small
@@ -73,7 +74,11 @@ def _expected(store: Store) -> dict[str, Any]:
     }
     extra = {k: v for k, v in found[1].extra.items() if k not in NOT_KEPT}
     rows = [[r["step"], r["kind"], r["loss"], r.get("digest")] for r in read_metrics(store)]
-    here = {"cpu": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
+    here = {
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "step trial": step_trial("fp64"),
+    }
     return here | {"tensors": tensors, "extra": extra, "rows": rows}
 
 
