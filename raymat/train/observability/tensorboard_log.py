@@ -39,7 +39,8 @@ class TensorBoardLog:
 
     def resumed(self, step: int) -> None:
         """Remove what earlier attempts wrote of steps that come again."""
-        clear_replayed(self._store, self._attempt, step)
+        # From the start the first weights are validated again, too: that is a step 0.
+        clear_replayed(self._store, self._attempt, step or -1)
 
     def row(self, row: Row) -> None:
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(row).items()]

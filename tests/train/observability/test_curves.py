@@ -12,7 +12,9 @@ import pytest
 from raymat.distributed.world import World
 from raymat.errors import ConfigError
 from raymat.storage.store import Store
+from raymat.train.observability.merging.curves_merge import decode_events, list_event_files
 from raymat.train.observability.metrics_log import read_metrics
+from raymat.train.observability.tensorboard_log import TensorBoardLog
 from tests.support import runs
 from tests.support.workers import WorkerError, in_workers
 
@@ -42,6 +44,24 @@ def test_event_files_of_a_run_killed_three_times_have_every_step_once(tmp_path: 
     rows = [row for row in read_metrics(runs.store_of(config)) if row["kind"] == "train"]
     shown = [event.value for event in found.Scalars("loss")]
     assert shown == pytest.approx([row["loss"] for row in rows], rel=1e-6)
+
+
+def test_event_files_of_an_attempt_without_a_commit_are_gone_when_the_next_begins_from_the_start(
+    tmp_path: Path,
+) -> None:
+    store = Store.open(str(tmp_path), "run")
+    for attempt in (1, 2):  # the first is killed between its curves and the commit of step 3
+        log = TensorBoardLog(store, attempt)
+        log.resumed(0)
+        log.row({"kind": "valid", "step": 0, "time": 1.0, "loss": 0.5})
+        log.cut(3)
+        log.flush(3)
+    assert [event.step for event in _events_of(store)] == [0]
+
+
+def _events_of(store: Store) -> list[Any]:
+    files = [store.read(file.path) for file in list_event_files(store)]
+    return [event for data in files for _, event in decode_events(data) if event.summary.value]
 
 
 class Notebook:

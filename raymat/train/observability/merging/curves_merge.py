@@ -78,7 +78,7 @@ class CurvesMerge:
 
 
 def clear_replayed(store: Store, attempt: int, step: int) -> None:
-    """Remove what earlier attempts wrote of steps after `step`, and merge what is left of their newest files.
+    """Remove what earlier attempts wrote of steps after `step` (-1: of all), and merge what is left of their newest files.
 
     Raises:
         StorageError: the storage fails.
