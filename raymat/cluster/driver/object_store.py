@@ -20,7 +20,7 @@ MACHINE_SHARE = 0.4
 
 
 def needed_bytes(config: RunConfig, cpus: float) -> int:
-    """Return what the read tasks keep in the store on `cpus` cores: the blocks of two tasks in each slot.
+    """Return what a run keeps in the store on `cpus` cores: the blocks of two tasks in each slot, and what workers train on.
 
     With less, Ray holds tasks back, and decoding is up to three times slower.
     """
@@ -29,7 +29,8 @@ def needed_bytes(config: RunConfig, cpus: float) -> int:
     slots = config.workers.decode_tasks or math.floor(cpus - kept)
     slots = max(slots, workers.high)  # each has one at least
     side, share = config.data.resolution, math.ceil(config.data.batch_size / workers.high)
-    return 2 * slots * task_rows(side, share) * row_bytes(side, share)
+    # A batch that is made ready or trained on holds its block.
+    return 2 * (slots + workers.high) * task_rows(side, share) * row_bytes(side, share)
 
 
 def own_store_bytes(config: RunConfig) -> int:
@@ -43,7 +44,7 @@ def check_store(config: RunConfig, resources: Mapping[str, float]) -> None:
     have, need = resources.get("object_store_memory"), needed_bytes(config, resources.get("CPU", 1))
     if have is not None and have < need:
         say(
-            f"Ray's object store has {_gib(have)}, the read tasks fill {_gib(need)}: decoding will be slower; start Ray "
+            f"Ray's object store has {_gib(have)}, the run fills {_gib(need)}: decoding will be slower; start Ray "
             "with a larger --object-store-memory, or train with fewer --decode-tasks"
         )
 

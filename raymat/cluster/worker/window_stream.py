@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -196,10 +197,10 @@ def lead(slots: int, task_rows: int) -> int:
 
 def read_row(table: pa.Table, row: int, window: Window, due: int) -> MicroBatch:
     """Return a row of a block, its pixels as views. Raises ClusterError if it is not that of step `due` in this window."""
-    values = {name: table.column(name)[row] for name in table.column_names}
+    cells = {name: table.column(name).slice(row, 1) for name in table.column_names}
     columns = {
-        name: value.as_buffer() if pa.types.is_binary(value.type) else value.as_py()
-        for name, value in values.items()
+        name: _view(cell) if pa.types.is_binary(cell.type) else cell[0].as_py()
+        for name, cell in cells.items()
     }
     world = World(columns.pop("rank"), columns.pop("world"))
     batch = MicroBatch.from_columns(columns)
@@ -211,6 +212,14 @@ def read_row(table: pa.Table, row: int, window: Window, due: int) -> MicroBatch:
             f"{world.size}, where the {window.kind} row of step {due} was due: the order of its blocks changed"
         )
     return batch
+
+
+def _view(cell: pa.ChunkedArray) -> pa.Buffer:
+    """Return the bytes of a column of one row where they lie: Arrow's scalars copy them, tens of MB in a batch."""
+    array = next(chunk for chunk in cell.chunks if len(chunk))
+    _, offsets, data = array.buffers()
+    first, end = np.frombuffer(offsets, np.int32)[array.offset : array.offset + 2].tolist()
+    return pa.py_buffer(b"") if data is None else data.slice(first, end - first)
 
 
 def _tables(dataset: ray.data.Dataset) -> Generator[pa.Table, None, None]:

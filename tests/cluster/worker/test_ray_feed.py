@@ -104,6 +104,28 @@ def test_who_is_waited_for_begins_with_short_tasks() -> None:
     assert [rows.start for rows in cut(40, 9, cold=True)] == [0, 1, 3, 7, 15, 24, 33]
 
 
+def test_the_pixels_of_a_batch_are_those_of_its_block_and_none_are_copied() -> None:
+    mine = Window("train", 3, 6, TWO[1])
+    parts = [table_of(mine, range(2)).combine_chunks(), table_of(mine, range(2, 3))]
+    table = pa.concat_tables(parts)
+    for row in range(3):
+        batch, made = read_row(table, row, mine, 3 + row), make_row(PLAN, mine, row)
+        assert columns(iter([batch])) == columns(iter([made]))
+        for name in ("fgr", "pha", "bgr"):
+            pixels = getattr(batch, name)
+            within = [
+                part.address <= pixels.ctypes.data < part.address + part.size
+                for chunk in table.column(name).chunks
+                for part in [chunk.buffers()[2]]
+            ]
+            assert within == [row < 2, row == 2]
+
+
+def test_a_batch_of_no_examples_comes_out_of_its_row() -> None:
+    mine = Window("train", 3, 4, World(8, 9))
+    assert read_row(table_of(mine, range(1)), 0, mine, 3).fgr.shape[0] == 0
+
+
 def test_a_row_of_another_step_rank_world_or_kind_is_refused_in_one_line() -> None:
     mine = Window("train", 3, 6, TWO[1])
     table = table_of(mine, range(2))
