@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raymat.checkpoint.state_dict import bits_of
 from raymat.errors import ExportError
-from raymat.export import check, formats, sidecar
+from raymat.export import check, check_memory, formats, sidecar
 from raymat.export.check import CheckOutcome
 from raymat.export.formats import Format, format_of
 from raymat.model.matting import MattingBase
@@ -53,7 +53,8 @@ def export_network(
 
     `force`: replace files. `on_skip`: as for `read_weights`. `overrides`: options of the refiner by their names in
     `ModelConfig`. `check_size`: height and width of the largest pictures to check with, multiples of 4; default: what
-    half of the free memory takes. `tolerance`: of the check; default: the format's.
+    half of the free memory takes. `tolerance`: of the check; default: the format's, or more where the network itself
+    rounds so in float32.
 
     Raises:
         ConfigError: `path` cannot be written to, an override cannot be used, or a package is missing. WeightsError:
@@ -61,6 +62,7 @@ def export_network(
         written. ExportError: it failed its check.
     """
     target, form = _target(path, force), format_of(path)
+    own_rounding = tolerance is None
     if tolerance is not None and form.tolerance is not None:
         form = replace(form, tolerance=tolerance)
     selected = read_weights(url, on_skip=on_skip)
@@ -75,7 +77,7 @@ def export_network(
         else:
             network = configured(selected, model)
             content = _write_network(draft, form, network, selected)
-            outcomes = _check_network(draft, form, network, check_size)
+            outcomes = _check_network(draft, form, network, check_size, own_rounding)
         name = os.path.basename(target)
         described = sidecar.describe(name, content, form, selected, model, outcomes)
         _target(path, force)  # again: all this took a while
@@ -104,13 +106,17 @@ def _write_network(path: str, form: Format, network: MattingBase, selected: Sele
 
 
 def _check_network(
-    path: str, form: Format, network: MattingBase, check_size: tuple[int, int] | None
+    path: str,
+    form: Format,
+    network: MattingBase,
+    check_size: tuple[int, int] | None,
+    own_rounding: bool,
 ) -> tuple[CheckOutcome, ...]:
     """Compare the outputs of an exported file with the network's."""
     assert form.tolerance is not None
     run = (formats.run_onnx if form.name == "onnx" else formats.run_torchscript)(path)
-    large = check_size or check.largest(network, check.available_memory())
-    return check.check(network, run, check.cases(network, large), form.tolerance)
+    large = check_size or check_memory.largest(network, check_memory.available_memory())
+    return check.check(network, run, check.cases(network, large), form.tolerance, own_rounding)
 
 
 def _require_equal(found: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:

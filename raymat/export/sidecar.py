@@ -75,7 +75,7 @@ def describe(
     return {
         "file": name,
         "format": form.name,
-        "opset": OPSET if form is ONNX else None,
+        "opset": OPSET if form.name == ONNX.name else None,
         "bytes": len(content),
         "digest": digest([content]),
         "raymat": __version__,

@@ -18,7 +18,7 @@ import torch
 from raymat import __version__
 from raymat.config.run import to_dict
 from raymat.config.sections import ModelConfig
-from raymat.export import check, formats
+from raymat.export import check, check_memory, formats
 from raymat.export.check import Case
 from raymat.export.formats import Run
 from raymat.model.matting import MattingBase, MattingRefine, build
@@ -142,7 +142,10 @@ def test_an_export_that_is_not_the_network_is_removed_and_what_was_there_stays(
     assert (code, out, len(err)) == (1, [], 1)
     start = "raymat: error: the export is not the network: pha differs by "
     assert err[0].startswith(start)
-    assert err[0].endswith(" at 1 x 48 x 64 (picture), tolerance 1e-05: it was removed")
+    assert err[0].endswith(": it was removed")
+    of = " at 1 x 48 x 64 (picture), tolerance 1e-05, the network's own rounding is "
+    assert of in err[0]
+    assert float(err[0].split(of)[1].split(":")[0]) < 1e-6
     assert float(err[0].removeprefix(start).split()[0]) > 1e-3
     assert os.listdir(folder) == ["net.ts"]
     assert (folder / "net.ts").read_bytes() == b"mine"
@@ -355,12 +358,12 @@ def test_every_wrong_output_is_found(bad: str) -> None:
 
 def test_the_largest_size_is_what_half_of_the_memory_takes() -> None:
     network = SmallRefine("sampling")
-    need = check.bytes_needed(network, 2160, 3840)
-    assert check.largest(network, 2 * need) == (2160, 3840)
-    assert check.largest(network, 2 * need - 1) == (1440, 2560)
-    assert check.largest(network, 10**6) == (540, 960)
-    assert check.largest(SmallMatting(), 10**12) == (540, 960)
-    assert 10**7 < check.available_memory() < 10**14
+    need = check_memory.bytes_needed(network, 2160, 3840)
+    assert check_memory.largest(network, 2 * need) == (2160, 3840)
+    assert check_memory.largest(network, 2 * need - 1) == (1440, 2560)
+    assert check_memory.largest(network, 10**6) == (540, 960)
+    assert check_memory.largest(SmallMatting(), 10**12) == (540, 960)
+    assert 10**7 < check_memory.available_memory() < 10**14
 
 
 # Whole networks.
