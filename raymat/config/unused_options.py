@@ -49,8 +49,6 @@ def _without_use(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
         yield _OF_EARLY_STOP, "--early-stop-patience is 0"
     if not config.log.valid_examples:
         yield _OF_VALIDATION, "--valid-examples is 0"
-    if config.workers.device == "cpu":
-        yield ("batch_norm",), "--device is cpu"
     if config.data.synthetic is not None:
         yield _OF_FILES, "--synthetic reads no files"
 

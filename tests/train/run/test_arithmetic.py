@@ -34,6 +34,7 @@ WORKER = """
 import os, sys
 import torch
 import torch.distributed as dist
+from raymat.config.settled import with_recipe
 from raymat.distributed.world import World
 from raymat.errors import RaymatError
 from raymat.train.loop import interfaces, trainer
@@ -43,7 +44,8 @@ folder, steps, same_bits, rank, size = sys.argv[1], *sys.argv[2:4], *map(int, sy
 if size > 1:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{steps}", rank=rank, world_size=size)
 torch.set_num_threads(1)
-config = runs.tiny(folder, "run", steps=int(steps), same_bits=same_bits, valid_examples=0, recipe="2")
+config = runs.tiny(folder, "run", steps=int(steps), same_bits=same_bits, valid_examples=0)
+config = with_recipe(config, None)
 world = World(rank, size)
 try:
     trainer.run(
