@@ -22,20 +22,23 @@ ENOUGH = 3
 
 @dataclass(frozen=True)
 class Spread:
-    """A number that chance decides: its mean, and between what nine of ten draws lie."""
+    """A number that chance decides: what half of the draws stay below, between what nine of ten lie, and the mean of all.
 
-    mean: float
+    A few very bad draws can lift the mean above what nine of ten lie between; never the median.
+    """
+
+    median: float
     low: float
     high: float
+    mean: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Sum up draws."""
         ordered = sorted(values)
         last = len(ordered) - 1
-        return cls(
-            statistics.fmean(values), ordered[round(0.05 * last)], ordered[round(0.95 * last)]
-        )
+        low, high = ordered[round(0.05 * last)], ordered[round(0.95 * last)]
+        return cls(statistics.median(ordered), low, high, statistics.fmean(ordered))
 
 
 @dataclass(frozen=True)

@@ -51,11 +51,11 @@ def _row(
     font, left = ImageFont.load_default(12), MARGIN + NAME
     setting = plan.setting
     draw.text((MARGIN, y), f"{setting.low}:{setting.high} workers"[:14], GREY, font)
-    low, mean, high = (left + BAR * v / most for v in (spread.low, spread.mean, spread.high))
-    draw.rectangle((left, y + 3, max(left + 1, mean), y + ROW - 4), FILL)
+    low, median, high = (left + BAR * v / most for v in (spread.low, spread.median, spread.high))
+    draw.rectangle((left, y + 3, max(left + 1, median), y + ROW - 4), FILL)
     middle = y + ROW / 2 - 1
     draw.line((low, middle, high, middle), RANGE, 2)
     text = " ".join(
-        (form.format(spread.mean), f"({form.format(spread.low)} to {form.format(spread.high)})")
+        (form.format(spread.median), f"({form.format(spread.low)} to {form.format(spread.high)})")
     )
     draw.text((left + BAR + 8, y), text, INK, font)

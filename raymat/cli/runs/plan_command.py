@@ -35,7 +35,7 @@ class Options(OptionGroup):
     workers it should have at least, how many of them on demand, and how often it should commit.
 
     Costs of steps, saves and restarts are those that a run's events tell; flags take their place. Each row is the best of
-    several settings (cheapest with --price, else fastest), replayed on many draws of the market: the mean, and between
+    several settings (cheapest with --price, else fastest), replayed on many draws of the market: the median, and between
     what nine of ten draws lie. Steps are taken to share their work evenly. Exit code: 0, or 2 for what cannot be used.
     """
 
@@ -129,7 +129,7 @@ def table(plans: Sequence[Plan]) -> str:
 
 
 def _spread(found: Spread, form: str) -> str:
-    return f"{form.format(found.mean)} ({form.format(found.low)} to {form.format(found.high)})"
+    return f"{form.format(found.median)} ({form.format(found.low)} to {form.format(found.high)})"
 
 
 def _events(options: Options) -> list[dict[str, Any]]:
