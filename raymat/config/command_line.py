@@ -201,7 +201,7 @@ def _text(option: Option, switch: bool) -> Any:
     shown = tyro.conf.arg(
         metavar=_metavar(option),
         help=option.help,
-        help_behavior_hint="" if default is None or default is False else hint,
+        help_behavior_hint="" if default in (None, False, (), "") else hint,
         aliases=[short] if short else None,
     )
     kind: Any = option.kind if option.kind is bool or get_origin(option.kind) is tuple else str

@@ -44,6 +44,8 @@ def test_help_gives_each_default_once(
     words = " ".join(help_of(command, capsys, flag).split())
     assert "None" not in words
     assert "SUPPRESS" not in words
+    assert "(default: )" not in words
+    assert "()" not in words
     for entry in re.split(r" (?=--[a-z])", words):
         assert not ("(default: " in entry and "Default: " in entry), entry
 
