@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import cv2
 import numpy as np
 import pytest
@@ -11,7 +13,10 @@ from raymat.data.matte_statistics import LIKELY, MatteStatistics, judge
 from raymat.data.synthetic.pictures import synthetic_pair
 from tests.support.datakit import disc, photo
 
-PAIRS = [synthetic_pair(4, i, (320, 240)) for i in range(40)]
+
+@cache
+def pairs() -> list[tuple[Pixels, Pixels]]:
+    return [synthetic_pair(4, i, (320, 240)) for i in range(40)]
 
 
 def judged(matte: Pixels, foreground: Pixels | None = None, depth: int = 8) -> tuple[str, ...]:
@@ -23,22 +28,22 @@ def multiplied(foreground: Pixels, matte: Pixels) -> Pixels:
 
 
 def test_ordinary_mattes_are_passed_in_silence() -> None:
-    assert [judged(matte, foreground) for foreground, matte in PAIRS] == [()] * 40
+    assert [judged(matte, foreground) for foreground, matte in pairs()] == [()] * 40
     assert judged(disc(3), photo(3)) == ()
 
 
 def test_an_inverted_matte_is_told_by_its_sides() -> None:
-    assert [judged(255 - matte) for _, matte in PAIRS] == [("inverted",)] * 40
+    assert [judged(255 - matte) for _, matte in pairs()] == [("inverted",)] * 40
 
 
 def test_a_mask_without_soft_edges_is_told_from_a_matte() -> None:
-    masks = [np.where(matte > 127, 255, 0).astype(np.uint8) for _, matte in PAIRS]
+    masks = [np.where(matte > 127, 255, 0).astype(np.uint8) for _, matte in pairs()]
     assert [judged(mask) for mask in masks] == [("hard",)] * 40
     assert judged(255 - masks[0]) == ("inverted", "hard")
 
 
 def test_a_trimap_and_a_mask_of_half_strength_are_told_from_a_matte() -> None:
-    mattes = [matte for _, matte in PAIRS]
+    mattes = [matte for _, matte in pairs()]
     trimaps = [np.where(m > 230, 255, np.where(m > 9, 128, 0)).astype(np.uint8) for m in mattes]
     halves = [np.where(matte > 127, 128, 0).astype(np.uint8) for matte in mattes]
     assert all("flat" in judged(found) for found in halves)
@@ -51,15 +56,15 @@ def test_a_photograph_is_soft_everywhere() -> None:
 
 
 def test_a_premultiplied_foreground_is_nowhere_brighter_than_its_alpha() -> None:
-    found = [judged(matte, multiplied(*pair)) for pair in PAIRS for matte in pair[1:]]
+    found = [judged(matte, multiplied(*pair)) for pair in pairs() for matte in pair[1:]]
     assert found.count(("premultiplied",)) >= 38  # a dark subject does not show it
     assert set(found) <= {("premultiplied",), ()}
-    cut_out = [np.where(matte[..., None] > 0, fgr, 0).astype(np.uint8) for fgr, matte in PAIRS]
-    assert {judged(matte, cut) for cut, (_, matte) in zip(cut_out, PAIRS, strict=True)} == {()}
+    cut_out = [np.where(matte[..., None] > 0, fgr, 0).astype(np.uint8) for fgr, matte in pairs()]
+    assert {judged(matte, cut) for cut, (_, matte) in zip(cut_out, pairs(), strict=True)} == {()}
 
 
 def test_a_premultiplied_foreground_is_told_when_both_are_shrunk() -> None:
-    foreground, matte = PAIRS[0]
+    foreground, matte = pairs()[0]
     smaller = [
         np.asarray(cv2.resize(p, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.uint8)
         for p in (multiplied(foreground, matte), foreground, matte)
@@ -87,7 +92,7 @@ def test_values_that_are_no_whole_range_are_named(matte: Pixels, depth: int, kin
 
 
 def test_a_matte_of_limited_range_is_told_through_a_jpeg_and_an_ordinary_one_is_not() -> None:
-    for _, matte in PAIRS:
+    for _, matte in pairs():
         for quality in (60, 95):
             limited = (16 + matte * (219 / 255)).astype(np.uint8)
             through = [

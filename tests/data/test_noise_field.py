@@ -7,7 +7,6 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from raymat.data.compositing.noise_field import noise_words, normal_field, quantiles
 
@@ -67,6 +66,8 @@ def test_several_examples_at_once_have_the_noise_of_each() -> None:
 
 
 def test_the_noise_is_normal() -> None:
+    from scipy import stats  # takes a second, which each process that collects would spend
+
     values = np.concatenate([field(number).ravel() for number in range(20)])  # 1,474,560
     assert values.mean() == pytest.approx(0, abs=0.004)  # five deviations
     assert values.std() == pytest.approx(1, abs=0.003)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from functools import cache
 
 import cv2
 import numpy as np
@@ -87,26 +88,32 @@ def test_another_size_is_the_same_picture_at_another_resolution() -> None:
             assert np.abs(shrunk(a, 40) - shrunk(c, 40)).mean() > 12, index
 
 
-PAIRS = [synthetic_pair(0, index, 128) for index in range(40)]
-BACKGROUNDS = [synthetic_background(0, index, 128) for index in range(40)]
+@cache
+def all_pairs() -> list[tuple[np.ndarray, np.ndarray]]:
+    return [synthetic_pair(0, index, 128) for index in range(40)]
+
+
+@cache
+def all_backgrounds() -> list[np.ndarray]:
+    return [synthetic_background(0, index, 128) for index in range(40)]
 
 
 def test_every_alpha_has_foreground_background_and_something_between() -> None:
-    for _, pha in PAIRS:
+    for _, pha in all_pairs():
         assert 0.02 < (pha == 255).mean() < 0.7
         assert (pha == 0).mean() > 0.2
         assert 0.005 < ((pha > 0) & (pha < 255)).mean() < 0.4
 
 
 def test_edges_are_soft_here_and_hard_there() -> None:
-    soft = [((pha > 12) & (pha < 243)).mean() for _, pha in PAIRS]
+    soft = [((pha > 12) & (pha < 243)).mean() for _, pha in all_pairs()]
     assert max(soft) > 3 * min(soft)
 
 
 def test_some_foregrounds_are_translucent() -> None:
     """A region, not just an edge: what is left of the half-transparent after an opening by 5 x 5 pixels."""
     found = 0
-    for _, pha in PAIRS:
+    for _, pha in all_pairs():
         half = ((pha > 40) & (pha < 215)).astype(np.uint8)
         found += bool(cv2.morphologyEx(half, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8)).sum() > 50)
     assert 4 <= found <= 30
@@ -124,7 +131,7 @@ def test_hair_is_thin_and_half_transparent() -> None:
 
 
 def test_foregrounds_have_colours_where_the_alpha_is_nought() -> None:
-    for fgr, pha in PAIRS:
+    for fgr, pha in all_pairs():
         outside = fgr[pha == 0]
         assert outside.max(axis=-1).mean() > 25
         assert outside.std() > 3
@@ -136,16 +143,16 @@ def saturation(pixels: np.ndarray) -> float:
 
 
 def test_foregrounds_differ_from_backgrounds() -> None:
-    inside = [saturation(fgr[pha == 255]) for fgr, pha in PAIRS]
-    behind = [saturation(bgr) for bgr in BACKGROUNDS]
+    inside = [saturation(fgr[pha == 255]) for fgr, pha in all_pairs()]
+    behind = [saturation(bgr) for bgr in all_backgrounds()]
     assert np.mean(inside) > 2 * np.mean(behind)
-    pairs = zip(PAIRS, BACKGROUNDS, strict=True)
+    pairs = zip(all_pairs(), all_backgrounds(), strict=True)
     apart = [np.abs(f.astype(float) - b)[p == 255].mean() for (f, p), b in pairs]
     assert np.median(apart) > 40
 
 
 def test_backgrounds_have_edges_and_shades() -> None:
-    for bgr in BACKGROUNDS:
+    for bgr in all_backgrounds():
         grey = bgr.astype(float).mean(axis=-1)
         assert grey.std() > 8
         assert np.abs(np.diff(grey, axis=1)).max() > 15

@@ -18,8 +18,6 @@ from raymat.train.observability.events import EventLog, read_events
 from tests.support.events import EXAMPLES, document
 
 ROOT = Path(__file__).parents[3]
-TREES = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "raymat").rglob("*.py")]
-NODES = [node for tree in TREES for node in ast.walk(tree)]
 
 LINES = {
     "arithmetic": "resumed after step 120 on another processor (vectors AVX512 -> AVX2); bits may differ from here on",
@@ -51,11 +49,19 @@ LINES = {
 }
 
 
-def test_every_class_of_events_is_a_known_kind_with_an_example() -> None:
+@pytest.fixture(scope="module")
+def nodes() -> list[ast.AST]:
+    """All of raymat's syntax trees."""
+    paths = (ROOT / "raymat").rglob("*.py")
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
+    return [node for tree in trees for node in ast.walk(tree)]
+
+
+def test_every_class_of_events_is_a_known_kind_with_an_example(nodes: list[ast.AST]) -> None:
     names = {cls.__name__ for cls in KINDS.values()}
     bases = [
         (node.name, ast.unparse(base))
-        for node in NODES
+        for node in nodes
         if isinstance(node, ast.ClassDef)
         for base in node.bases
     ]
@@ -63,10 +69,10 @@ def test_every_class_of_events_is_a_known_kind_with_an_example() -> None:
     assert list(dict.fromkeys(example.kind for example in EXAMPLES)) == list(KINDS)
 
 
-def test_every_kind_is_written_and_nothing_else() -> None:
+def test_every_kind_is_written_and_nothing_else(nodes: list[ast.AST]) -> None:
     """`emit` takes nothing but an Event, says its type; whoever emits one names its class."""
     assert get_type_hints(EventLog.emit)["event"] is Event
-    made = {ast.unparse(node.func) for node in NODES if isinstance(node, ast.Call)}
+    made = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
     assert {cls.__name__ for cls in KINDS.values()} <= made
 
 
