@@ -20,6 +20,8 @@ from raymat.train.validation.criteria import metric_of, metrics_in, ranked, vali
 
 TRAIN = "train_"
 """Prefix of the names of what training rows hold, as in train_loss."""
+MEASURED = 3
+"""Checkpoints without a value that a note names, at most."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,22 @@ class MetricCurve:
             counts = f"{count(len(self.points), 'point')} of {self.metric}, {count(len(order), 'checkpoint')} at one of them"
             message = f"{self.store.url} has no verified checkpoint with a {self.metric} ({counts})"
             raise CheckpointError("; ".join([message, *notes]))
+        missing = [step for step in self.steps if step not in values]
+        if missing and len(found) < top:
+            notes.append(self._unmeasured(missing))
         return Choice(self.store.url, self.metric, tuple(found), tuple(notes))
+
+    def _unmeasured(self, steps: Sequence[int]) -> str:
+        """Say that checkpoints of these steps have no value to be chosen by, and what measures them."""
+        told = (
+            f"{len(steps)} of {count(len(self.steps), 'checkpoint')} passed over: no {self.metric}"
+        )
+        if self.metric.startswith(TRAIN):
+            return f"{told} was logged since the one before"
+        points = tuple(Point(step, 0.0, 0.0) for step in steps[-MEASURED:])
+        names = " ".join(Choice(self.store.url, self.metric, points).names)
+        most = f" (the newest {MEASURED})" if len(steps) > MEASURED else ""
+        return f"{told} was validated there; measure them{most}: raymat evaluate {names}"
 
     def before_plateau(self, window: int | None, threshold: float) -> Choice:
         """Choose the newest checkpoint at or before the start of the last plateau; see `find_plateau`.

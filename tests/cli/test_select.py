@@ -50,6 +50,20 @@ def test_what_is_damaged_torn_or_gone_is_never_named(local: Any) -> None:
     assert note.startswith("passed over step-000000300-a001: damaged: shard-00001-of-00002")
 
 
+def test_fewer_than_were_asked_for_say_what_was_not_validated_and_what_measures_it(
+    local: Any, raymat: Any
+) -> None:
+    for step in (100, 150, 200, 250, 300, 350):
+        local.commit(step, losses={200: 0.5}, config={"batch_size": 4})
+    code, out, err = raymat("select", local.url, "--top", "3", "-q")
+    assert (code, out) == (0, [f"{local.store.url}@200"])
+    assert err == [
+        "note: 5 of 6 checkpoints passed over: no loss was validated there; measure them (the newest 3): "
+        f"raymat evaluate {local.store.url}@250 {local.store.url}@300 {local.store.url}@350"
+    ]
+    assert raymat("select", local.url, "-q") == (0, [f"{local.store.url}@200"], [])
+
+
 def test_a_run_of_which_nothing_verifies_is_an_error(local: Any, raymat: Any) -> None:
     fill(local, [300])
     damage(local, 300)
