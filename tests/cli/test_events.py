@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from raymat.analysis.event_words import SENTENCES, line_of, words_of
+from raymat.analysis.runs.event_reader import EventReader
 from raymat.cli.main import main
 from raymat.storage.store import Store
 from raymat.train.observability.event_kinds import KINDS
@@ -40,6 +41,21 @@ def test_output_that_finds_no_space_is_one_line(tmp_path: Path) -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "raymat: error: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("command", ["events", "restarts"])
+def test_damaged_lines_are_counted_in_one_line(
+    command: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store.open(str(tmp_path), "run")
+    EventLog.for_rank(store, 1, 0).emit(EXAMPLES[0])
+    store.write("events/a001-rank-00001-torn-00000.jsonl", b'{"time": 1.0, "ki\n\n[7]\n')
+    assert main([command, f"{tmp_path}/run"]) == 0
+    (record,) = caplog.records
+    told = "2 lines of the run's events left out: damaged, or of another raymat"
+    assert record.getMessage() == told
+    reader = EventReader(store)
+    assert (reader.refresh(), len(reader.events), reader.damaged) == (True, 1, 2)
 
 
 def test_no_sentence_is_kept_for_a_kind_that_does_not_exist() -> None:

@@ -16,7 +16,7 @@ from raymat.analysis.runs.summary import MALFORMED, RunReader, RunSummary
 from raymat.config.prices import Prices
 from raymat.errors import NewerFormatError, StorageError
 from raymat.storage.store import Store
-from raymat.train.run.run_url import meant_run
+from raymat.train.run.run_url import left_out, meant_run
 
 T = TypeVar("T")
 
@@ -56,6 +56,8 @@ def read_story(store: Store, prices: Prices | None = None) -> Story:
     events = reader.events.events
     if not reader.events.whole:
         gaps.append("The run has more events than a report reads: the oldest are missing.")
+    if reader.events.damaged:
+        gaps.append(f"{left_out(reader.events.damaged)}.")
 
     def attempt(what: str, read: Callable[[], T], otherwise: T) -> T:
         try:

@@ -29,6 +29,8 @@ class EventReader:
         """What was read so far, oldest first, without lines that are damaged or have no time."""
         self.whole = True
         """Whether these are all; False where there are too many to read."""
+        self.damaged = 0
+        """Lines that are left out of `events`."""
         self.modified = 0.0
         """When the newest object was written, in Unix seconds by the storage's clock; 0 if unknown."""
 
@@ -50,6 +52,9 @@ class EventReader:
             line: self._known[line] if line in self._known else _parse(line) for line in lines
         }
         found = [event for event in self._known.values() if event is not None]
+        self.damaged = sum(
+            event is None and bool(line.strip()) for line, event in self._known.items()
+        )
         self.events = sorted(found, key=lambda event: event["time"])
         return True
 

@@ -188,16 +188,25 @@ def read_events(store: Store) -> list[dict[str, Any]]:
     Raises:
         StorageError: the storage cannot be read.
     """
+    return read_events_counted(store)[0]
+
+
+def read_events_counted(store: Store) -> tuple[list[dict[str, Any]], int]:
+    """Return the events as `read_events` does, and the number of lines that are left out.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
     lines = until_present(lambda: _read_event_lines(store))
-    events = filter(is_typed, parse_objects(lines))
-    return sorted(events, key=lambda event: event.get("time", 0.0))
+    events = [event for event in parse_objects(lines) if is_typed(event)]
+    return sorted(events, key=lambda event: event.get("time", 0.0)), len(lines) - len(events)
 
 
 def _read_event_lines(store: Store) -> list[bytes]:
     paths = [file.path for file in store.list(FOLDER)]
     # A line that comes twice is one event: it was merged, and its log's own object is still there, or there again.
     lines = {line: None for data in read_many(store, paths) for line in data.splitlines()}
-    return list(lines)
+    return [line for line in lines if line.strip()]
 
 
 def read_lines(data: bytes) -> list[dict[str, Any]]:

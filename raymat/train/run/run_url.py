@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from os.path import split
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 from raymat.checkpoint.catalog import Status, scan
 from raymat.checkpoint.layout import split_run_url
 from raymat.checkpoint.manifest import CheckpointId
+from raymat.console import count
 from raymat.errors import ConfigError, StorageError
 from raymat.storage.store import Store
-from raymat.train.observability.events import read_events
+from raymat.train.observability.events import read_events_counted
 from raymat.train.run.run_file import RUN_FILE
+
+log = logging.getLogger(__name__)
 
 
 def open_url(url: str) -> tuple[Store, CheckpointId | None]:
@@ -38,11 +42,19 @@ def open_run_url(url: str) -> Store:
 
 
 def read_run_events(store: Store) -> list[dict[str, Any]]:
-    """Read the events of the run in `store`. Raises StorageError if there are none."""
-    events = read_events(store)
+    """Read the events of the run in `store`; lines that are left out are told. Raises StorageError if there are none."""
+    events, damaged = read_events_counted(store)
+    if damaged:
+        log.warning("%s", left_out(damaged))
     if not events:
         raise StorageError(f"there is no run with events at {store.url}{meant_run(store)}")
     return events
+
+
+def left_out(damaged: int) -> str:
+    """Say that lines of a run's events cannot be read."""
+    lines = count(damaged, "line")
+    return f"{lines} of the run's events left out: damaged, or of another raymat"
 
 
 def meant_run(store: Store) -> str:
