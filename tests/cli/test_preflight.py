@@ -447,6 +447,24 @@ def test_the_printed_configuration_reads_back(raymat: Command, tmp_path: Path) -
     assert raymat("check", "refine", "--config", str(file), "--storage", str(tmp_path))[0] == 0
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_only_other_machines_may_have_is_said_and_is_no_error(
+    raymat: Command,
+) -> None:
+    words = ("--synthetic", "9", "--resolution", "64", "--crop", "32:64")
+    code, out, _ = raymat("check", *words, "--device", "cuda")
+    assert (code, out[-3:]) == (
+        0,
+        [
+            "device: fine",
+            "  this machine has no GPU: a run with --device cuda is refused here, and starts only on a cluster whose "
+            "workers have one",
+            "result: fine",
+        ],
+    )
+    assert not any("GPU" in line for line in raymat("check", *words)[1])
+
+
 def test_a_name_that_was_not_given_is_not_printed(raymat: Command) -> None:
     _, out, _ = raymat("check", "--synthetic", "3", "--print-config")
     assert not any(line.startswith("name:") for line in out)

@@ -12,6 +12,7 @@ from raymat.analysis.preflight.picture_files import check_pictures
 from raymat.analysis.preflight.run_length import check_length
 from raymat.analysis.preflight.storage_room import check_storage
 from raymat.analysis.preflight.subject import Check, Subject
+from raymat.analysis.preflight.training_device import check_device
 from raymat.analysis.run_pictures import open_source
 from raymat.data.dataset.source import FolderSource, Source
 from raymat.errors import DataError, StorageError
@@ -42,7 +43,10 @@ def examine(subject: Subject) -> tuple[Subject, Report]:
     subject = dataclasses.replace(subject, listing=listing, source=source)
     folders = Section("folders")
     folders.add(findings)
-    return subject, Report((folders, *(_section(title, check, subject) for title, check in CHECKS)))
+    checks = list(CHECKS)
+    if config.workers.device == "cuda":
+        checks.append(("device", check_device))
+    return subject, Report((folders, *(_section(title, check, subject) for title, check in checks)))
 
 
 def _section(title: str, check: Check, subject: Subject) -> Section:
