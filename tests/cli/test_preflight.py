@@ -470,6 +470,18 @@ def test_a_name_that_was_not_given_is_not_printed(raymat: Command) -> None:
     assert not any(line.startswith("name:") for line in out)
 
 
+def test_the_printed_configuration_names_what_is_settled_later(raymat: Command) -> None:
+    words = ("--synthetic", "3", "--print-config")
+    assert raymat("check", *words)[1][1] == (
+        "# settled when the run begins: epochs, checkpoint_interval, valid_interval, log_images_interval, precision, "
+        "recipe, batch_norm"
+    )
+    named = ("--steps", "9", "--valid-interval", "3", "--precision", "fp32")
+    assert raymat("check", *words, *named)[1][1] == (
+        "# settled when the run begins: checkpoint_interval, log_images_interval, recipe, batch_norm"
+    )
+
+
 def test_programs_get_json(raymat: Command, dataset: Dataset) -> None:
     path = dataset.data / "train/pha/clip0/0002.png"
     path.write_bytes(b"no picture")

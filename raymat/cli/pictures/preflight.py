@@ -26,6 +26,11 @@ from raymat.storage.output_files import check_output, write_output
 
 _NAME = "unnamed"
 """Of a run that no option names."""
+_SETTLED = (
+    *("checkpoint_interval", "valid_interval", "log_images_interval"),
+    *("precision", "recipe", "batch_norm"),
+)
+"""Options whose value a run finds when it begins: from its length, its device, or as the version has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +80,10 @@ def to_yaml(config: RunConfig, leave_out: Sequence[str] = ()) -> str:
     flat: dict[str, Any] = to_dict(config)
     stage = flat.pop("stage")
     told = {n: v for n, v in flat.items() if v is not None and n not in leave_out}
-    return f"# raymat {stage} --config FILE\n" + yaml.safe_dump(told, sort_keys=False)
+    length = ("epochs",) if flat["steps"] is None else ()
+    later = [name for name in (*length, *_SETTLED) if flat[name] is None]
+    note = f"# settled when the run begins: {', '.join(later)}\n" if later else ""
+    return f"# raymat {stage} --config FILE\n{note}" + yaml.safe_dump(told, sort_keys=False)
 
 
 def _examine(config: RunConfig, options: Options, stores: bool) -> tuple[Subject, Report]:
