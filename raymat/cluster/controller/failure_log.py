@@ -14,7 +14,7 @@ from ray.train import UserCallback, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymat.cluster.blackboard import Blackboard, Line, SignOfLife
-from raymat.cluster.controller.failure_policy import is_fatal, raymat_error, signature
+from raymat.cluster.controller.failure_policy import cause_first, is_fatal, raymat_error
 from raymat.cluster.ray_train_internals import WorkerHealthCheckTimeoutError, unwrap
 from raymat.cluster.worker.notice_listener import POLL_SECONDS, SIGN_POLLS
 from raymat.storage.store import Store
@@ -43,7 +43,7 @@ class FailureLog(UserCallback):
         if isinstance(raymat_error(error), LeavingError):
             return  # no failure: the workers' own event says where and why they left
         signs = self._board.signs()
-        errors = {str(rank): signature(error) for rank, error in sorted(worker_exceptions.items())}
+        errors = cause_first(worker_exceptions)
         last = {
             str(rank): last_sign(signs[rank], now=time.time())
             for rank in sorted(worker_exceptions)

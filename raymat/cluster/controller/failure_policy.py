@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.exceptions import RayError
@@ -47,9 +47,18 @@ def is_fatal(error: BaseException) -> bool:
 
 def somebody_died(error: BaseException) -> bool:
     """Return whether a worker's process or node was lost or froze; the other ranks then fail for that alone."""
-    failures = getattr(error, "worker_failures", {})
-    lost = (RayError, WorkerHealthCheckTimeoutError)
-    return any(isinstance(unwrap(found), lost) for found in failures.values())
+    return any(is_death(found) for found in getattr(error, "worker_failures", {}).values())
+
+
+def is_death(error: BaseException) -> bool:
+    """Return whether a worker's error says that its process or node was lost or froze."""
+    return isinstance(unwrap(error), (RayError, WorkerHealthCheckTimeoutError))
+
+
+def cause_first(failures: Mapping[int, BaseException]) -> dict[str, str]:
+    """Return what happened to each worker, by rank; those that died come first: mostly the others failed for that alone."""
+    ranks = sorted(failures, key=lambda rank: (not is_death(failures[rank]), rank))
+    return {str(rank): signature(failures[rank]) for rank in ranks}
 
 
 def signature(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from raymat.checkpoint.snapshot import Snapshot
 from raymat.cluster.blackboard import Blackboard
 from raymat.cluster.controller.failure_policy import (
     RaymatFailurePolicy,
+    cause_first,
     is_fatal,
     raymat_error,
     somebody_died,
@@ -103,6 +104,17 @@ def test_a_worker_that_died_and_storage_that_failed_are_tried_again() -> None:
     assert not is_fatal(WorkerGroupError("failed", {0: StorageError("time-out")}))
     assert is_fatal(WorkerGroupError("failed", {0: CheckpointError("none verifies")}))
     assert is_fatal(WorkerGroupError("failed", {0: RunGoneError("not mounted")}))
+
+
+def test_who_died_is_named_before_those_who_lost_the_connection_for_that() -> None:
+    lost, frozen = RuntimeError("peer gone\nat pair.cc"), WorkerHealthCheckTimeoutError("hanging")
+    found = cause_first({0: lost, 2: frozen, 10: ActorDiedError(), 3: lost})
+    assert list(found.items()) == [
+        ("2", "WorkerHealthCheckTimeoutError: hanging"),
+        ("10", "ActorDiedError: The actor died unexpectedly before finishing this task."),
+        ("0", "RuntimeError: peer gone"),
+        ("3", "RuntimeError: peer gone"),
+    ]
 
 
 def test_a_run_is_complete_only_by_a_last_checkpoint_that_verifies(tmp_path: Path) -> None:
