@@ -215,3 +215,11 @@ def test_a_browser_draws_all_charts(tmp_path: Path, make: Callable[..., Page], s
     done = subprocess.run([*command, page], capture_output=True, text=True, check=True)
     assert 'data-drawn="6"' in done.stdout
     assert "CONSOLE" not in done.stderr
+
+
+def test_damaged_events_are_counted_among_what_is_missing(tmp_path: Path) -> None:
+    store = TroubledRun(tmp_path, "run").write(0, 2)
+    assert read_story(store).gaps == []
+    store.write("events/a001-rank-00001-torn-00000.jsonl", b'{"time": 1.0, "ki\n')
+    told = "1 line of the run's events left out: damaged, or of another raymat."
+    assert read_story(store).gaps == [told]
