@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from functools import cache
 from typing import Any
 
 import pytest
@@ -36,14 +37,21 @@ def random_pictures(n: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     return src, bgr
 
 
-def traced(network: MattingBase) -> Any:
-    content = io.BytesIO()
+def traced(stage: Any, options: dict[str, Any]) -> Any:
+    """An archive of it, loaded anew."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript ages
+        return torch.jit.load(io.BytesIO(archive(stage, tuple(options.items()))))
+
+
+@cache
+def archive(stage: Any, options: tuple[tuple[str, Any], ...]) -> bytes:
+    content, network = io.BytesIO(), network_of(stage, dict(options))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript ages
         example = random_pictures(2, 96, 136)
         torch.jit.save(torch.jit.trace(portable(network), example, check_trace=False), content)
-        content.seek(0)
-        return torch.jit.load(content)
+    return content.getvalue()
 
 
 @pytest.mark.slow
@@ -52,7 +60,7 @@ def test_called_or_traced_it_gives_the_network_s_outputs_to_the_bit(
     stage: Any, options: dict[str, Any]
 ) -> None:
     network = network_of(stage, options)
-    script = traced(network)
+    script = traced(stage, options)
     for size in SIZES:
         expected = network(*random_pictures(*size))
         for run in (portable(network), script):
@@ -71,13 +79,14 @@ def test_the_refiner_chose_some_patches_and_left_others() -> None:
 @each_mode
 def test_an_archive_can_be_moved_to_another_device(stage: Any, options: dict[str, Any]) -> None:
     """No tensor in it is made on the device that it was traced on."""
-    assert '"cpu"' not in str(traced(network_of(stage, options)).inlined_graph)
+    assert '"cpu"' not in str(traced(stage, options).inlined_graph)
 
 
 def test_where_nothing_is_chosen_the_coarse_prediction_stands() -> None:
-    network = network_of("refine", {"refine_mode": "thresholding", "refine_threshold": 1.0})
+    options = {"refine_mode": "thresholding", "refine_threshold": 1.0}
+    network = network_of("refine", options)
     assert isinstance(network, MattingRefine)
-    script = traced(network)
+    script = traced("refine", options)
     pictures = random_pictures(1, 64, 48)
     found = script(*pictures)
     assert found[-1].sum() == 0
@@ -93,6 +102,6 @@ def test_where_nothing_is_chosen_the_coarse_prediction_stands() -> None:
     ],
 )
 def test_an_archive_refuses_pictures_of_a_wrong_size(shapes: Any, reason: str) -> None:
-    script = traced(network_of("refine", {}))
+    script = traced("refine", {})
     with pytest.raises(Exception, match=reason):
         script(*(torch.zeros(shape) for shape in shapes))
