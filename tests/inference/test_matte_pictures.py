@@ -21,6 +21,12 @@ from tests.support import mattes
 GREEN = (0x78, 0xFF, 0x9B)
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file of a new network, for those that only read it."""
+    return mattes.saved(mattes.network("base"), tmp_path_factory.mktemp("weights"))
+
+
 @pytest.fixture
 def one(tmp_path: Path) -> list[str]:
     """A picture and its background, 123 x 77, as arguments."""
@@ -284,7 +290,7 @@ def test_a_background_of_another_size_is_refused_or_resized_where_its_shape_agre
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
-    raymat: Any, one: list[str], tmp_path: Path, given: list[str], line: str
+    raymat: Any, one: list[str], weights: str, tmp_path: Path, given: list[str], line: str
 ) -> None:
     (tmp_path / "text.txt").write_text("no picture")
     (tmp_path / "clip.mp4").write_bytes(b"")
@@ -299,7 +305,6 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
         "o/pha/s.png",
     ):
         mattes.write(tmp_path / name, mattes.picture(8, 8, 1))
-    weights = mattes.saved(mattes.network("base"), tmp_path)
     before = sorted(tmp_path.rglob("*"))
     words = [word.format(tmp=tmp_path) for word in given]
     code, out, err = raymat("matte", weights, *one, "-o", f"{tmp_path}/o.png", *words)
