@@ -198,10 +198,12 @@ def _text(option: Option, switch: bool) -> Any:
     """Return a type for tyro, which leaves a value as text for `Option.read`."""
     default, short = option.default, option.spelling.short
     hint = "(required)" if default is dataclasses.MISSING else f"(default: {default})"
+    # Nothing, which users do not write; 0 is a number like others.
+    unsaid = default is None or default is False or default in ((), "")
     shown = tyro.conf.arg(
         metavar=_metavar(option),
         help=option.help,
-        help_behavior_hint="" if default in (None, False, (), "") else hint,
+        help_behavior_hint="" if unsaid else hint,
         aliases=[short] if short else None,
     )
     kind: Any = option.kind if option.kind is bool or get_origin(option.kind) is tuple else str

@@ -50,6 +50,11 @@ def test_help_gives_each_default_once(
         assert not ("(default: " in entry and "Default: " in entry), entry
 
 
+def test_help_gives_a_default_of_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    words = help_of("base", capsys, "--help-all").replace("│", " ").split()
+    assert "every random draw of the run. (default: 0) " in " ".join(words)
+
+
 @pytest.mark.parametrize(("command", "flag"), HELPS)
 def test_help_explains_every_option(
     command: str, flag: str, capsys: pytest.CaptureFixture[str]
