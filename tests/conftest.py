@@ -18,6 +18,8 @@ os.environ |= {
     # Few cores are shared by many processes, and the number of threads changes the last bits of a sum.
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    # Where a test takes two threads all the same, one that waits for the other leaves its core to the tests beside it.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Without it ray.init() warns about a change to come, and warnings are errors here.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
