@@ -11,8 +11,8 @@ from raymat.analysis.preflight.subject import Subject
 
 
 def check_device(subject: Subject) -> Iterator[Finding]:
-    """Say that this machine has no GPU where one was asked for: a note, since the run may train on others."""
-    if subject.config.workers.device == "cuda" and not torch.cuda.is_available():
+    """Of a run on GPUs, say that this machine has none: a note, since the run may train on others."""
+    if not torch.cuda.is_available():
         yield Finding(
             "note",
             "this machine has no GPU: a run with --device cuda is refused here, and starts only on a cluster whose "
