@@ -159,7 +159,16 @@ def url_problem(url: str) -> str | None:
             return f"{redact(url)} names no bucket: write {link.scheme}://BUCKET/FOLDER"
         if link.scheme in _PATHS and _is_url(link) and link.path.startswith("localhost/"):
             return f"{redact(url)} would be a folder localhost: write file://{link.path.removeprefix('localhost')}"
+        if link.scheme in _PATHS and _is_url(link) and _is_coded(link.path):
+            path = unquote(link.path)
+            return f"{redact(url)} does not exist, and its % is read as it stands: write the path, {path}"
     return _cut_off(url)
+
+
+def _is_coded(path: str) -> bool:
+    """Return whether nothing is at a path of this machine, and something where its %20 and the like are decoded."""
+    coded = unquote(path)
+    return coded != path and os.path.exists(coded) and not os.path.exists(path)
 
 
 def _cut_off(url: str) -> str | None:
@@ -175,6 +184,8 @@ def _cut_off(url: str) -> str | None:
 def _advice(link: Link, secret: str) -> str:
     if link.scheme in _WEB:
         return "fetch the file first and give its path, or give the bucket's own URL (s3://...)"
+    if link.scheme in _OBJECT_STORES and secret.startswith("a query") and "=" not in link.query:
+        return "if the ? is part of an object's name, rename the object"
     they = "them" if secret == "credentials" else "it"
     chain = "the environment, the provider's files or the machine's role"
     return f"leave {they} out and give {'them' if they == 'them' else 'credentials'} by {chain}"
@@ -213,7 +224,7 @@ def _folder_problem(link: Link, url: str) -> str | None:
     parts = link.path.rstrip("/").split("/")
     plain = f"{link.scheme}://{'/'.join(p for p in parts if p not in ('', '.', '..'))}"
     if "?" in url or "#" in url:
-        return f"{redact(url)} with a ? or # is no folder: write {redact(url)}"
+        return f"{redact(url)} with a ? or # is no folder: write {re.split('[?#]', redact(url))[0]}"
     if not parts[0] and link.scheme != "memory":
         return f"{redact(url)} names no bucket: write {link.scheme}://BUCKET/FOLDER"
     if any(part in ("", ".", "..") for part in parts[1:]):
@@ -252,6 +263,8 @@ def _parse(link: str) -> Link:
     path, query, fragment = re.fullmatch(  # type: ignore[union-attr]
         r"([^?#]*)(\?[^#]*)?(#.*)?", rest[len(user) :], re.DOTALL
     ).groups("")
+    if scheme in _OBJECT_STORES and not query and "=" not in fragment:
+        path, fragment = path + fragment, ""  # of an object's name: no store reads a fragment
     return Link(scheme, start, user, path, query, fragment)
 
 

@@ -557,3 +557,8 @@ def test_a_synthetic_source_has_other_pictures_to_validate_on() -> None:
     assert fgr.size == pha.size == (32, 32)
     assert pha.decode().ndim == 2
     assert SourceSpec.synthetic(count=3, seed=1, size=32).open().valid_pairs == 3
+
+
+def test_names_on_a_server_with_a_question_mark_or_a_hash_are_told_whole() -> None:
+    folder = Folder("memory://bucket/fgr")
+    assert folder.shown("what? #1.png") == "memory://bucket/fgr/what%3F %231.png"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from raymat.errors import StorageError
@@ -156,6 +158,30 @@ def test_file_urls_that_programs_read_in_different_ways_are_refused() -> None:
     assert [root_problem(url) for url in ("/my%20runs", "file:///100%", "file:///my runs")] == [
         None
     ] * 3
+
+
+def test_a_file_url_whose_percents_were_meant_as_spaces_names_the_path(tmp_path: Path) -> None:
+    (tmp_path / "a b").mkdir()
+    assert url_problem(f"file://{tmp_path}/a%20b") == (
+        f"file://{tmp_path}/a%20b does not exist, and its % is read as it stands: write the path, {tmp_path}/a b"
+    )
+    (tmp_path / "a%20b").mkdir()
+    assert url_problem(f"file://{tmp_path}/a%20b") is None
+
+
+def test_objects_with_a_hash_in_their_names_are_told_whole() -> None:
+    assert redact("s3://bucket/set#1/a.png") == "s3://bucket/set#1/a.png"
+    assert redact_text("cannot read s3://bucket/a#1.png: gone") == (
+        "cannot read s3://bucket/a#1.png: gone"
+    )
+    assert redact("s3://bucket/a#token=cAn4ry") == "s3://bucket/a"
+    assert root_problem("s3://bucket/set#1") == (
+        "s3://bucket/set#1 with a ? or # is no folder: write s3://bucket/set"
+    )
+    assert url_problem("s3://bucket/what?.png") == (
+        "the URL s3://bucket/what carries a query, which may hold a signature or a token; "
+        "if the ? is part of an object's name, rename the object"
+    )
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///folder", "gs://", "simplecache::s3://"])

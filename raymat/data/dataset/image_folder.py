@@ -33,6 +33,8 @@ _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirecto
 
 _WRITTEN = {code: repr(chr(code))[1:-1] for code in (*range(32), 127)}
 """How messages write characters that would break their line, or move a terminal's cursor."""
+_CODED = {ord("?"): "%3F", ord("#"): "%23"}
+"""How messages write what would be redacted behind a URL."""
 
 
 class UnreadableImage(DataError):
@@ -92,6 +94,7 @@ class Folder:
 
     def shown(self, path: str = "") -> str:
         """Return the URL of a path in this folder as messages may show it."""
+        path = path if self._access.is_local else path.translate(_CODED)
         return redact(f"{self.url}/{path}" if path else self.url).translate(_WRITTEN)
 
     def entries(self, path: str = "") -> dict[str, bool] | None:
