@@ -159,6 +159,31 @@ def test_every_cause_has_a_colour_by_day_and_by_night() -> None:
     assert re.findall(r"\.c(\d+) \{", style) == colours[: len(CAUSES)]
 
 
+def brightness(colour: str) -> float:
+    """The relative luminance of #rrggbb, as WCAG 2 defines it."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]  # fmt: skip
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("light", [0, 1], ids=["day", "night"])
+def test_words_and_lines_stand_out_from_what_is_behind_them(light: int) -> None:
+    style = resources.files("raymat.analysis.report").joinpath("assets/page.css").read_text()
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", style.split("@media")[light]))
+    badges = re.findall(r"\.state\.\w+ \{ color: var\(--(\w+)\); background: var\(--(\w+)\)", style)
+    assert badges == [("paper", "good"), ("paper", "bad"), ("paper", "dim")]
+
+    def contrast(one: str, other: str) -> float:
+        dark, bright = sorted(brightness(colours[name]) + 0.05 for name in (one, other))
+        return bright / dark
+
+    words = [("paper", name) for name in ("ink", "dim", "link", "bad", "warn", "good")]
+    words += [("card", "ink"), ("card", "dim")]
+    assert {pair: contrast(*pair) for pair in words if contrast(*pair) < 4.5} == {}
+    lines = [("paper", f"run{number}") for number in range(8)]
+    assert {pair: contrast(*pair) for pair in lines if contrast(*pair) < 3} == {}
+
+
 def test_a_long_run_makes_a_page_that_a_phone_can_show(
     tmp_path: Path, make: Callable[..., Page]
 ) -> None:
@@ -215,6 +240,23 @@ def test_a_browser_draws_all_charts(tmp_path: Path, make: Callable[..., Page], s
     done = subprocess.run([*command, page], capture_output=True, text=True, check=True)
     assert 'data-drawn="6"' in done.stdout
     assert "CONSOLE" not in done.stderr
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_charts_that_were_drawn_before_their_frame_had_a_width_fill_it(
+    tmp_path: Path, make: Callable[..., Page]
+) -> None:
+    make(TroubledRun(tmp_path, "run").write(1, 20).url)
+    widths = "[...f.contentDocument.querySelectorAll('.uplot')].map(c => c.clientWidth)"
+    (tmp_path / "frame.html").write_text(
+        "<iframe id=f src=page.html style='width: 390px; height: 9000px; border: 0'></iframe>"
+        f"<script>f.onload = () => setTimeout(() => document.title = {widths}, 500)</script>"
+    )
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"]  # fmt: skip
+    command += ["--allow-file-access-from-files", "--dump-dom", f"file://{tmp_path}/frame.html"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "<title>370,370,370,370,370,370</title>" in done.stdout  # 390 without the page's margins
 
 
 def test_damaged_events_are_counted_among_what_is_missing(tmp_path: Path) -> None:

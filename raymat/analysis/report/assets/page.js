@@ -15,8 +15,9 @@ function draw(box, title, height, options, data) {
   const size = () => ({ width: Math.max(240, box.clientWidth), height });
   const chart = new uPlot({ title, ...size(), cursor: { drag: { x: true, y: false } }, ...options }, data, box);
   charts.push(chart);
+  // A page may be drawn before it has a width: in a frame, or in a tab that was opened behind another.
   const fit = () => { if (box.clientWidth > 0 && Math.abs(size().width - chart.width) > 1) chart.setSize(size()); };
-  addEventListener("resize", fit);
+  new ResizeObserver(() => requestAnimationFrame(fit)).observe(box);
   return chart;
 }
 
@@ -27,7 +28,7 @@ function line(label, stroke, extra) {
 
 // Curves by step, of one run or of several in one chart.
 function curve(box, title, runs, parts, options) {
-  const tables = [], series = [{ label: "step" }];
+  const tables = [], series = [{ label: "step", value: (u, v) => short(v) }];
   for (const [number, run] of runs) {
     for (const part of parts(run, number)) {
       if (!part.values.some((v) => v != null)) continue;
@@ -54,7 +55,7 @@ const KINDS = {
     const alone = runs.length === 1;
     curve(box, alone ? "examples a second, and the share of a step that waits for data" : "examples a second", runs, (run, n) => [
       { steps: run.train.steps, values: run.train.examples_per_second, label: "examples/s", color: `run${n % 8}` },
-      ...(alone ? [{ steps: run.train.steps, values: run.train.data_wait, label: "data wait", color: "c1",
+      ...(alone ? [{ steps: run.train.steps, values: run.train.data_wait, label: "data wait", color: "run1",
         extra: { scale: "share", value: (u, v) => (v == null ? "-" : `${(100 * v).toFixed(1)}%`) } }] : [])],
     alone ? { scales: { x: { time: false }, share: { range: [0, 1] } }, axes: [axis(), axis({ size: 62 }),
       axis({ scale: "share", side: 1, size: 46, grid: { show: false }, values: (u, vs) => vs.map((v) => `${Math.round(100 * v)}%`) })]
