@@ -9,6 +9,7 @@ from typing import Annotated
 
 from raymat.analysis.clusterfile.aws_account import check_account
 from raymat.analysis.clusterfile.cluster_file import ClusterFile
+from raymat.analysis.clusterfile.cluster_form import form_mistakes
 from raymat.analysis.clusterfile.ec2_requests import check_requests
 from raymat.analysis.clusterfile.operator_checks import (
     check_capacity,
@@ -76,10 +77,14 @@ def examine(cluster: ClusterFile, options: Options) -> Report:
         ("this machine", check_this_machine, "what is mounted is here"),
         ("the account", account, ""),
     )
-    sections = []
+    sections = list[Section]()
+    wrong = list(form_mistakes(cluster))
     for title, check, fine in checks:
         section = Section(title)
-        section.add(check(cluster))
+        if wrong and sections:
+            section.add([Finding("skipped", "first correct what is said of the schema")])
+        else:
+            section.add(check(cluster))
         if not section.found:
             section.add([Finding("note", fine)])
         sections.append(section)
@@ -89,9 +94,10 @@ def examine(cluster: ClusterFile, options: Options) -> Report:
 def _schema(cluster: ClusterFile) -> Iterator[Finding]:
     from raymat.cluster.ray_autoscaler_internals import schema_mistake  # Ray, which takes a second
 
-    mistake = schema_mistake(cluster.config)
-    if mistake is not None:
-        yield Finding("error", mistake)
+    wrong = [*form_mistakes(cluster)]
+    if not wrong and (mistake := schema_mistake(cluster.config)):
+        wrong = [mistake]
+    yield from (Finding("error", each) for each in wrong)
 
 
 def _requests(cluster: ClusterFile) -> Iterator[Finding]:

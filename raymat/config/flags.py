@@ -18,7 +18,8 @@ from raymat.config.hints import closest
 from raymat.config.options import options_of
 from raymat.config.run import SECTIONS, STAGE_DEFAULTS, RunConfig, all_options, build, overlay
 from raymat.config.sections import Stage
-from raymat.errors import ConfigError, StorageError, one_line
+from raymat.config.yaml_text import mistake, text_of
+from raymat.errors import ConfigError, StorageError
 from raymat.storage.faults import backend_errors, classify, reason
 from raymat.storage.input_files import read_file
 from raymat.storage.urls import redact
@@ -123,7 +124,7 @@ def read_yaml(source: str) -> dict[str, Any]:
 
 def _read(source: str) -> str:
     try:
-        return read_file(source).decode("utf-8")
+        return text_of(read_file(source))
     except FileNotFoundError:
         raise ConfigError(f"--config {redact(source)}: no such file") from None
     except (ValueError, StorageError) as error:
@@ -138,7 +139,7 @@ def _entries(source: str, text: str) -> Iterator[tuple[str, str, yaml.Node]]:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"--config {source}: not valid YAML: {one_line(error)}") from None
+        raise ConfigError(f"--config {source}: not valid YAML: {mistake(error)}") from None
     if root is None:
         return
     if not isinstance(root, yaml.MappingNode):

@@ -10,13 +10,14 @@ from typing import Any
 import yaml
 
 from raymat.analysis.clusterfile.offers import offers
-from raymat.errors import ConfigError, one_line
+from raymat.config.yaml_text import mistake, repeated, text_of
+from raymat.errors import ConfigError
 
 PROVIDER = "raymat.cluster.ec2_provider.Ec2Provider"
 """raymat's own node provider for EC2, as `provider.module` names it."""
 
 LARGEST = 1_000_000
-"""Bytes of a mounted file that is read as a script."""
+"""Bytes of a cluster file, and of a mounted file that is read as a script."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class NodeType:
         """What is asked for first."""
         return self.offers[0]
 
+    @property
+    def places(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each offer, with what it is called."""
+        for number, offer in enumerate(self.offers):
+            yield self.name if number == 0 else f"{self.name}, alternative {number}", offer
+
 
 @dataclass(frozen=True)
 class ClusterFile:
@@ -48,14 +55,10 @@ class ClusterFile:
         """Read a file.
 
         Raises:
-            ConfigError: it cannot be read, is no YAML, or no mapping with node types.
+            ConfigError: it cannot be read, is no YAML, says something twice, or is no mapping with node types.
         """
-        place = Path(path)
-        try:
-            config = yaml.safe_load(place.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-            raise ConfigError(f"{path} cannot be read: {one_line(error)}") from error
-        if not _is_mapping_of_mappings(config):
+        config = _parsed(path, _text(path))
+        if not _describes_cluster(config):
             raise ConfigError(f"{path} describes no cluster: available_node_types is missing")
         return cls(config, Path.cwd())
 
@@ -91,7 +94,7 @@ class ClusterFile:
                 name == head,
                 offers(_mapping(fields.get("node_config")), patches.get(name) or ()),
             )
-            for name, fields in self.config["available_node_types"].items()
+            for name, fields in _mapping(self.config.get("available_node_types")).items()
         )
 
     @property
@@ -122,9 +125,33 @@ def _script(path: Path) -> str:
         return ""
 
 
-def _is_mapping_of_mappings(config: Any) -> bool:
-    types = config.get("available_node_types") if isinstance(config, Mapping) else None
-    return isinstance(types, Mapping) and all(isinstance(each, Mapping) for each in types.values())
+def _text(path: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise ValueError(f"it has more than {LARGEST:,} bytes, and is no cluster file")
+        return text_of(data)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"{path} cannot be read: {why}") from error
+
+
+def _parsed(path: str, text: str) -> Any:
+    try:
+        for key in repeated(yaml.compose(text, Loader=yaml.SafeLoader)):
+            raise ConfigError(f"{path}:{key.start_mark.line + 1}: {key.value!r} is given twice")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {mistake(error)}") from error
+
+
+def _describes_cluster(config: Any) -> bool:
+    """Tell whether a file is a cluster's: one of given hosts has no node types."""
+    if not isinstance(config, Mapping):
+        return False
+    given = _mapping(config.get("provider")).get("type") == "local"
+    return given or isinstance(config.get("available_node_types"), Mapping)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

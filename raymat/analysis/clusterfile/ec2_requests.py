@@ -21,8 +21,7 @@ RAYS_OWN = {"SubnetIds"}
 def check_requests(cluster: ClusterFile) -> Iterator[Finding]:
     """Find fields and values that EC2 does not know, in every node type and each of its alternatives."""
     for node_type in cluster.node_types:
-        for number, request in enumerate(node_type.offers):
-            where = node_type.name if number == 0 else f"{node_type.name}, alternative {number}"
+        for where, request in node_type.places:
             for mistake in mistakes(request):
                 yield Finding("error", "EC2 would refuse a machine", where, mistake)
 

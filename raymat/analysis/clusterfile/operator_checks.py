@@ -172,7 +172,7 @@ def check_machines(cluster: ClusterFile) -> Iterator[Finding]:
             )
     yield from _keys(cluster)
     profiles = {
-        profile.get("Name") or profile.get("Arn")
+        profile.get("Name") or profile.get("Arn", "")
         for node_type in cluster.node_types
         if (profile := node_type.node_config.get("IamInstanceProfile"))
     }
