@@ -10,6 +10,7 @@ from typing import Annotated
 from raymat.analysis.clusterfile.aws_account import check_account
 from raymat.analysis.clusterfile.cluster_file import ClusterFile
 from raymat.analysis.clusterfile.cluster_form import form_mistakes
+from raymat.analysis.clusterfile.ec2_checks import check_ec2
 from raymat.analysis.clusterfile.ec2_requests import check_requests
 from raymat.analysis.clusterfile.operator_checks import (
     check_capacity,
@@ -72,7 +73,7 @@ def examine(cluster: ClusterFile, options: Options) -> Report:
         ("doors", check_doors, "a token, and no port that is open to the world"),
         ("costs", check_costs, "nothing is paid for without use"),
         ("capacity", check_capacity, "no run waits for one market, and the head stays"),
-        ("machines", check_machines, "nothing of EC2's"),
+        ("machines", _machines, "nothing of EC2's"),
         ("running", check_running, "vanished machines are noticed, notices heard, disks used"),
         ("this machine", check_this_machine, "what is mounted is here"),
         ("the account", account, ""),
@@ -98,6 +99,11 @@ def _schema(cluster: ClusterFile) -> Iterator[Finding]:
     if not wrong and (mistake := schema_mistake(cluster.config)):
         wrong = [mistake]
     yield from (Finding("error", each) for each in wrong)
+
+
+def _machines(cluster: ClusterFile) -> Iterator[Finding]:
+    yield from check_machines(cluster)
+    yield from check_ec2(cluster)
 
 
 def _requests(cluster: ClusterFile) -> Iterator[Finding]:

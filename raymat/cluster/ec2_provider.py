@@ -15,6 +15,7 @@ from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
 from raymat.analysis.clusterfile.offers import offers, on_demand
+from raymat.analysis.clusterfile.ssh_networks import ssh_rule
 from raymat.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -108,8 +109,7 @@ def _ssh_rule(networks: list[str]) -> Iterator[None]:
             raise ConfigError(
                 "provider.ssh_from names no address that may reach the head: your own, such as [203.0.113.7/32]"
             )
-        ranges = [{"CidrIp": network} for network in networks]
-        return [{"FromPort": 22, "ToPort": 22, "IpProtocol": "tcp", "IpRanges": ranges}]
+        return [ssh_rule(networks)]
 
     theirs = ray_config._create_default_ssh_inbound_rules
     ray_config._create_default_ssh_inbound_rules = rules

@@ -62,7 +62,7 @@ RAYS = [("provider.type", "aws"), ("provider.module", None)]
          "warning: 2 x disks that are paid and not used: gpu (g5.4xlarge has NVMe), decode (c6id.8xlarge has NVMe)"),
         ([("provider.launches_per_hour", None)],
          "warning: a machine whose set-up fails is launched and ended again and again"),
-        ([("available_node_types.decode", None)], "no machines that only decode"),
+        ([("available_node_types.decode", None), ("provider.alternatives.decode", None)], "no machines that only decode"),
         # Others.
         ([("setup_comands", [])], "error: Additional properties are not allowed ('setup_comands' was unexpected)"),
         ([("max_workers", "6")], "error: max_workers: expected a whole number, got '6'"),
@@ -77,7 +77,7 @@ RAYS = [("provider.type", "aws"), ("provider.module", None)]
         ([("provider.security_group", {"IpPermissions": [{"FromPort": 8265, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]})],
          "error: a rule of the security group lets the world in: port 8265"),
         ([("provider.cache_stopped_nodes", True)], "warning: machines are stopped, not ended, and their disks paid"),
-        ([("idle_timeout_minutes", 120)], "warning: idle machines are paid for long: idle_timeout_minutes (120)"),
+        ([("idle_timeout_minutes", 120)], "warning: idle machines are paid for long: idle_timeout_minutes (120 min)"),
         ([(f"{GPU}.node_config.ImageId", None)], "error: no ImageId: Ray would take Ubuntu 18.04 with CUDA 11.2: gpu"),
         ([(f"{GPU}.node_config.IamInstanceProfile", None)],
          "error: no instance profile: the machine cannot reach the bucket: gpu; IamInstanceProfile: {Name: ...}"),
@@ -132,8 +132,11 @@ def test_what_describes_no_cluster_is_refused(text: str, check: Any, capsys: Any
 
 
 def test_files_of_other_clouds_are_looked_at_as_far_as_it_goes(check: Any) -> None:
-    other = changed(("provider", {"type": "gcp", "region": "us-central1", "project_id": "mine"}))
-    code, lines = check(other)
+    theirs = {"type": "gcp", "region": "us-central1", "project_id": "mine"}
+    code, lines = check(changed(("provider", theirs)))
+    assert (code, lines[-1]) == (1, "result: 1 warning")
+    assert "  warning: machines are stopped, not ended, and their disks paid" in "\n".join(lines)
+    code, lines = check(changed(("provider", theirs | {"cache_stopped_nodes": False})))
     assert code == 0
     assert "EC2's requests: not looked at: the machines are not EC2's" in lines
     assert "the account: not looked at: the machines are not EC2's" in lines

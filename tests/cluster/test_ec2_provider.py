@@ -11,6 +11,7 @@ from ray.autoscaler._private.aws.utils import resource_cache
 from ray.autoscaler._private.providers import _get_node_provider_cls
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 
+from raymat.analysis.clusterfile.ssh_networks import ssh_rule
 from raymat.cluster.ec2_provider import NO_CAPACITY, Ec2Provider, _ssh_rule
 from raymat.errors import ConfigError
 from tests.support.fake_aws import FakeAws, aws  # noqa: F401
@@ -89,6 +90,16 @@ def test_machines_that_never_join_are_not_launched_for_ever(aws: FakeAws) -> Non
     for times in made._launches.values():
         times[0] -= 3601
     assert launch(made) == 1
+
+
+def test_each_address_is_let_in_by_the_list_of_its_version_and_with_its_mask() -> None:
+    assert ssh_rule(["203.0.113.7", "203.0.113.9/24", "2001:db8::1"]) == {
+        "FromPort": 22,
+        "ToPort": 22,
+        "IpProtocol": "tcp",
+        "IpRanges": [{"CidrIp": "203.0.113.7/32"}, {"CidrIp": "203.0.113.0/24"}],
+        "Ipv6Ranges": [{"CidrIpv6": "2001:db8::1/128"}],
+    }
 
 
 def test_ssh_is_open_to_the_named_networks_alone() -> None:

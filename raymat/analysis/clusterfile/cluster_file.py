@@ -103,6 +103,14 @@ class ClusterFile:
         for remote, local in _mapping(self.config.get("file_mounts")).items():
             yield str(remote), self.folder / Path(str(local)).expanduser()
 
+    def set_up(self, node_type: NodeType) -> str:
+        """Return the set-up commands of a node type, one a line: its own stand in place of the workers'."""
+        own = node_type.fields.get("worker_setup_commands")
+        if node_type.head or own is None:
+            who = "head" if node_type.head else "worker"
+            return self.commands("setup_commands", f"{who}_setup_commands")
+        return "\n".join(map(str, own))
+
     def commands(self, *keys: str) -> str:
         """Return the commands under some keys, one a line, each followed by the mounted scripts that it names."""
         lines = [str(command) for key in keys for command in _list(self.config.get(key))]

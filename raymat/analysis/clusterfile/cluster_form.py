@@ -122,8 +122,11 @@ def form_mistakes(cluster: ClusterFile) -> Iterator[str]:
         wrong += _mistakes(OWN_PROVIDER, cluster.provider, "provider")
     if cluster.on_ec2 and not wrong:
         for node_type in cluster.node_types:
-            for place, request in node_type.places:
-                wrong += _mistakes(REQUEST, request, place)
+            wrong += _mistakes(REQUEST, node_type.node_config, f"{node_type.name}.node_config")
+        for name, changes in (cluster.provider.get("alternatives") or {}).items():
+            for number, change in enumerate(changes):
+                some = {k: v for k, v in change.items() if v is not None}
+                wrong += _mistakes(REQUEST, some, f"provider.alternatives.{name}.{number}")
     yield from wrong
 
 

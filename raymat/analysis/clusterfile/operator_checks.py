@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from raymat.analysis.clusterfile.cluster_file import PROVIDER, ClusterFile, NodeType
 from raymat.analysis.clusterfile.offers import on_demand
+from raymat.analysis.clusterfile.ssh_networks import network
 from raymat.analysis.preflight.findings import Finding
 
 EVERYWHERE = {"0.0.0.0/0", "::/0"}
+WIDEST = {4: 8, 6: 20}
+"""By version: a network of fewer bits is more than any one owner has."""
+PRIVATE = ("10.", "192.168.", *(f"172.{n}." for n in range(16, 32)))
 WITH_NVME = re.compile(r"(g4dn|g5|g6|g6e|gr6|p3dn|p4d|p4de|p5|p5e|p5en|\w+\d\w*d)\.")
 """EC2's types that bring disks of their own."""
 WITH_GPU = re.compile(r"(g|p)\d\w*\.")
@@ -61,18 +63,22 @@ def _ssh(cluster: ClusterFile) -> Iterator[Finding]:
         )
         return
     for each in allowed:
-        if not _is_network(each):
-            yield Finding("error", "provider.ssh_from has what is no network", str(each))
-        elif str(each) in EVERYWHERE:
-            yield Finding("error", "provider.ssh_from opens SSH to the world", str(each))
+        yield from _network(each, bool(cluster.provider.get("use_internal_ips")))
 
 
-def _is_network(text: Any) -> bool:
+def _network(text: str, internal: bool) -> Iterator[Finding]:
     try:
-        ipaddress.ip_network(str(text))
+        found = network(text)
     except ValueError:
-        return False
-    return True
+        yield Finding("error", "provider.ssh_from has what is no network", text)
+        return
+    if found.prefixlen < WIDEST[found.version]:
+        what = "provider.ssh_from opens SSH to the world"
+        yield Finding("error", what, text, f"{found.num_addresses:,} addresses")
+    elif not internal and any(text.startswith(start) for start in PRIVATE):
+        what = "a private address, which EC2 never sees: `ray up` could not reach the head"
+        advice = "what `curl https://checkip.amazonaws.com` prints; or use_internal_ips: true"
+        yield Finding("warning", what, f"provider.ssh_from {text}", advice=advice)
 
 
 def _open_rules(cluster: ClusterFile) -> Iterator[Finding]:
@@ -89,7 +95,7 @@ def _open_rules(cluster: ClusterFile) -> Iterator[Finding]:
 def check_costs(cluster: ClusterFile) -> Iterator[Finding]:
     """Find what would be paid for without use."""
     for node_type in cluster.node_types:
-        if not node_type.head and int(node_type.fields.get("min_workers") or 0) > 0:
+        if int(node_type.fields.get("min_workers") or 0) > 0:
             least = node_type.fields["min_workers"]
             yield Finding(
                 "warning",
@@ -98,24 +104,33 @@ def check_costs(cluster: ClusterFile) -> Iterator[Finding]:
                 f"min_workers: {least}",
                 "min_workers: 0; a job's demand brings them",
             )
-    if cluster.on_ec2:
-        if cluster.provider.get("cache_stopped_nodes", True):
-            yield Finding(
-                "warning",
-                "machines are stopped, not ended, and their disks paid",
-                advice="provider.cache_stopped_nodes: false",
-            )
-        if cluster.own_provider and not cluster.provider.get("launches_per_hour"):
-            yield Finding(
-                "warning",
-                "a machine whose set-up fails is launched and ended again and again",
-                advice="provider.launches_per_hour: 20",
-            )
-    idle = cluster.config.get("idle_timeout_minutes", 5)
-    if isinstance(idle, int | float) and idle > 60:
+    stopping = cluster.on_ec2 or cluster.provider.get("type") in ("gcp", "azure")
+    if stopping and cluster.provider.get("cache_stopped_nodes", True):
         yield Finding(
-            "warning", "idle machines are paid for long", "idle_timeout_minutes", str(idle)
+            "warning",
+            "machines are stopped, not ended, and their disks paid",
+            advice="provider.cache_stopped_nodes: false",
         )
+    if cluster.own_provider and not cluster.provider.get("launches_per_hour"):
+        yield Finding(
+            "warning",
+            "a machine whose set-up fails is launched and ended again and again",
+            advice="provider.launches_per_hour: 20",
+        )
+    yield from _idle(cluster)
+
+
+def _idle(cluster: ClusterFile) -> Iterator[Finding]:
+    times = {"idle_timeout_minutes": cluster.config.get("idle_timeout_minutes", 5)}
+    for node_type in cluster.node_types:
+        if (seconds := node_type.fields.get("idle_timeout_s")) is not None:
+            times[f"{node_type.name}.idle_timeout_s"] = seconds / 60
+    for where, minutes in times.items():
+        if not minutes <= 60:  # nor what is no number
+            yield Finding("warning", "idle machines are paid for long", where, f"{minutes:g} min")
+        elif minutes < 1:
+            what = "machines end before a job has come to them, and are launched again"
+            yield Finding("warning", what, where, f"{minutes:g} min", "some minutes")
 
 
 def check_capacity(cluster: ClusterFile) -> Iterator[Finding]:
@@ -137,8 +152,15 @@ def check_capacity(cluster: ClusterFile) -> Iterator[Finding]:
 
 def needed(cluster: ClusterFile, node_type: NodeType) -> bool:
     """Tell whether training needs machines of this type: those with a GPU, where there are any."""
-    with_gpu = [n for n in cluster.node_types if (n.fields.get("resources") or {}).get("GPU")]
+    with_gpu = [n for n in cluster.node_types if _has_gpu(n)]
     return not with_gpu or node_type in with_gpu
+
+
+def _has_gpu(node_type: NodeType) -> bool:
+    """Where `resources` names no GPU, Ray takes over what the instance type has."""
+    kind = str(node_type.node_config.get("InstanceType", ""))
+    gpus = (node_type.fields.get("resources") or {}).get("GPU")
+    return bool(WITH_GPU.match(kind)) if gpus is None else gpus > 0
 
 
 def _head(head: NodeType) -> Iterator[Finding]:
@@ -181,6 +203,10 @@ def check_machines(cluster: ClusterFile) -> Iterator[Finding]:
 
 
 def _keys(cluster: ClusterFile) -> Iterator[Finding]:
+    names = {n.node_config["KeyName"] for n in cluster.node_types if "KeyName" in n.node_config}
+    if len(names) > 1:
+        what = "node types with different keys, of which auth.ssh_private_key opens one"
+        yield Finding("error", what, ", ".join(sorted(names)))
     private = (cluster.config.get("auth") or {}).get("ssh_private_key")
     for node_type in cluster.node_types:
         named = node_type.node_config.get("KeyName")
@@ -246,7 +272,7 @@ def _images(cluster: ClusterFile) -> Iterator[Finding]:
     if public:
         names = ", ".join(public)
         yield Finding("note", f"{names}: each new machine installs for minutes, from AWS's image")
-    if all((n.fields.get("resources") or {}).get("GPU") for n in workers):
+    if all(map(_has_gpu, workers)):
         yield Finding("note", "no machines that only decode")
 
 
