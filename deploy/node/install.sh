@@ -3,6 +3,10 @@
 # it has run before, it takes seconds.
 set -euo pipefail
 role=$1
+case $role in
+    head | gpu | cpu) ;;
+    *) echo "install.sh: head, gpu or cpu, not $role" >&2; exit 2 ;; # a GPU's machine would get a torch without CUDA
+esac
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 # The token as Ray wants it: its owner's alone.

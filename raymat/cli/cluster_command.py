@@ -10,8 +10,10 @@ from typing import Annotated
 from raymat.analysis.clusterfile.aws_account import check_account
 from raymat.analysis.clusterfile.cluster_file import ClusterFile
 from raymat.analysis.clusterfile.cluster_form import form_mistakes
+from raymat.analysis.clusterfile.command_checks import check_commands, check_versions
 from raymat.analysis.clusterfile.ec2_checks import check_ec2
 from raymat.analysis.clusterfile.ec2_requests import check_requests
+from raymat.analysis.clusterfile.gcp_checks import check_gcp
 from raymat.analysis.clusterfile.operator_checks import (
     check_capacity,
     check_costs,
@@ -20,6 +22,7 @@ from raymat.analysis.clusterfile.operator_checks import (
     check_running,
     check_this_machine,
 )
+from raymat.analysis.clusterfile.start_commands import check_starts
 from raymat.analysis.preflight.findings import Finding, Report, Section
 from raymat.config.command_line import parse_options
 from raymat.config.options import Spelling
@@ -74,6 +77,7 @@ def examine(cluster: ClusterFile, options: Options) -> Report:
         ("costs", check_costs, "nothing is paid for without use"),
         ("capacity", check_capacity, "no run waits for one market, and the head stays"),
         ("machines", _machines, "nothing of EC2's"),
+        ("commands", _commands, "shells read each, and Ray each start"),
         ("running", check_running, "vanished machines are noticed, notices heard, disks used"),
         ("this machine", check_this_machine, "what is mounted is here"),
         ("the account", account, ""),
@@ -101,9 +105,19 @@ def _schema(cluster: ClusterFile) -> Iterator[Finding]:
     yield from (Finding("error", each) for each in wrong)
 
 
+def _commands(cluster: ClusterFile) -> Iterator[Finding]:
+    from raymat.cluster.ray_autoscaler_internals import VERSION, start_options
+
+    yield from check_commands(cluster)
+    yield from check_versions(cluster, VERSION)
+    yield from check_starts(cluster, start_options)
+
+
 def _machines(cluster: ClusterFile) -> Iterator[Finding]:
     yield from check_machines(cluster)
     yield from check_ec2(cluster)
+    if cluster.provider.get("type") == "gcp":
+        yield from check_gcp(cluster)
 
 
 def _requests(cluster: ClusterFile) -> Iterator[Finding]:

@@ -9,14 +9,20 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import ray
 from click import ClickException
 from jsonschema.exceptions import ValidationError
+from ray._private.ray_constants import OBJECT_STORE_MINIMUM_MEMORY_BYTES
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts.scripts import start as ray_start
 
 from raymat.config.hints import closest
 from raymat.errors import one_line
 
-__all__ = ["schema_mistake"]
+__all__ = ["VERSION", "schema_mistake", "start_options"]
+
+VERSION = ray.__version__
+"""Ray's, on this machine."""
 
 RAYS_REFUSALS = (
     *(ValueError, TypeError, AttributeError, NotImplementedError, AssertionError, RuntimeError),
@@ -38,6 +44,24 @@ def schema_mistake(cluster: Mapping[str, Any]) -> str | None:
     except RAYS_REFUSALS as error:
         return one_line(error)
     return None
+
+
+def start_options(words: list[str]) -> dict[str, Any]:
+    """Return what `ray start` would take these words for; nothing is started.
+
+    Raises:
+        ValueError: it would refuse them.
+    """
+    try:
+        options = ray_start.make_context("ray start", [*words]).params
+    except ClickException as error:
+        raise ValueError(" ".join(error.format_message().split())) from None
+    store = options["object_store_memory"]
+    if store is not None and store < OBJECT_STORE_MINIMUM_MEMORY_BYTES:
+        raise ValueError(
+            f"--object-store-memory={store}: at least {OBJECT_STORE_MINIMUM_MEMORY_BYTES}"
+        )
+    return dict(options)
 
 
 def _said(error: ValidationError) -> str:

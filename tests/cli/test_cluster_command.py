@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from raymat.cli.main import main
 from tests.support.cluster_files import CLUSTER, changed
 from tests.support.fake_aws import FakeAws, aws  # noqa: F401
+from tests.support.paths import ROOT
 
 GPU = "available_node_types.gpu"
 PROVIDER = "raymat.cluster.ec2_provider.Ec2Provider"
@@ -38,6 +40,8 @@ def test_the_clusters_own_file_lacks_nothing_but_ones_own_address(check: Any) ->
         "  no run waits for one market, and the head stays",
         "machines: fine",
         "  instance profiles, made once: raymat-head, raymat-worker",
+        "commands: fine",
+        "  shells read each, and Ray each start",
         "running: fine",
         "  gpu, decode: each new machine installs for minutes, from AWS's image",
         "this machine: fine",
@@ -97,7 +101,7 @@ RAYS = [("provider.type", "aws"), ("provider.module", None)]
         ([("head_start_ray_commands", ["ray start --head"])],
          "warning: a machine that vanishes is noticed after 15 s to a minute"),
         ([("head_start_ray_commands", ["ray start --head"]), ("worker_start_ray_commands", ["ray start"])],
-         "error: Ray asks for no token: whoever reaches the head runs code on every machine"),
+         "error: 2 x Ray asks for no token: whoever reaches the head runs code on every machine"),
         ([("head_start_ray_commands", ["ray start --head"]), ("worker_start_ray_commands", ["ray start"])],
          "warning: `ray up` exports OMP_NUM_THREADS=1: each task computes on one core"),
         ([("worker_start_ray_commands", ["ray start"])],
@@ -132,14 +136,31 @@ def test_what_describes_no_cluster_is_refused(text: str, check: Any, capsys: Any
 
 
 def test_files_of_other_clouds_are_looked_at_as_far_as_it_goes(check: Any) -> None:
-    theirs = {"type": "gcp", "region": "us-central1", "project_id": "mine"}
-    code, lines = check(changed(("provider", theirs)))
-    assert (code, lines[-1]) == (1, "result: 1 warning")
-    assert "  warning: machines are stopped, not ended, and their disks paid" in "\n".join(lines)
-    code, lines = check(changed(("provider", theirs | {"cache_stopped_nodes": False})))
-    assert code == 0
+    theirs = yaml.safe_load((ROOT / "deploy/gcp.yaml").read_text(encoding="utf-8"))
+    code, lines = check(theirs)
+    assert [line for line in lines if line.startswith("  error") or "warning" in line] == [
+        "  error: provider.project_id is no project's: PROJECT; your own: `gcloud config get project` prints it"
+    ]
+    theirs["provider"] |= {"project_id": "my-mattings"}
+    code, lines = check(theirs)
+    assert (code, lines[-1]) == (0, "result: fine")
     assert "EC2's requests: not looked at: the machines are not EC2's" in lines
     assert "the account: not looked at: the machines are not EC2's" in lines
+
+
+@pytest.mark.parametrize(
+    ("provider", "line"),
+    [
+        ({"availability_zone": "europe-west4-a"}, "error: a zone lies outside of provider.region us-central1"),
+        ({"cache_stopped_nodes": True}, "warning: machines are stopped, not ended, and their disks paid"),
+    ],
+)  # fmt: skip
+def test_googles_mistakes_are_a_line_each(provider: dict[str, Any], line: str, check: Any) -> None:
+    theirs = yaml.safe_load((ROOT / "deploy/gcp.yaml").read_text(encoding="utf-8"))
+    theirs["provider"] |= {"project_id": "my-mattings"} | provider
+    code, lines = check(theirs)
+    assert code == 1
+    assert len([each for each in lines if each.strip().startswith(line)]) == 1
 
 
 def test_findings_are_had_as_json(check: Any, capsys: Any) -> None:

@@ -19,6 +19,10 @@ FIRST = "Ray's schema: look here"
     [
         # Each was passed over, or ended the check with a traceback; `ray up` would have found it after machines were paid.
         ("provider.regoin", "us-east-1", "error: provider: unknown key 'regoin': did you mean region?"),
+        ("provider.module", "raymat.cluster.ec2_provider.EC2Provider",
+         "error: provider.module: there is no raymat.cluster.ec2_provider.EC2Provider: did you mean raymat.cluster.ec2_pro"),
+        ("provider.module", "mine.Provider", "error: provider.module: there is no mine.Provider"),
+        ("head_node_type", "heads", "error: head_node_type is none of available_node_types: head, gpu, decode"),
         ("provider.region", None, "error: provider: region is missing"),
         ("provider.alternativs", {}, "error: provider: unknown key 'alternativs': did you mean alternatives?"),
         ("provider.alternatives.gpu", {"InstanceType": "g5.8xlarge"},

@@ -30,6 +30,11 @@ def main() -> int:
     options = parser.parse_args()
     if options.sealed:
         return play(options)
+    page = options.transcript
+    if page and not (page.is_file() and page.is_relative_to(ROOT)):
+        parser.error(
+            f"--transcript {page}: a page of the project, such as docs/hosts.md: hosts see no other"
+        )
     if lacking := missing():
         print(f"hosts: {lacking}", file=sys.stderr)
         return 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -112,18 +113,24 @@ class ClusterFile:
         return "\n".join(map(str, own))
 
     def commands(self, *keys: str) -> str:
-        """Return the commands under some keys, one a line, each followed by the mounted scripts that it names."""
+        """Return the commands under some keys, one a line, then the mounted scripts that they name."""
         lines = [str(command) for key in keys for command in _list(self.config.get(key))]
-        text = "\n".join(lines)
-        scripts = [_script(local) for local in self._scripts() if f"/{local.name}" in text]
-        return "\n".join([text, *scripts])
+        named = dict.fromkeys(re.findall(r"\S+\.sh\b", "\n".join(lines)))
+        return "\n".join(
+            [*lines, *(_script(local) for each in named if (local := self.local(each)))]
+        )
 
-    def _scripts(self) -> Iterator[Path]:
-        for _, local in self.mounts:
-            if local.is_dir():
-                yield from sorted(local.glob("*.sh"))
-            elif local.suffix == ".sh":
-                yield local
+    def local(self, remote: str) -> Path | None:
+        """Return what is mounted at a path of the machines, or would be, below a mounted folder; None if nothing is."""
+        wanted = _from_home(remote)
+        for place, here in self.mounts:
+            if wanted.is_relative_to(mounted := _from_home(place)):
+                return here / wanted.relative_to(mounted)
+        return None
+
+
+def _from_home(remote: str) -> PurePosixPath:
+    return PurePosixPath(re.sub(r"^(/home/[\w.-]+|/root)(?=/|$)", "~", remote))
 
 
 def _script(path: Path) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
 from jsonschema import Draft7Validator
 from jsonschema.exceptions import ValidationError
 
-from raymat.analysis.clusterfile.cluster_file import ClusterFile
+from raymat.analysis.clusterfile.cluster_file import PROVIDER, ClusterFile
 from raymat.config.hints import closest
 
 COUNT = {"type": "integer", "minimum": 0}
@@ -118,6 +119,14 @@ NAMES = {
 def form_mistakes(cluster: ClusterFile) -> Iterator[str]:
     """Yield where a field has a value of another kind than it must have, one line each; Ray's schema stops at the first."""
     wrong = [*_mistakes(FORM, cluster.config, "")]
+    types = cluster.config.get("available_node_types") or {}
+    if not wrong and types and cluster.config.get("head_node_type") not in types:
+        wrong.append(f"head_node_type is none of available_node_types: {', '.join(types)}")
+    module = str(cluster.provider.get("module") or "")
+    if cluster.provider.get("type") == "external" and not _exists(module):
+        wrong.append(
+            f"provider.module: there is no {module}{closest(module, [PROVIDER], 'a class')}"
+        )
     if cluster.own_provider:
         wrong += _mistakes(OWN_PROVIDER, cluster.provider, "provider")
     if cluster.on_ec2 and not wrong:
@@ -128,6 +137,16 @@ def form_mistakes(cluster: ClusterFile) -> Iterator[str]:
                 some = {k: v for k, v in change.items() if v is not None}
                 wrong += _mistakes(REQUEST, some, f"provider.alternatives.{name}.{number}")
     yield from wrong
+
+
+def _exists(module: str) -> bool:
+    """Tell whether a provider's class can be there: of raymat's own there is one, and the module of others is found."""
+    if module.startswith("raymat."):
+        return module == PROVIDER
+    try:
+        return importlib.util.find_spec(module.rpartition(".")[0]) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _mistakes(schema: dict[str, Any], value: Any, root: str) -> Iterator[str]:

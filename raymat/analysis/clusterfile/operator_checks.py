@@ -26,10 +26,13 @@ def check_doors(cluster: ClusterFile) -> Iterator[Finding]:
         yield from _ssh(cluster)
         yield from _open_rules(cluster)
     starts = cluster.commands("head_start_ray_commands", "worker_start_ray_commands")
-    if "RAY_AUTH_MODE=token" not in starts:
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        if "RAY_AUTH_MODE=token" in cluster.commands(key):
+            continue
         yield Finding(
             "error",
             "Ray asks for no token: whoever reaches the head runs code on every machine",
+            key,
             advice="export RAY_AUTH_MODE=token before each `ray start`, and mount ~/.ray/auth_token",
         )
     if re.search(r"--dashboard-host[= ](0\.0\.0\.0|::)(\s|$)", starts):
