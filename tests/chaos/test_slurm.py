@@ -21,8 +21,8 @@ from tests.support.paths import ROOT
 pytestmark = pytest.mark.chaos
 
 STAND_INS = {
-    # Starts the step on this machine, whatever the node.
-    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    # Starts the step on this machine, whatever the node; as srun since 22.05, it has one CPU unless it is told of more.
+    "srun": '[[ "$*" == *--cpus-per-task=2* ]] || exit 9; while [[ $1 == --* ]]; do shift; done; exec "$@"',
     # Two nodes; and who asks to be queued again is written down.
     "scontrol": 'if [ "$1" = show ]; then printf "%s\\n" "$HOST_NAME" "$HOST_NAME"; else echo "$@" >> "$HOME/queued"; fi',
 }

@@ -133,6 +133,17 @@ def test_skypilots_job_starts_again_elsewhere_and_keeps_its_secret() -> None:
     assert task["secrets"] == {"RAY_AUTH_TOKEN": None}
 
 
+def test_each_node_of_slurm_has_the_cpus_of_its_task() -> None:
+    (step,) = re.findall(r"^ +srun .*$", NAMES["slurm.sbatch"], re.MULTILINE)
+    assert '--cpus-per-task="$SLURM_CPUS_PER_TASK"' in step
+
+
+def test_an_installation_for_an_unknown_kind_of_machine_is_refused() -> None:
+    script = DEPLOY / "node/install.sh"
+    done = subprocess.run(["bash", script, "gup"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "install.sh: head, gpu or cpu, not gup\n")
+
+
 def test_slurm_tells_the_script_two_minutes_ahead_and_may_queue_it_again() -> None:
     options = re.findall(r"^#SBATCH (--.*)$", NAMES["slurm.sbatch"], re.MULTILINE)
     assert {"--signal=B:TERM@120", "--requeue", "--open-mode=append"} <= set(options)
