@@ -414,6 +414,16 @@ def test_the_contact_sheet_shows_the_examples_that_the_run_begins_with(
         assert np.abs(cell - true).mean() < 2
 
 
+def test_a_contact_sheet_that_cannot_be_drawn_is_told(raymat: Command, tmp_path: Path) -> None:
+    words = ["--dataset", str(tmp_path), "--backgrounds", str(tmp_path)]
+    code, _, err = raymat("check", *words, "--contact-sheet", str(tmp_path / "sheet.png"))
+    assert (code, err) == (
+        1,
+        ["note: no contact sheet was drawn: there is nothing yet to train on"],
+    )
+    assert not (tmp_path / "sheet.png").exists()
+
+
 def test_a_contact_sheet_is_a_png(check: Any, raymat: Command) -> None:
     code, _, err = raymat("check", "--synthetic", "3", "--contact-sheet", "sheet.jpg")
     assert (code, err) == (

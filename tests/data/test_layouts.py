@@ -70,6 +70,11 @@ def move(root: Path, before: str, after: str) -> None:
             "no such folder: /data/train/pha: rename masks/ to pha/ in /data/train",
         ),
         (
+            {"data/train/pha": "gone"},
+            "no such folder: /data/train/pha: /data/train has fgr/ alone; if its pictures have alpha channels: "
+            "ln -s fgr /data/train/pha",
+        ),
+        (
             {"data": "all/set/data", "all/set": "data"},
             "no such folder: /data/train/fgr: it is a level deeper: give /data/data",
         ),
@@ -104,7 +109,7 @@ def test_a_missing_folder_is_said_with_what_is_there(
     ("url", "hint"),
     [
         (
-            "file://{}/my%20data",
+            "{}/my%20data",
             "a path is read as it is written, and there is /my data: give that",
         ),
         ("{}/data ", "a path is read as it is written, and there is /data: give that"),

@@ -17,6 +17,7 @@ from raymat.analysis.preflight.findings import Report
 from raymat.analysis.preflight.run_checks import examine
 from raymat.analysis.preflight.sample_sheet import sample_sheet
 from raymat.analysis.preflight.subject import Subject
+from raymat.cli.inputs import print_note
 from raymat.config.flags import read_options
 from raymat.config.options import OptionGroup, Spelling, at_least
 from raymat.config.run import RunConfig, build, to_dict
@@ -72,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
     if options.contact_sheet is not None and subject.trainable:
         sheet = sample_sheet(subject)
         write_output("--contact-sheet", options.contact_sheet, sheet)
+    elif options.contact_sheet is not None:
+        print_note("no contact sheet was drawn: there is nothing yet to train on")
     return report.code
 
 

@@ -168,6 +168,9 @@ def _instead(folder: Folder, here: str, part: str, entries: Mapping[str, bool]) 
         if os.path.basename(shown) in ("train", "valid"):
             return f"this is one of its halves: give the folder above, {os.path.dirname(shown)}"
         return f"{shown} has fgr/ and pha/ itself: move them into {shown}/train"
+    if part == "pha" and "fgr" in folders and "://" not in shown:
+        link = shlex.quote(f"{shown}/pha")
+        return f"{shown} has fgr/ alone; if its pictures have alpha channels: ln -s fgr {link}"
     deeper = [
         name for name in folders[:_LOOKED_INTO] if part in (folder.entries(_join(here, name)) or {})
     ]
