@@ -218,6 +218,19 @@ def test_what_the_account_lacks_is_a_line_each(check: Any, aws: FakeAws) -> None
     ]
 
 
+def test_a_spot_price_below_the_market_is_told_with_it(check: Any, aws: FakeAws) -> None:  # noqa: F811
+    most = f"{GPU}.node_config.InstanceMarketOptions.SpotOptions.MaxPrice"
+    _, lines = check(
+        changed((most, "0.10"), ("provider.alternatives.gpu", [{"InstanceMarketOptions": None}]))
+    )
+    assert [line for line in account(lines) if "warning" in line] == [
+        "  warning: MaxPrice is below the market: a run would wait for it: gpu (0.10, and g5.4xlarge costs 0.64 or more); "
+        "leave MaxPrice out: spot costs at most the price on demand"
+    ]
+    _, lines = check(changed((most, "0.70")))
+    assert [line for line in account(lines) if "warning" in line] == []
+
+
 def test_an_account_that_does_not_answer_is_unseen(
     check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

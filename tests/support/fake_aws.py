@@ -89,6 +89,12 @@ class FakeAws:
         )
         return 200, f"<R><instanceTypeSet>{items}</instanceTypeSet></R>"
 
+    def _DescribeSpotPriceHistory(self, form: dict[str, str]) -> tuple[int, str]:
+        items = "".join(
+            f"<item><spotPrice>{price}</spotPrice></item>" for price in ("0.690000", "0.640000")
+        )
+        return 200, f"<R><spotPriceHistorySet>{items}</spotPriceHistorySet></R>"
+
     def _DescribeSecurityGroups(self, form: dict[str, str]) -> tuple[int, str]:
         ranges = "<ipRanges><item><cidrIp>0.0.0.0/0</cidrIp></item></ipRanges>"
         rule = f"<item><fromPort>22</fromPort><toPort>22</toPort>{ranges}</item>"

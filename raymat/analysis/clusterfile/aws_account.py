@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timezone
 from typing import Any
 
 from botocore.config import Config
@@ -77,6 +78,26 @@ def _launches(client: Client, cluster: ClusterFile, storage: str | None) -> Iter
                     where = f"{node_type.name} ({request.get('InstanceType')}, {_market(request)})"
                     detail = f"{said['Code']}: {said['Message']}"
                     yield Finding("error", "EC2 would not launch it", where, detail)
+
+
+def _prices(client: Client, cluster: ClusterFile, storage: str | None) -> Iterator[Finding]:
+    """Compare the most that spot machines may cost with what the cheapest zone asks for now."""
+    for node_type in cluster.node_types:
+        for place, offer in node_type.places:
+            options = (offer.get("InstanceMarketOptions") or {}).get("SpotOptions") or {}
+            if (most := options.get("MaxPrice")) is None or on_demand(offer):
+                continue
+            answer = client("ec2").describe_spot_price_history(
+                InstanceTypes=[offer["InstanceType"]],
+                ProductDescriptions=["Linux/UNIX"],
+                StartTime=datetime.now(timezone.utc),
+            )
+            prices = [float(each["SpotPrice"]) for each in answer["SpotPriceHistory"]]
+            if prices and float(most) < min(prices):
+                detail = f"{most}, and {offer['InstanceType']} costs {min(prices):g} or more"
+                advice = "leave MaxPrice out: spot costs at most the price on demand"
+                what = "MaxPrice is below the market: a run would wait for it"
+                yield Finding("warning", what, place, detail, advice)
 
 
 def _profiles(client: Client, cluster: ClusterFile, storage: str | None) -> Iterator[Finding]:
@@ -203,5 +224,5 @@ def _aborts_uploads(s3: Any, bucket: str) -> bool:
     return any("AbortIncompleteMultipartUpload" in rule for rule in rules)
 
 
-CHECKS: tuple[Check, ...] = (_identity, _launches, _profiles, _sizes, _group, _bucket)
+CHECKS: tuple[Check, ...] = (_identity, _launches, _prices, _profiles, _sizes, _group, _bucket)
 """All questions, in their order."""

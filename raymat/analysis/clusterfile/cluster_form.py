@@ -42,7 +42,6 @@ REQUEST = {
 """What is asked of a request to EC2 by more than EC2's own model, which sees to the rest."""
 NODE_TYPE = {
     "type": "object",
-    "required": ["node_config"],
     "properties": {
         "node_config": {"type": "object"},
         "resources": {"type": "object", "additionalProperties": COUNT},
