@@ -163,6 +163,15 @@ assert not {"tyro", "yaml", "torch", "ray", "numpy"} & {*sys.modules}
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_what_a_command_imports_is_never_looked_through_for_garbage() -> None:
+    program = (
+        "import gc; from raymat.cli.main import main; main(['diff', '/a', '/b']);"
+        "print(gc.isenabled(), gc.get_freeze_count() > 10_000, gc.get_stats()[2]['collections'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "True True 0"
+
+
 def test_the_module_is_run_as_the_command_is() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "raymat", "trian"], capture_output=True, text=True, check=False
