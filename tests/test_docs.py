@@ -142,6 +142,12 @@ def test_every_page_has_its_place_in_the_site() -> None:
     )
 
 
+def test_the_page_of_benchmarks_names_every_script() -> None:
+    page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+\.py)` \|", page, re.MULTILINE)
+    assert listed == sorted(path.name for path in (ROOT / "benchmarks").glob("*.py"))
+
+
 def test_what_does_not_exist_is_found() -> None:
     code = "`raymat/nowhere.py`, `data/rng.py`, `lost.py`, `tests/test_docs.py::test_nothing`, `s3://raymat/x`"
     assert [*missing_paths(code)] == [
