@@ -231,6 +231,12 @@ def test_a_spot_price_below_the_market_is_told_with_it(check: Any, aws: FakeAws)
     assert [line for line in account(lines) if "warning" in line] == []
 
 
+def test_a_type_of_which_ec2_says_no_size_is_passed_over(check: Any, aws: FakeAws) -> None:  # noqa: F811
+    code, lines = check(changed(("provider.alternatives.gpu", [{"InstanceType": "g9.4xlarge"}])))
+    assert (code, account(lines)[0]) == (1, "the account: fine")
+    assert "'g9.4xlarge' is no InstanceType" in "\n".join(lines)
+
+
 def test_an_account_that_does_not_answer_is_unseen(
     check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,8 +164,12 @@ def test_what_a_job_sends_is_the_project_without_weights_footage_and_tests(tmp_p
 
     (tmp_path / "raymat/model").mkdir(parents=True)
     (tmp_path / "tests").mkdir()
-    kept = ["raymat/model/__init__.py", "jobs/refine.py", "run.yaml"]
+    kept = ["raymat/model/__init__.py", "jobs/refine.py", "run.yaml", "raymat/uPlot.txt"]
     lost = ["weights.pth", "raymat/big.safetensors", "clip.mp4", "tests/test_x.py", "run.log"]
+    lost += [
+        "nohup.out",
+        "answer.txt",
+    ]  # what a shell writes there while it is packed: no machine would find the package
     (tmp_path / "jobs").mkdir()
     for name in kept + lost:
         (tmp_path / name).write_text("x")

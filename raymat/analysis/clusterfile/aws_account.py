@@ -118,12 +118,13 @@ def _profiles(client: Client, cluster: ClusterFile, storage: str | None) -> Iter
 
 def _sizes(client: Client, cluster: ClusterFile, storage: str | None) -> Iterator[Finding]:
     """Compare the sizes of machines with what the file tells Ray, and the most that may run with the quotas."""
-    kinds = {str(o["InstanceType"]) for n in cluster.node_types for o in n.offers}
+    kinds = {kind for n in cluster.node_types for o in n.offers if (kind := o.get("InstanceType"))}
     answer = client("ec2").describe_instance_types(InstanceTypes=sorted(kinds))
     sizes = {each["InstanceType"]: each for each in answer["InstanceTypes"]}
     for node_type in cluster.node_types:
         for offer in node_type.offers:
-            yield from _compare(node_type, sizes[str(offer["InstanceType"])])
+            if size := sizes.get(str(offer.get("InstanceType"))):
+                yield from _compare(node_type, size)
     cpus = {name: int(each["VCpuInfo"]["DefaultVCpus"]) for name, each in sizes.items()}
     quotas = client("service-quotas")
     for (code, family), needed in sorted(_needed(cluster, cpus).items()):
@@ -155,7 +156,9 @@ def _needed(cluster: ClusterFile, cpus: Mapping[str, int]) -> dict[tuple[str, st
         most = 1 if node_type.head else int(node_type.fields.get("max_workers") or 0)
         largest: dict[tuple[str, str], int] = {}
         for offer in node_type.offers:
-            kind = str(offer["InstanceType"])
+            kind = str(offer.get("InstanceType"))
+            if kind not in cpus:  # a launch template's, or one that EC2 does not know
+                continue
             key = (_quota(offer), f"{_family(kind) or 'standard'} {_market(offer)}")
             largest[key] = max(largest.get(key, 0), most * cpus[kind])
         for key, count in largest.items():

@@ -35,7 +35,10 @@ REQUEST = {
         },
         "BlockDeviceMappings": {
             "type": "array",
-            "items": {"type": "object", "properties": {"Ebs": {"type": "object"}}},
+            "items": {
+                "type": "object",
+                "properties": {"DeviceName": {"type": "string"}, "Ebs": {"type": "object"}},
+            },
         },
     },
 }
@@ -56,6 +59,7 @@ FORM = {
     "required": ["cluster_name", "provider"],
     "properties": {
         "cluster_name": {"type": "string", "minLength": 1},
+        "head_node_type": {"type": "string"},
         "max_workers": COUNT,
         "idle_timeout_minutes": {"type": "number", "minimum": 0},
         "provider": {
