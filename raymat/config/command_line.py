@@ -92,10 +92,12 @@ def named_options(
         ConfigError: an unknown flag, with the closest that exists, or a value that cannot be used.
     """
     options = {name: option for group in groups.values() for name, option in group.items()}
-    if short and "--help-all" in argv:
-        argv = ["--help"]
-    elif short and {"-h", "--help"} & {*argv}:
-        argv, groups = ["--help"], {"": {name: options[name] for name in short.first}}
+    everything = short is not None and "--help-all" in argv
+    asked = not everything and bool({"-h", "--help"} & {*argv})
+    if everything or asked:
+        argv = ["--help"]  # tyro's help leaves out the arguments that were given before it
+    if short and asked:
+        groups = {"": {name: options[name] for name in short.first}}
         description += f"\n\n{short.examples}\n\n--help-all shows all {len(options)} options."
     argv = _each_once(argv, options)
     given, rest = _read(argv, prog, description, _dictionary(groups, switches), {"": switches})

@@ -37,6 +37,25 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
     assert "Exit code: 0" in shown
 
 
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (["export", "runs/a", "-o", "a.pth", "-h"], "usage: raymat export [-h] [OPTIONS] URL"),
+        (["matte", "a.pth", "--help"], "usage: raymat matte [-h] [OPTIONS] WHAT"),
+        (["evaluate", "a.pth", "b.pth", "--help"], "usage: raymat evaluate [-h] [OPTIONS] WHAT..."),
+    ],
+)
+def test_help_behind_arguments_is_the_whole_help(
+    words: list[str], usage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0].rstrip() == usage
+    assert shown == help_of(words[0], capsys)
+
+
 @pytest.mark.parametrize(("command", "flag"), HELPS)
 def test_help_gives_each_default_once(
     command: str, flag: str, capsys: pytest.CaptureFixture[str]
