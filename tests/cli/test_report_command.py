@@ -15,6 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from raymat.analysis.goodput.ledger import CAUSES
@@ -257,6 +259,24 @@ def test_charts_that_were_drawn_before_their_frame_had_a_width_fill_it(
     command += ["--allow-file-access-from-files", "--dump-dom", f"file://{tmp_path}/frame.html"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "<title>370,370,370,370,370,370</title>" in done.stdout  # 390 without the page's margins
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_a_curve_of_one_value_is_a_point(tmp_path: Path, make: Callable[..., Page]) -> None:
+    store = TroubledRun(tmp_path, "run").write(0, 1)
+    (segment,) = (tmp_path / "run/metrics").iterdir()
+    segment.write_text(segment.read_text().splitlines()[0] + "\n")
+    assert make(store.url).data["runs"][0]["train"]["steps"] == [10]
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=800,3000"]
+    command += ["--virtual-time-budget=5000", f"--screenshot={tmp_path}/page.png"]
+    subprocess.run([*command, f"file://{tmp_path}/page.html"], capture_output=True, check=True)
+    drawn = cv2.imread(f"{tmp_path}/page.png")
+    assert drawn is not None
+    orange = np.all(drawn == (0x02, 0x5F, 0xD9), axis=-1)  # --run1 by day
+    # Data wait and one learning rate, each with its sign in the legend. Rings have gaps where their edge is blended.
+    whole = cv2.dilate(orange.astype(np.uint8), np.ones((5, 5)))
+    assert cv2.connectedComponents(whole)[0] - 1 == 4
 
 
 def test_damaged_events_are_counted_among_what_is_missing(tmp_path: Path) -> None:

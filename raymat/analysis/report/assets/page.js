@@ -4,6 +4,8 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const ROUTINE = ["data wait", "save stall", "validation"].map((cause) => DATA.causes.indexOf(cause));
 const charts = [];
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+// Steps are whole: no axis of them has a mark between two.
+const WHOLE = Array.from({ length: 30 }, (_, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3));
 const short = (v) => (v == null ? "-" : Number(v.toPrecision(4)).toString());
 
 function axis(extra) {
@@ -31,13 +33,15 @@ function curve(box, title, runs, parts, options) {
   const tables = [], series = [{ label: "step", value: (u, v) => short(v) }];
   for (const [number, run] of runs) {
     for (const part of parts(run, number)) {
-      if (!part.values.some((v) => v != null)) continue;
+      const known = part.values.filter((v) => v != null).length;
+      if (!known) continue;
       tables.push([part.steps, part.values]);
-      series.push(line(runs.length > 1 ? `${run.name} ${part.label}` : part.label, part.color, part.extra));
+      const alone = known === 1 ? { points: { show: true, size: 6 } } : {};  // one value makes no line
+      series.push(line(runs.length > 1 ? `${run.name} ${part.label}` : part.label, part.color, { ...alone, ...part.extra }));
     }
   }
   if (!tables.length) return;
-  draw(box, title, 230, { scales: { x: { time: false } }, axes: [axis(), axis({ size: 62 })], ...options, series },
+  draw(box, title, 230, { scales: { x: { time: false } }, axes: [axis({ incrs: WHOLE }), axis({ size: 62 })], ...options, series },
     uPlot.join(tables));
 }
 
@@ -57,13 +61,13 @@ const KINDS = {
       { steps: run.train.steps, values: run.train.examples_per_second, label: "examples/s", color: `run${n % 8}` },
       ...(alone ? [{ steps: run.train.steps, values: run.train.data_wait, label: "data wait", color: "run1",
         extra: { scale: "share", value: (u, v) => (v == null ? "-" : `${(100 * v).toFixed(1)}%`) } }] : [])],
-    alone ? { scales: { x: { time: false }, share: { range: [0, 1] } }, axes: [axis(), axis({ size: 62 }),
+    alone ? { scales: { x: { time: false }, share: { range: [0, 1] } }, axes: [axis({ incrs: WHOLE }), axis({ size: 62 }),
       axis({ scale: "share", side: 1, size: 46, grid: { show: false }, values: (u, vs) => vs.map((v) => `${Math.round(100 * v)}%`) })]
     } : {});
   },
   lr: (box, runs) => curve(box, "learning rates", runs, (run) => Object.keys(run.train.lr).map((name, i) => (
     { steps: run.train.steps, values: run.train.lr[name], label: name, color: `run${i % 8}` })),
-  { axes: [axis(), axis({ size: 62, values: (u, vs) => vs.map((v) => (v ? v.toExponential(0) : "0")) })] }),
+  { axes: [axis({ incrs: WHOLE }), axis({ size: 62, values: (u, vs) => vs.map((v) => (v ? v.toExponential(0) : "0")) })] }),
   time: (box, runs) => timeline(box, runs[0][1]),
   steps: (box, runs) => progress(box, runs[0][1]),
 };
@@ -109,7 +113,7 @@ function timeline(box, run) {
   const chart = draw(box, "workers, coloured by what their time went into", 200, {
     ...UTC,
     scales: { y: { range: [0, slots * 1.18] } },
-    axes: [axis({ values: clock, space: 70 }), axis({ size: 62, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500] })],
+    axes: [axis({ values: clock, space: 70 }), axis({ size: 62, incrs: WHOLE })],
     series: [{ label: "time", value: (u) => moment(u, here(u)) }, { label: "workers", ...hidden, value: told((s) => s[4]) },
       { label: "cause", ...hidden, value: told((s) => DATA.causes[s[2]]) }, { label: "attempt", ...hidden, value: told((s) => s[5]) }],
     hooks: {
@@ -175,7 +179,7 @@ function progress(box, run) {
   const steps = run.time.steps, first = box.parentElement.querySelector('[data-chart="time"]');
   if (!steps.length || !first.chart) return;
   const chart = draw(box, "completed steps: where the line goes back, steps were done again", 170, {
-    ...UTC, axes: [axis({ values: clock, space: 70 }), axis({ size: 62 })], series: [{ label: "time", value: moment },
+    ...UTC, axes: [axis({ values: clock, space: 70 }), axis({ size: 62, incrs: WHOLE })], series: [{ label: "time", value: moment },
       line("step", "run0", { spanGaps: false, points: { show: false } })],
   }, [steps.map((s) => s[0]), steps.map((s) => s[1])]);
   together([first.chart, chart]);
