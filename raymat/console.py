@@ -100,6 +100,8 @@ class Display:
     ) -> None:
         """`stream`: default stderr. `clock`: in seconds."""
         self._stream = stream or sys.stderr
+        self._is_result = self._stream is sys.stdout
+        """Whether somebody asked for the lines. Those beside a result may be lost: a full disk below a log ends no run."""
         self._clock = clock
         self._shown = ""
         self._began = clock()
@@ -147,8 +149,12 @@ class Display:
         self._write(CLEAR if self.terminal else "")
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            if self._is_result:
+                raise
 
 
 class Screen:

@@ -105,12 +105,16 @@ class JsonLines(io.TextIOBase):
 
 
 def tell(text: str, level: str = "info", **fields: Any) -> None:
-    """Print text to stderr: lines, or one object with these fields, which lines leave out."""
+    """Print text to stderr: lines, or one object with these fields, which lines leave out.
+
+    What cannot be printed is lost: a full disk below a log ends no run, and changes no exit code.
+    """
     stream = sys.stderr
-    if isinstance(stream, JsonLines):
-        stream.record(text, level, **fields)
-    else:
-        print(text, file=stream, flush=True)
+    with contextlib.suppress(OSError):
+        if isinstance(stream, JsonLines):
+            stream.record(text, level, **fields)
+        else:
+            print(text, file=stream, flush=True)
 
 
 def asks_for_json(words: Sequence[str]) -> bool:

@@ -15,6 +15,7 @@ from raymat.config.command_line import parse_options
 from raymat.config.options import NOT_NEGATIVE, OptionGroup, Spelling
 from raymat.console import columns
 from raymat.errors import RaymatError
+from raymat.json_lines import tell
 from raymat.storage.output_files import check_output, write_output
 
 EQUAL, DIFFERENT, FAILED = 0, 1, 2
@@ -63,7 +64,7 @@ def report(
             drawn = draw_changes(result.layers, f"A  {result.a}", f"B  {result.b}")
             write_output("--picture", picture, drawn)
     except RaymatError as error:
-        print(f"raymat: error: cannot compare: {error.line}", file=sys.stderr)
+        tell(f"raymat: error: cannot compare: {error.line}", "error")
         return FAILED
     print(text(result, limit), file=out or sys.stdout)
     return EQUAL if result.equal else DIFFERENT

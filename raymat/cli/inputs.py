@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 
 from raymat.config.sections import Device
 from raymat.errors import ConfigError
+from raymat.json_lines import tell
 
 
 def device_of(name: Device) -> torch.device:
@@ -20,4 +19,4 @@ def device_of(name: Device) -> torch.device:
 
 def print_note(note: str) -> None:
     """Print a note to stderr, beside a command's result."""
-    print(f"note: {note}", file=sys.stderr)
+    tell(f"note: {note}", "warning")

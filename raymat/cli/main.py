@@ -6,7 +6,6 @@ import errno
 import functools
 import gc
 import importlib
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raymat.cli.streams import (
+    discard_output,
+    discard_unwritable_messages,
+    open_closed_streams,
+    print_all_text,
+)
 from raymat.config.hints import closest
 from raymat.config.shadows import refuse_shadows
-from raymat.errors import ConfigError, RayLostError, RaymatError, StoppedError
+from raymat.errors import ConfigError, RayLostError, RaymatError, StoppedError, StorageError
 from raymat.json_lines import (
     LogContext,
     asks_for_json,
@@ -66,51 +71,41 @@ def fail(error: RaymatError) -> int:
 
 
 def _guarded(action: Callable[[], int], words: Sequence[str]) -> int:
-    with output_as_before():
-        if asks_for_json(words):  # even if they turn out to be no command
-            print_json(LogContext())
-        return _caught(action)
+    open_closed_streams()
+    try:
+        with output_as_before():
+            if asks_for_json(words):  # even if they turn out to be no command
+                print_json(LogContext())
+            return _caught(action)
+    finally:
+        discard_unwritable_messages()
 
 
 def _caught(action: Callable[[], int]) -> int:
     try:
         try:
-            _print_all_text()
+            print_all_text()
             refuse_shadows(os.environ)
             return action()
         finally:
             sys.stdout.flush()  # here, where its error can still be caught
     except RayLostError as error:
         code = fail(error)
-        sys.stderr.flush()
+        discard_unwritable_messages()  # and write the others, which os._exit leaves out
         os._exit(code)  # Ray's client waits for the dead at an orderly end, and complains
     except RaymatError as error:
         return fail(error)
     except BrokenPipeError:  # `raymat base --help | head`: nobody reads on
-        _discard_output()
+        discard_output()
         return CLOSED_PIPE
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        _discard_output()
-        tell(f"raymat: error: the output cannot be written: {error.strerror}", "warning")
-        return 2
+        discard_output()
+        return fail(StorageError(f"the output cannot be written: {error.strerror}"))
     except KeyboardInterrupt:
         tell("raymat: interrupted", "error")
         return INTERRUPTED
-
-
-def _print_all_text() -> None:
-    """Let text that an encoding lacks, such as a lone surrogate from a file's name, be escaped as it is printed."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _discard_output() -> None:
-    """Let Python write what is left of the output nowhere: at its end it would complain that it cannot."""
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _train(stage: Stage, argv: Sequence[str]) -> int:

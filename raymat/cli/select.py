@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -13,6 +12,7 @@ from raymat.config.command_line import parse_options
 from raymat.config.options import FACTOR, OptionGroup, Spelling, Url, at_least
 from raymat.console import columns
 from raymat.errors import ConfigError
+from raymat.json_lines import tell
 from raymat.train.run.run_url import open_run_url
 
 FOUND, NOTHING = 0, 1
@@ -60,9 +60,9 @@ def main(argv: Sequence[str]) -> int:
     options = parse_options(Options, argv, "raymat select")
     choice = select(options)
     for note in choice.notes:
-        print(f"note: {note}", file=sys.stderr)
+        tell(f"note: {note}", "warning")
     if not choice.points:
-        print(f"raymat: {choice.verdict}", file=sys.stderr)
+        tell(f"raymat: {choice.verdict}", "warning")
         return NOTHING
     print("\n".join(choice.names) if options.quiet else _text(choice))
     return FOUND

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from raymat.data.preparation.copy_job import CopyJob, CopyOutcome, CopyPlace
 from raymat.data.preparation.copy_record import CopyHead, CopyRecord
 from raymat.data.preparation.picture_copy import Alpha, CopySettings
 from raymat.errors import ConfigError
+from raymat.json_lines import tell
 from raymat.storage.access import Access
 from raymat.storage.store import Store
 from raymat.storage.urls import redact, root_problem
@@ -129,7 +129,7 @@ def _copy_missing(job: CopyJob, record: CopyRecord, copy_all: CopyAll, bar: Prog
         left = sum(job.sources(place) not in record.done for place in missing)
         if left:
             done = f"{len(places) - left:,} of {len(places):,} pairs or backgrounds are copied"
-            print(f"note: {done}, the same command goes on", file=sys.stderr)
+            tell(f"note: {done}, the same command goes on", "warning")
 
 
 def _copier(options: Options) -> CopyAll:
@@ -150,10 +150,10 @@ def _tell_strangers(job: CopyJob, names: Sequence[str]) -> int:
     if not names:
         return FINE
     more = ", ..." if len(names) > _NAMED else ""
-    print(
+    tell(
         f"note: {count(len(names), 'picture')} in {job.store.url} that a run would take and that the copy did not make: "
         f"{', '.join(names[:_NAMED])}{more}: remove what is not meant",
-        file=sys.stderr,
+        "warning",
     )
     return FOUND
 

@@ -121,7 +121,8 @@ def quiet_terminal(watch: RayWatch) -> Iterator[None]:
         if not watch.lost:
             os.dup2(terminal, 2)
             sys.stderr = before
-            lines.close()
+            with contextlib.suppress(OSError):  # what it could not write either
+                lines.close()
 
 
 def _writes_to(number: int, stream: object) -> bool:
