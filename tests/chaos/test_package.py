@@ -62,6 +62,8 @@ def test_the_sdist_holds_what_a_cluster_needs(built: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {
+        ".gitignore",  # what of it a job's package leaves out, environments among it
+        ".rayignore",
         "cluster.yaml",
         "constraints.txt",
         "Dockerfile",
