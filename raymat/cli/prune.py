@@ -75,7 +75,7 @@ def _prune(store: Store, options: Options) -> int:
         freed = pruning.delete()
     if not store.may_delete:
         raise StorageError(
-            f"nothing was deleted: this account may not delete in {store.url}; give it the right "
+            f"nothing was deleted: this account may not delete in {store.url}; give it "
             f"{delete_right(store.url)}, or let another account prune"
         )
     if isinstance(why_not, StorageError) and freed:

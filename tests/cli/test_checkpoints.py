@@ -156,6 +156,7 @@ NO_RUN = ("there is no run at {url}", "{url} is neither a weights file")
         ("memory://runs/nothing", NO_RUN),
         ("s3://", "s3:// names no bucket: write s3://BUCKET/FOLDER"),
         ("nonsense://x/y", "cannot open nonsense://x"),
+        ("{tmp}/file", "{url} is a file"),
         ("{tmp}/file/run", "a file lies where a folder should be"),
     ],
 )

@@ -32,7 +32,7 @@ def announce_deletion(
         try:
             emit(CheckpointsDeleted(checkpoints=list(map(str, checkpoints)), torn=torn))
         except StorageError as error:
-            log.warning("deleted without an event: %s", error.line)
+            log.warning("no event tells of this deletion: %s", error.line)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from os.path import split
+from os.path import isfile, split
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from raymat.checkpoint.layout import split_run_url
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.console import count
 from raymat.errors import ConfigError, StorageError
+from raymat.storage.backends import LocalBackend
 from raymat.storage.store import Store
 from raymat.train.observability.events import read_events_counted
 from raymat.train.run.run_file import RUN_FILE
@@ -26,7 +27,17 @@ def open_url(url: str) -> tuple[Store, CheckpointId | None]:
         StorageError: `url` names neither.
     """
     storage, name, checkpoint = split_run_url(url)
-    return Store.open(storage, name), checkpoint
+    store = Store.open(storage, name)
+    if is_file(store):
+        raise StorageError(
+            f"{store.url} is a file: expected the URL of a run, --storage and --name joined by a slash"
+        )
+    return store, checkpoint
+
+
+def is_file(store: Store) -> bool:
+    """Return whether a file of this machine lies where the run's folder would be."""
+    return isinstance(store.backend, LocalBackend) and isfile(store.root)
 
 
 def open_run_url(url: str) -> Store:

@@ -29,7 +29,8 @@ from raymat.model.weights_reader import read_file
 from raymat.storage.store import Store
 from raymat.storage.urls import redact
 from raymat.train.run.checkpoint_choice import OnSkip, candidates
-from raymat.train.run.weights_reference import parse_reference
+from raymat.train.run.run_url import is_file
+from raymat.train.run.weights_reference import WEIGHT_FILES, parse_reference
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ def read_state(
     request = parse_reference(what)
     storage, name, checkpoint = split_run_url(request.url)
     store = Store.open(storage, name)
+    if is_file(store):
+        raise WeightsError(
+            f"{store.url} is a file, but no weights file ({', '.join(WEIGHT_FILES)}): give such a file, or a run's URL, "
+            "--storage and --name joined by a slash"
+        )
     reasons: list[str] = []
 
     def skipped(passed_over: CheckpointId, reason: str) -> None:
