@@ -144,6 +144,9 @@ def importing(module: str) -> Iterator[None]:
 
     Packages make hundreds of thousands of objects that all stay: with Ray and torch the looks take a fifth of the imports'
     time, and half a second as the process ends.
+
+    Raises:
+        ConfigError: this Python lacks a package that raymat needs.
     """
     if module in sys.modules or not gc.isenabled():
         yield
@@ -151,6 +154,13 @@ def importing(module: str) -> Iterator[None]:
     gc.disable()
     try:
         yield
+    except ModuleNotFoundError as error:
+        if (error.name or "raymat").partition(".")[0] == "raymat":
+            raise
+        raise ConfigError(
+            f"{sys.executable} lacks {error.name}, which raymat needs: take the Python that raymat is installed for; "
+            "a job has the one of the machine that it starts on"
+        ) from error
     finally:
         gc.freeze()
         gc.enable()

@@ -409,3 +409,14 @@ def test_a_reader_that_has_read_enough_costs_no_traceback(command: str, unbuffer
     assert len(done.stdout) == 1
     assert done.stderr == ""
     assert done.returncode in (0, 141)  # all may have been written before the reader went
+
+
+def test_a_python_that_lacks_what_raymat_needs_is_named_in_one_line() -> None:
+    """As a job's may, on machines where raymat is not installed."""
+    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from raymat.cli.main import job_main; sys.exit(job_main('base', []))"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", start], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"raymat: error: {sys.executable} lacks yaml, which raymat needs: take the Python that raymat is installed for; "
+        "a job has the one of the machine that it starts on\n"
+    )
