@@ -59,6 +59,9 @@ DISK = f"{CONFIG}.BlockDeviceMappings"
         ("provider.ssh_from", ["203.0.113.7/0"], "error: provider.ssh_from opens SSH to the world: 203.0.113.7/0"),
         ("provider.ssh_from", ["0.0.0.0/1", "128.0.0.0/1"], "error: 2 x provider.ssh_from opens SSH to the world: 0.0.0.0/1"),
         ("provider.ssh_from", ["192.168.1.5/32"], "warning: a private address, which EC2 never sees"),
+        (f"{CONFIG}.InstanceInitiatedShutdownBehavior", None,
+         "warning: a machine that powers off is stopped, not ended, and its disk paid: gpu"),
+        ("cluster_name", "mine", "warning: raymat-head may launch machines of a cluster called raymat alone: cluster_name mine"),
         ("idle_timeout_minutes", 0, "warning: machines end before a job has come to them, and are launched again"),
         (f"{GPU}.idle_timeout_s", 864000, "warning: idle machines are paid for long: gpu.idle_timeout_s (14400 min)"),
     ],
@@ -77,6 +80,7 @@ def test_what_ec2_would_refuse_or_bill_is_one_line(
         [("provider.region", "eu-central-1"), ("provider.availability_zone", "eu-central-1a, eu-central-1b")],
         [("provider.region", "us-west-2"), ("provider.availability_zone", "us-west-2-lax-1a")],
         [("provider.region", "cn-north-1")],
+        [("cluster_name", "mine"), (f"{HEAD}.node_config.IamInstanceProfile.Name", "my-head")],
         [(f"{HEAD}.node_config.InstanceType", "t4g.xlarge"), (f"{HEAD}.node_config.ImageId", ARM)],
         [(f"{HEAD}.node_config.ImageId", "ami-0123456789abcdef0")],
         # Ray asks EC2 for what is not said.

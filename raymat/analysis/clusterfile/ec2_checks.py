@@ -18,6 +18,8 @@ IMAGE = re.compile(r"ami-([0-9a-f]{8}|[0-9a-f]{17})|resolve:ssm:.+")
 PRICE = re.compile(r"\d+(\.\d+)?|\.\d+")
 ROOT_DISK = "/dev/sda1"
 """Of Ubuntu's images."""
+OWN_NAME, OWN_HEAD = "raymat", "raymat-head"
+"""As the policies of deploy/aws name the cluster, and its head's role."""
 SMALLEST = {True: 40, False: 16}
 """GB of a root disk, with and without CUDA's packages beside the system's."""
 
@@ -178,7 +180,33 @@ def check_network(cluster: ClusterFile) -> Iterator[Finding]:
             yield Finding("error", "the Arn is no instance profile's", name, arn)
 
 
-CHECKS = (check_place, check_sizes, check_bounds, check_spot, check_disks, check_network)
+def check_ends(cluster: ClusterFile) -> Iterator[Finding]:
+    """Find machines that power off and stay, and a name that the policies of deploy/aws do not know."""
+    guarded = "shutdown" in cluster.commands("worker_start_ray_commands")
+    for node_type in cluster.node_types:
+        behaviour = node_type.node_config.get("InstanceInitiatedShutdownBehavior", "stop")
+        lasting = any(map(on_demand, node_type.offers))
+        if guarded and lasting and behaviour != "terminate":
+            what = "a machine that powers off is stopped, not ended, and its disk paid"
+            advice = "InstanceInitiatedShutdownBehavior: terminate"
+            yield Finding("warning", what, node_type.name, advice=advice)
+        profile = (node_type.node_config.get("IamInstanceProfile") or {}).get("Name")
+        name = cluster.config["cluster_name"]
+        if profile == OWN_HEAD and name != OWN_NAME:
+            what = f"{OWN_HEAD} may launch machines of a cluster called {OWN_NAME} alone"
+            advice = "the name in the policies of deploy/aws, too"
+            yield Finding("warning", what, f"cluster_name {name}", advice=advice)
+
+
+CHECKS = (
+    check_place,
+    check_sizes,
+    check_bounds,
+    check_spot,
+    check_disks,
+    check_network,
+    check_ends,
+)
 
 
 def check_ec2(cluster: ClusterFile) -> Iterator[Finding]:
