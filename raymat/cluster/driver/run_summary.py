@@ -32,11 +32,14 @@ def opening(run: OpenedRun, source: Source, metrics: str | None = None) -> str:
     schedule = Schedule.of(config, order)
     steps = f"{count(order.total_steps, 'step')} of {config.data.batch_size} examples"
     epochs = round(schedule.total_examples / schedule.epoch_examples, 1)
-    passes = f", {epochs:,g} epochs of {schedule.epoch_examples}" if epochs else ""
-    begins = f", from step {run.status.step}" if run.resumed and run.status.step else ""
+    unit = "epoch" if epochs == 1 else "epochs"
+    passes = f", {epochs:,g} {unit} of {schedule.epoch_examples}" if epochs else ""
+    resumed = run.status.step if run.resumed else 0
+    begins = f", from step {resumed}" if resumed else ""
     kept = config.checkpoint
     workers = f"{config.workers.workers} on {config.workers.device}"
-    weights = f"weights of {redact(config.model.init)}" if config.model.init else "new weights"
+    init = f"weights of {redact(config.model.init)}" if config.model.init else "new weights"
+    weights = "weights of its own" if resumed else init
     rows = [
         *_data(config, source),
         ("network", f"{config.stage}, {config.model.backbone}, {weights}"),

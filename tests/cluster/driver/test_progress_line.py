@@ -146,6 +146,17 @@ def test_a_run_opens_with_few_short_lines(tmp_path: Path) -> None:
     assert progress_line(first_progress(run), time.time()) == "base 0/7  workers 1"
 
 
+def test_a_resumed_run_names_its_own_weights_and_no_new_ones(tmp_path: Path) -> None:
+    config, store, run = run_of(tmp_path, epoch_examples=56)
+    extra = {"format": 1, "step": 4, "validations": []}
+    snapshot = Snapshot(4, {"weight": torch.arange(10.0)}, extra)
+    write_share(store, CheckpointId(4, 1), snapshot, World(), run.run_id)
+    again = open_run(config, store)
+    shown = opening(again, again.source.open()).splitlines()
+    assert shown[1] == "network     base, mobilenetv2, weights of its own"
+    assert shown[3] == "length      7 steps of 8 examples, 1 epoch of 56, from step 4"
+
+
 def test_a_run_says_as_it_opens_which_options_it_does_not_use(tmp_path: Path) -> None:
     _, _, run = run_of(tmp_path, refine_mode="full")
     last = opening(run, run.source.open()).splitlines()[-1]
