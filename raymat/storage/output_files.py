@@ -20,7 +20,7 @@ def check_output(flag: str, url: str | None, ending: str = "") -> None:
     """Check before the work whether the file can be written, without writing; None always passes.
 
     Raises:
-        ConfigError: `url` does not end in `ending`, its protocol is unknown, or it is a folder of this machine.
+        ConfigError: `url` does not end in `ending`, its protocol is unknown, or this machine takes no file there.
     """
     if url is None:
         return
@@ -29,6 +29,8 @@ def check_output(flag: str, url: str | None, ending: str = "") -> None:
     access = _open(flag, url)
     if access.is_local and (os.path.isdir(access.path) or url.endswith("/")):
         raise ConfigError(f"{flag} {redact(url)}: expected a file's name, got a folder")
+    if access.is_local:
+        _check_place(access.path, redact(url))
 
 
 def write_output(flag: str, url: str, content: bytes) -> None:
@@ -60,10 +62,23 @@ def check_new_files(path: str, files: Mapping[str, str], force: bool) -> None:
     if not os.path.isdir(folder):
         raise ConfigError(f"cannot write {path}: there is no folder {folder}")
     for file, named in files.items():
-        if os.path.exists(file) and not os.path.isfile(file):
-            raise ConfigError(f"cannot write {named}: something that is no file is there")
+        _check_place(file, named)
         if os.path.exists(file) and not force:
             raise ConfigError(f"{named} exists: use another name, or --force to replace it")
+
+
+def _check_place(path: str, named: str) -> None:
+    """Check that a file of this machine can be made or replaced: a new one is renamed to it, which would take a device's place."""
+    target = os.path.realpath(path)
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise ConfigError(f"cannot write {named}: something that is no file is there")
+    folder = os.path.dirname(target)
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        raise ConfigError(f"cannot write {named}: {folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write {named}: this account may not write in {folder}")
 
 
 def write_file(path: str, chunks: Sequence[Buffer], tidy: bool = True) -> None:
