@@ -98,14 +98,27 @@ def _fit(config: RunConfig, store: Store, notifier: Notifier) -> RunResult:
     resolve = functools.partial(resolve_auto, resources=ray.cluster_resources)
     with Lease.acquire(store, take_over=config.take_over, say=say) as lease:
         survey = _survey(config, store, resolve, lease)
+        opened = _open(config, store, resolve, lease, survey) if survey.at_end else None
+        if opened is not None and opened.complete:  # Ray would start for nothing
+            return _result(opened, opened.status, already_complete=True)
         with running_ray(own_store_bytes(config), config.monitoring.metrics_port) as watch:
             if watch.own and config.workers.spares:
                 start_ahead(config.workers.workers.low)
             if watch.own and survey.stored is None:
                 # Before run.json fixes the precision of a device that is not here.
                 require_room(resolve(survey.config, None), ray.cluster_resources())
-            run = open_run(config, store, resolve=resolve, tenure=lease, survey=survey)
+            run = opened or _open(config, store, resolve, lease, survey)
             return _drive(run, lease, watch, notifier)
+
+
+def _open(
+    config: RunConfig, store: Store, resolve: Resolve, lease: Lease, survey: Survey
+) -> OpenedRun:
+    run = open_run(config, store, resolve=resolve, tenure=lease, survey=survey)
+    anchor_run(store, run.run_id, lease.name)
+    _report_changes(run)
+    _report_rights(run.store)
+    return run
 
 
 def _choose_output(config: RunConfig) -> None:
@@ -119,9 +132,6 @@ def _choose_output(config: RunConfig) -> None:
 def _drive(run: OpenedRun, lease: Lease, watch: RayWatch, notifier: Notifier) -> RunResult:
     """Train an opened run to its end, unless nothing is left to do."""
     store = run.store
-    anchor_run(store, run.run_id, lease.name)
-    _report_changes(run)
-    _report_rights(run.store)
     if run.complete:
         return _result(run, run.status, already_complete=True)
     source = run.source.open()

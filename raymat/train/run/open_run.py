@@ -87,6 +87,14 @@ class Survey:
         """Whether there is no checkpoint to go on from: training begins with the weights of --init."""
         return not any(status.state == "committed" for status in self.statuses)
 
+    @property
+    def at_end(self) -> bool:
+        """Whether a checkpoint says that all steps are taken; whether one that verifies does, the run's opening tells."""
+        return any(
+            status.state == "committed" and status.id.step >= self.order.total_steps
+            for status in self.statuses
+        )
+
 
 def open_run(
     config: RunConfig,

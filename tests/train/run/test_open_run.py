@@ -13,6 +13,7 @@ from raymat.checkpoint.layout import CHECKPOINTS
 from raymat.checkpoint.manifest import CheckpointId
 from raymat.checkpoint.shards import write_share
 from raymat.checkpoint.snapshot import Snapshot
+from raymat.cluster.driver import launch
 from raymat.cluster.driver.launch import fit
 from raymat.config.run import RunConfig
 from raymat.distributed.world import World
@@ -89,10 +90,10 @@ def test_a_run_is_extended_with_one_listing_after_others_have_left(
     assert listed == ["the others have left", CHECKPOINTS]
 
 
-@pytest.mark.slow  # it starts Ray
-def test_a_driver_of_a_complete_run_lists_its_checkpoints_once(
-    tmp_path: Path, listed: list[str], cluster: None
+def test_a_driver_of_a_complete_run_lists_its_checkpoints_once_and_needs_no_ray(
+    tmp_path: Path, listed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delattr(launch, "running_ray")
     config = tiny("base", tmp_path, "run", **OPTIONS)
     begin(config, 7, {})
     listed.clear()
