@@ -1,7 +1,8 @@
 """The feed beside plain processes that make the same rows: examples a second from 4K pictures, decoded for real.
 
-One rank that only counts takes rows from its stream, whose read tasks have all cores of this machine. Plain processes, one for each
-core, make rows by the same code and drop them: they hand nothing over, so that no feed could be quicker. Both take turns.
+One rank that only counts takes rows from its stream, whose read tasks have all cores of this machine, on a Ray as a run has it of
+its own. Plain processes, one for each core, make rows by the same code and drop them: they hand nothing over, so that no feed could
+be quicker. Both take turns.
 
     python benchmarks/feed_decoding.py [--seconds 60] [--rounds 5] [--resolution 512] [--batch 8]
 """
@@ -20,6 +21,8 @@ from typing import Any
 import ray
 from data_path import SIZES, write_dataset
 
+from raymat.cluster.ray_data_internals import tell_nobody
+from raymat.cluster.ray_internals import apply_settings, only_what_a_run_needs
 from raymat.cluster.worker import datasource
 from raymat.cluster.worker.datasource import StreamPlan, Window
 from raymat.cluster.worker.ray_feed import RayFeed
@@ -56,6 +59,7 @@ class Rank:
 
     def count(self, seconds: float, cores: int) -> float:
         """Return rows a second of a fresh stream, after its first ones."""
+        tell_nobody(grows=False)  # as workers do
         feed = RayFeed(self._plan, World(), lambda: cores)
         feed.expect([Stretch("train", 0, STEPS)])
         began, count = 0.0, -WARM_UP * cores
@@ -120,12 +124,14 @@ def main() -> None:
     rates: dict[str, list[float]] = {"feed": [], "plain processes": []}
     with tempfile.TemporaryDirectory(prefix="raymat-feed-") as folder:
         plan = plan_of(Path(folder), options.pictures, options)
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=2 * 10**9,
-        )
+        apply_settings()
+        with only_what_a_run_needs():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=2 * 10**9,
+            )
         for _ in range(options.rounds):
             rates["feed"].append(options.batch * fed(plan, options.seconds, cores))
             rates["plain processes"].append(options.batch * plain(plan, options.seconds, cores))

@@ -11,9 +11,9 @@ from pathlib import Path
 from raymat.errors import ConfigError
 
 PACKAGES = (
-    *("aiobotocore", "aiohttp", "botocore", "click", "cv2", "docstring_parser", "fsspec", "google", "grpc", "jsonschema", "kornia_rs"),
-    *("msgspec", "numpy", "PIL", "pyarrow", "yaml", "ray", "s3fs", "safetensors", "simplejpeg", "tensorboard", "torch", "tyro"),
-    *("adlfs", "av", "blake3", "boto3", "gcsfs", "google_crc32c", "onnx", "onnxruntime", "onnxscript", "pynvml"),
+    *("aiobotocore", "aiohttp", "botocore", "click", "cv2", "docstring_parser", "fsspec", "google", "grpc", "jsonschema"),
+    *("kornia_rs", "msgspec", "numpy", "PIL", "pyarrow", "yaml", "ray", "s3fs", "safetensors", "simplejpeg", "tensorboard"),
+    *("torch", "tyro", "adlfs", "av", "blake3", "boto3", "gcsfs", "google_crc32c", "onnx", "onnxruntime", "onnxscript", "pynvml"),
 )  # fmt: skip
 """What raymat imports, and so do the processes that Ray starts for it."""
 
