@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 def examine(cluster: ClusterFile, options: Options) -> Report:
     """Run every check of a cluster file."""
+    wrong = list(form_mistakes(cluster))
 
     def account(cluster: ClusterFile) -> Iterator[Finding]:
         if options.offline:
@@ -71,7 +73,7 @@ def examine(cluster: ClusterFile, options: Options) -> Report:
         return check_account(cluster, options.storage)
 
     checks: tuple[tuple[str, Callable[[ClusterFile], Iterator[Finding]], str], ...] = (
-        ("Ray's schema", _schema, "Ray accepts the file"),
+        ("Ray's schema", functools.partial(_schema, wrong), "Ray accepts the file"),
         ("EC2's requests", _requests, "EC2's model accepts each machine and each alternative"),
         ("doors", check_doors, "a token, and no port that is open to the world"),
         ("costs", check_costs, "nothing is paid for without use"),
@@ -83,7 +85,6 @@ def examine(cluster: ClusterFile, options: Options) -> Report:
         ("the account", account, ""),
     )
     sections = list[Section]()
-    wrong = list(form_mistakes(cluster))
     for title, check, fine in checks:
         section = Section(title)
         if wrong and sections:
@@ -96,10 +97,10 @@ def examine(cluster: ClusterFile, options: Options) -> Report:
     return Report(tuple(sections))
 
 
-def _schema(cluster: ClusterFile) -> Iterator[Finding]:
+def _schema(wrong: Sequence[str], cluster: ClusterFile) -> Iterator[Finding]:
+    """Tell what is wrong with the file's form, or else what Ray says."""
     from raymat.cluster.ray_autoscaler_internals import schema_mistake  # Ray, which takes a second
 
-    wrong = [*form_mistakes(cluster)]
     if not wrong and (mistake := schema_mistake(cluster.config)):
         wrong = [mistake]
     yield from (Finding("error", each) for each in wrong)

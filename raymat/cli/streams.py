@@ -34,7 +34,7 @@ def print_all_text() -> None:
 
 def discard_output() -> None:
     """Let Python write what is left of the output nowhere: at its end it would complain that it cannot."""
-    _discard(1 if sys.stdout is None else sys.stdout.fileno())
+    _discard(sys.stdout.fileno())
 
 
 def discard_unwritable_messages() -> None:

@@ -11,7 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from raymat.analysis.clusterfile.cluster_file import ClusterFile, NodeType
 from raymat.analysis.clusterfile.ec2_requests import RAYS_OWN, aws_session
-from raymat.analysis.clusterfile.offers import on_demand
+from raymat.analysis.clusterfile.offers import on_demand, spot_options
 from raymat.analysis.preflight.findings import Finding
 from raymat.errors import one_line
 
@@ -84,7 +84,7 @@ def _prices(client: Client, cluster: ClusterFile, storage: str | None) -> Iterat
     """Compare the most that spot machines may cost with what the cheapest zone asks for now."""
     for node_type in cluster.node_types:
         for place, offer in node_type.places:
-            options = (offer.get("InstanceMarketOptions") or {}).get("SpotOptions") or {}
+            options = spot_options(offer)
             if (most := options.get("MaxPrice")) is None or on_demand(offer):
                 continue
             answer = client("ec2").describe_spot_price_history(

@@ -29,7 +29,7 @@ PINS = (
     re.compile(r"ray-wheels/(latest)/"),
 )
 """How commands and images name a version of Ray."""
-CLOUDS = {"aws": "aws", "gcp": "gcp", "azure": "azure"}
+CLOUDS = ("aws", "gcp", "azure")
 WATCH = re.compile(r"(?:watch\.sh|spot-watch --cloud)(?:[ =]+(\w+))?")
 
 
@@ -103,10 +103,10 @@ def _role(cluster: ClusterFile, node_type: NodeType, role: str) -> Iterator[Find
 
 
 def _watch(cluster: ClusterFile) -> Iterator[Finding]:
-    cloud = "aws" if cluster.on_ec2 else CLOUDS.get(str(cluster.provider.get("type")))
+    cloud = "aws" if cluster.on_ec2 else str(cluster.provider.get("type"))
     commands = "\n".join(map(str, cluster.config.get("worker_start_ray_commands") or ()))
     for named in WATCH.findall(commands):
-        if cloud and named != cloud:
+        if cloud in CLOUDS and named != cloud:
             what = "notices are asked of another cloud: none is heard"
             yield Finding("error", what, "worker_start_ray_commands", named or "none", cloud)
 

@@ -9,7 +9,7 @@ from typing import Any
 from raymat.analysis.clusterfile.cluster_file import ClusterFile, NodeType
 from raymat.analysis.clusterfile.ec2_requests import aws_session
 from raymat.analysis.clusterfile.machine_sizes import size_of
-from raymat.analysis.clusterfile.offers import on_demand
+from raymat.analysis.clusterfile.offers import on_demand, spot_options
 from raymat.analysis.clusterfile.operator_checks import needed
 from raymat.analysis.preflight.findings import Finding
 from raymat.config.hints import closest
@@ -114,7 +114,7 @@ def check_spot(cluster: ClusterFile) -> Iterator[Finding]:
     """Find spot requests that EC2 refuses, that outlive the cluster, or that wait for a price."""
     for node_type in cluster.node_types:
         offer = node_type.node_config
-        options = (offer.get("InstanceMarketOptions") or {}).get("SpotOptions") or {}
+        options = spot_options(offer)
         if on_demand(offer):
             continue
         if options.get("SpotInstanceType") == "persistent":

@@ -26,6 +26,11 @@ def on_demand(request: Mapping[str, Any]) -> bool:
     return market.get("MarketType") not in ("spot", "capacity-block")
 
 
+def spot_options(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a request says of its spot machine, empty if nothing."""
+    return (request.get("InstanceMarketOptions") or {}).get("SpotOptions") or {}
+
+
 def _merged(first: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     together = copy.deepcopy({**first, **changes})
     return {name: value for name, value in together.items() if value is not None}

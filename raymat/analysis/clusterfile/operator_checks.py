@@ -9,6 +9,7 @@ from pathlib import Path
 from raymat.analysis.clusterfile.cluster_file import PROVIDER, ClusterFile, NodeType
 from raymat.analysis.clusterfile.offers import on_demand
 from raymat.analysis.clusterfile.ssh_networks import network
+from raymat.analysis.clusterfile.start_commands import HEAD, STARTS, WORKER
 from raymat.analysis.preflight.findings import Finding
 
 EVERYWHERE = {"0.0.0.0/0", "::/0"}
@@ -25,8 +26,8 @@ def check_doors(cluster: ClusterFile) -> Iterator[Finding]:
     if cluster.on_ec2:
         yield from _ssh(cluster)
         yield from _open_rules(cluster)
-    starts = cluster.commands("head_start_ray_commands", "worker_start_ray_commands")
-    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+    starts = cluster.commands(*STARTS)
+    for key in STARTS:
         if "RAY_AUTH_MODE=token" in cluster.commands(key):
             continue
         yield Finding(
@@ -78,7 +79,7 @@ def _network(text: str, internal: bool) -> Iterator[Finding]:
     if found.prefixlen < WIDEST[found.version]:
         what = "provider.ssh_from opens SSH to the world"
         yield Finding("error", what, text, f"{found.num_addresses:,} addresses")
-    elif not internal and any(text.startswith(start) for start in PRIVATE):
+    elif not internal and text.startswith(PRIVATE):
         what = "a private address, which EC2 never sees: `ray up` could not reach the head"
         advice = "what `curl https://checkip.amazonaws.com` prints; or use_internal_ips: true"
         yield Finding("warning", what, f"provider.ssh_from {text}", advice=advice)
@@ -223,30 +224,29 @@ def _keys(cluster: ClusterFile) -> Iterator[Finding]:
 
 def check_running(cluster: ClusterFile) -> Iterator[Finding]:
     """Find what makes training slow or late on machines that come and go."""
-    keys = ("head_start_ray_commands", "worker_start_ray_commands")
-    for key in keys:
+    for key in STARTS:
         if not cluster.config.get(key):
             yield Finding("error", "Ray's defaults would start it, with a nightly version", key)
-    if "health_check_period_ms" not in cluster.commands(keys[0]):
+    if "health_check_period_ms" not in cluster.commands(HEAD):
         yield Finding(
             "warning",
             "a machine that vanishes is noticed after 15 s to a minute",
             advice="RAY_health_check_* before the head's `ray start` (deploy/node/env.sh)",
         )
     if cluster.on_ec2:
-        if "unset OMP_NUM_THREADS" not in cluster.commands(*keys):
+        if "unset OMP_NUM_THREADS" not in cluster.commands(*STARTS):
             yield Finding(
                 "warning",
                 "`ray up` exports OMP_NUM_THREADS=1: each task computes on one core",
                 advice="unset OMP_NUM_THREADS before `ray start`",
             )
-        if "spot-watch" not in cluster.commands(keys[1]) and _has_spot(cluster):
+        if "spot-watch" not in cluster.commands(WORKER) and _has_spot(cluster):
             yield Finding(
                 "warning",
                 "EC2's two-minute notice is not heard: steps are lost at each reclaim",
                 advice="start `raymat spot-watch` beside Ray on every worker (deploy/node/watch.sh)",
             )
-        yield from _disks(cluster, cluster.commands(keys[1]))
+        yield from _disks(cluster, cluster.commands(WORKER))
         yield from _images(cluster)
 
 
